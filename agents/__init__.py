@@ -1,0 +1,1 @@
+"""Everything that acts: scripted explorers, the keyboard, planners, policies."""

@@ -1,0 +1,115 @@
+"""PushTExplorer: a scripted policy that shows the world what a person at a keyboard, a robot or a planner might do.
+
+It reads the true state (``PushTRealEnv(observation="state")``) and strings short behaviours together: seek the block and push it, hold
+a key for many steps, visit waypoints, wiggle, stand still; at full scale and gently.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from neuralsim.envs.pusht import PUSHER_RADIUS, PUSHER_RANGE, STEP_UNITS, block_polygons
+
+BEHAVIOURS = {"seek": 0.62, "hold": 0.20, "waypoint": 0.06, "wiggle": 0.06, "still": 0.06}
+"""Each behaviour's share of the segments (not of the steps)."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One short behaviour under way: go to each of ``targets`` at ``speed``, then repeat ``action`` (if any) for ``steps`` steps."""
+
+    kind: str
+    steps: int
+    speed: float = 1.0
+    targets: tuple[tuple[float, float], ...] = ()
+    action: tuple[float, float] = (0.0, 0.0)
+    noise: float = 0.0
+
+
+class PushTExplorer:
+    """Stable-Baselines3's ``predict`` on state observations; the segment under way travels as the policy's ``state``."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.rng = np.random.default_rng(seed)
+
+    def predict(
+        self,
+        observation: np.ndarray,
+        state: Segment | None = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, Segment]:
+        """``observation`` is ``(5,)``: pusher x, y, block x, y, angle. Returns an action ``(2,)`` and the segment to pass back."""
+        if state is None or state.steps <= 0 or (episode_start is not None and np.any(episode_start)):
+            state = self._next_segment(np.asarray(observation, dtype=np.float64))
+        pusher = np.asarray(observation[:2], dtype=np.float64)
+        if state.targets:
+            action, arrived = _towards(pusher, np.array(state.targets[0]), state.speed)
+            rest = state.targets[1:] if arrived else state.targets
+            # A target that cannot be reached (the block is in the way) is given up with the segment's steps.
+            following = replace(state, targets=rest, steps=state.steps - (0 if arrived and rest else 1))
+        else:
+            action = np.array(state.action)
+            following = replace(state, steps=state.steps - 1)
+        if state.noise:
+            action = action + self.rng.normal(size=2) * state.noise
+        return np.clip(action, -1, 1).astype(np.float32), following
+
+    def _next_segment(self, observation: np.ndarray) -> Segment:
+        rng = self.rng
+        kind = str(rng.choice(list(BEHAVIOURS), p=list(BEHAVIOURS.values())))
+        pusher, block = observation[:2], observation[2:]
+        speed = 1.0 if rng.random() < 0.4 else float(rng.uniform(0.25, 1.0))
+        noise = 0.0 if rng.random() < 0.5 else float(rng.uniform(0.02, 0.25))
+        if kind == "seek":
+            return self._seek(block, speed, noise)
+        if kind == "hold":
+            if rng.random() < 0.65:  # like a person who wants to hit the block: the nearest of eight directions
+                angle = np.arctan2(*(_centre(block) - pusher)[::-1]) + rng.normal() * 0.3
+                octant = np.round(angle / (np.pi / 4)) * (np.pi / 4)
+                keys = np.round([np.cos(octant), np.sin(octant)])
+            else:
+                keys = np.array([(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)])[rng.integers(8)]
+            size = 1.0 if rng.random() < 0.7 else float(rng.uniform(0.1, 0.7))
+            return Segment(kind, int(rng.integers(3, 22)), action=tuple(keys * size))
+        if kind == "waypoint":
+            return Segment(kind, int(rng.integers(5, 25)), speed, (tuple(rng.uniform(*PUSHER_RANGE, 2)),), noise=noise)
+        if kind == "wiggle":
+            drift = rng.uniform(-0.6, 0.6, 2)
+            return Segment(kind, int(rng.integers(4, 14)), action=tuple(drift), noise=float(rng.uniform(0.1, 0.8)))
+        return Segment(kind, int(rng.integers(2, 9)))
+
+    def _seek(self, block: np.ndarray, speed: float, noise: float) -> Segment:
+        """Go near a random place on the T's outline, then push through it at a random slant."""
+        rng = self.rng
+        corners = block_polygons(block)[rng.integers(2)]
+        edge = rng.integers(4)
+        a, b = corners[edge], corners[(edge + 1) % 4]
+        touch = a + (b - a) * rng.uniform(0.02, 0.98)
+        outward = touch - corners.mean(0)
+        normal = np.array([(b - a)[1], -(b - a)[0]])
+        normal *= np.sign(normal @ outward) / np.linalg.norm(normal)
+        slant = rng.normal() * 0.5
+        turn = np.array([[np.cos(slant), -np.sin(slant)], [np.sin(slant), np.cos(slant)]])
+        direction = turn @ -normal
+        near = touch - direction * (PUSHER_RADIUS + rng.uniform(2, 30))
+        far = touch + direction * rng.uniform(10, 150)
+        push = float(np.clip(speed * rng.uniform(0.5, 1.2), 0.1, 1.0))
+        along = tuple(direction * push / max(1.0, np.abs(direction * push).max()))
+        if rng.random() < 0.5:  # push by holding the direction: the pusher may slide off, as a person's does
+            return Segment("seek", int(rng.integers(10, 30)), speed, (tuple(near),), action=along, noise=noise * 0.5)
+        return Segment("seek", int(rng.integers(14, 34)), speed, (tuple(near), tuple(far)), noise=noise * 0.5)
+
+
+def _centre(block: np.ndarray) -> np.ndarray:
+    return np.concatenate(block_polygons(block)).mean(0)
+
+
+def _towards(here: np.ndarray, there: np.ndarray, speed: float) -> tuple[np.ndarray, bool]:
+    """An action of at most ``speed`` (largest component) from here to there, and whether it arrives."""
+    wanted = (np.clip(there, *PUSHER_RANGE) - here) / STEP_UNITS
+    size = np.abs(wanted).max()
+    return (wanted, True) if size <= speed else (wanted * (speed / size), False)

@@ -1,0 +1,1 @@
+"""The learned world and the true worlds as Gymnasium environments."""

@@ -1,0 +1,215 @@
+"""PushTRealEnv: the true Push-T simulator (gym-pusht) behind NeuralSim's spaces.
+
+Physics, collision shapes, drawing and coverage are gym-pusht's own (pymunk). Two things are ours. The action is the pusher's
+displacement, moved at constant speed over the step, so one frame holds the whole state (gym-pusht damps the block to rest at once)
+and the same action means the same motion in the learned world. And frames are area-averaged rather than point-sampled, so a 64-pixel
+frame keeps sub-pixel places. The bare simulator's absolute targets are ``target = pusher + 24 * action``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import cv2
+import gymnasium as gym
+import numpy as np
+import pygame
+import pymunk
+from gym_pusht.envs.pusht import PushTEnv as GymPushT
+from gymnasium import spaces
+
+from neuralsim.spec import WorldSpec
+
+WORKSPACE = 512.0
+"""Side of the square workspace, in simulator units."""
+STEP_UNITS = 24.0
+"""Pusher displacement in units for an action of 1: three pixels of a 64-pixel frame, 240 units a second."""
+PUSHER_RANGE = (16.0, 496.0)
+"""The pusher's centre stays within these coordinates, so that it is always seen."""
+PUSHER_RADIUS = 15.0
+GOAL_POSE = (256.0, 256.0, np.pi / 4)
+"""Where the block should end: x, y in units, angle in radians."""
+SUCCESS_COVERAGE = 0.95
+STATE_NAMES = ("pusher_x", "pusher_y", "block_x", "block_y", "block_angle")
+
+
+def pusht_spec(size: int = 64, context: int = 4) -> WorldSpec:
+    """The WorldSpec that the true and the learned Push-T share."""
+    return WorldSpec(
+        name="pusht",
+        height=size,
+        width=size,
+        action_names=("right", "down"),
+        action_units=("workspace units", "workspace units"),
+        action_scale=(STEP_UNITS, STEP_UNITS),
+        rate_hz=10.0,
+        context=context,
+    )
+
+
+class PushTRealEnv(gym.Env[np.ndarray, np.ndarray]):
+    """True Push-T: push the grey T onto the green one with the blue pusher.
+
+    Observation: uint8 ``(size, size, 3)``, or with ``observation="state"`` float32 ``(5,)``: pusher x, y, block x, y in units of a
+    512-wide workspace and block angle in radians. Action: float32 ``(2,)`` in [-1, 1], the pusher's displacement right and down
+    in steps of 24 units. Reward: the share of the goal that the block covers, 0..1. Terminates when that exceeds 0.95.
+    ``info``: ``pusher`` (2,), ``block`` (2,), ``angle``, ``coverage``, ``success``, ``contact`` (the pusher touched the block).
+
+    ``reset(options={"state": (5,)})`` starts exactly there.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (Gymnasium's own form)
+
+    def __init__(
+        self,
+        size: int = 64,
+        observation: Literal["pixels", "state"] = "pixels",
+        render_mode: str | None = None,
+    ) -> None:
+        if observation not in ("pixels", "state"):
+            raise ValueError(f"observation: expected 'pixels' or 'state', got {observation!r}")
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode: expected None or 'rgb_array', got {render_mode!r}")
+        self.spec_world = pusht_spec(size)
+        self.observation_kind = observation
+        self.render_mode = render_mode
+        self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+        if observation == "pixels":
+            self.observation_space = spaces.Box(0, 255, self.spec_world.frame_shape, np.uint8)
+        else:
+            self.observation_space = spaces.Box(
+                np.array([0, 0, 0, 0, -np.pi], np.float32),
+                np.array([WORKSPACE, WORKSPACE, WORKSPACE, WORKSPACE, np.pi], np.float32),
+            )
+        self._sim = GymPushT(obs_type="state", observation_width=size, observation_height=size)
+        self._ready = False
+
+    # -- Gymnasium -----------------------------------------------------------------------------------------------------------
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start at ``options["state"]`` (pusher x, y, block x, y, angle) or at a random state without overlap."""
+        super().reset(seed=seed)
+        unknown = set(options or {}) - {"state"}
+        if unknown:
+            raise ValueError(f"options: unknown {sorted(unknown)}; PushTRealEnv.reset takes {{'state': (5,)}}")
+        state = random_state(self.np_random) if not options or options.get("state") is None else options["state"]
+        self.set_state(state)
+        return self._observe(), self._info(False)
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Move the pusher by ``24 * action`` units in 0.1 s; stops at the workspace's rim."""
+        if not self._ready:
+            raise gym.error.ResetNeeded("PushTRealEnv.step before reset: call env.reset(seed=...) first")
+        action = self.spec_world.check_actions(action)
+        if action.shape != (2,):
+            raise ValueError(f"action: expected shape (2,), got {action.shape}")
+        sim = self._sim
+        here = np.array(sim.agent.position)
+        there = np.clip(here + STEP_UNITS * action.astype(np.float64), *PUSHER_RANGE)
+        sim.n_contact_points = 0
+        substeps = round(1 / (sim.dt * sim.control_hz))
+        sim.agent.velocity = tuple((there - here) / (substeps * sim.dt))
+        for _ in range(substeps):
+            sim.space.step(sim.dt)
+        sim.agent.velocity = (0.0, 0.0)
+        sim.agent.position = tuple(there)  # cancels the rounding of ten additions
+        info = self._info(sim.n_contact_points > 0)
+        return self._observe(), info["coverage"], info["success"], False, info
+
+    def render(self) -> np.ndarray:
+        """The current frame, uint8 ``(size, size, 3)``."""
+        return self.frame(self.spec_world.height)
+
+    def close(self) -> None:
+        self._sim.close()
+
+    # -- the simulator's own state ---------------------------------------------------------------------------------------------
+
+    def state(self) -> np.ndarray:
+        """float64 ``(5,)``: pusher x, y, block x, y in units, angle in radians within [-pi, pi)."""
+        block = self._sim.block
+        angle = (block.angle + np.pi) % (2 * np.pi) - np.pi
+        return np.array([*self._sim.agent.position, *block.position, angle])
+
+    def set_state(self, state: object) -> None:
+        """Put pusher and block at rest at ``state`` (see :meth:`state`)."""
+        array = np.asarray(state, dtype=np.float64)
+        if array.shape != (5,) or not np.isfinite(array).all():
+            raise ValueError(f"state: expected 5 finite numbers {STATE_NAMES}, got {state!r}")
+        if (array[:4] < 0).any() or (array[:4] > WORKSPACE).any():
+            raise ValueError(f"state: positions must lie in 0..{WORKSPACE:g} units, got {array[:4].tolist()}")
+        sim = self._sim
+        sim._setup()
+        sim.agent.position = tuple(np.clip(array[:2], *PUSHER_RANGE))
+        # Angle first: pymunk turns a body about its centre of gravity, which moves the position.
+        sim.block.angle = array[4]
+        sim.block.position = tuple(array[2:4])
+        sim.block.velocity = (0.0, 0.0)
+        sim.block.angular_velocity = 0.0
+        sim.space.reindex_shapes_for_body(sim.block)
+        sim.space.reindex_shapes_for_body(sim.agent)
+        self._ready = True
+
+    def frame(self, size: int) -> np.ndarray:
+        """The scene as uint8 ``(size, size, 3)``, area-averaged from gym-pusht's 512-pixel drawing."""
+        surface = pygame.surfarray.pixels3d(self._sim._draw()).transpose(1, 0, 2)
+        return cv2.resize(surface, (size, size), interpolation=cv2.INTER_AREA)
+
+    def _observe(self) -> np.ndarray:
+        return self.render() if self.observation_kind == "pixels" else self.state().astype(np.float32)
+
+    def _info(self, contact: bool) -> dict[str, Any]:
+        state = self.state()
+        coverage = float(np.clip(self._sim._get_coverage(), 0.0, 1.0))
+        return {
+            "pusher": state[:2],
+            "block": state[2:4],
+            "angle": float(state[4]),
+            "coverage": coverage,
+            "success": bool(coverage > SUCCESS_COVERAGE),
+            "contact": contact,
+        }
+
+
+def block_polygons(block_pose: np.ndarray) -> list[np.ndarray]:
+    """The T's two rectangles in workspace units: two arrays ``(4, 2)`` for a pose x, y, angle."""
+    x, y, angle = (float(v) for v in block_pose)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    bar = np.array([[-60, 30], [60, 30], [60, 0], [-60, 0]], dtype=np.float64)
+    stem = np.array([[-15, 30], [-15, 120], [15, 120], [15, 30]], dtype=np.float64)
+    return [part @ turn.T + (x, y) for part in (bar, stem)]
+
+
+def distance_to_block(point: np.ndarray, block_pose: np.ndarray) -> float:
+    """Distance in units from a point to the T's outline; 0 inside."""
+    body = pymunk.Body(1, 1)
+    body.angle, body.position = float(block_pose[2]), (float(block_pose[0]), float(block_pose[1]))
+    origin = np.zeros(3)
+    shapes = [pymunk.Poly(body, [tuple(v) for v in part]) for part in block_polygons(origin)]
+    for shape in shapes:
+        shape.cache_bb()
+    return max(0.0, min(shape.point_query(tuple(point)).distance for shape in shapes))
+
+
+def block_inside(block_pose: np.ndarray, margin: float = 8.0) -> bool:
+    """Whether the whole T lies at least ``margin`` units inside the workspace."""
+    corners = np.concatenate(block_polygons(block_pose))
+    return bool((corners >= margin).all() and (corners <= WORKSPACE - margin).all())
+
+
+def random_state(rng: np.random.Generator, near_goal: bool = False) -> np.ndarray:
+    """A random start ``(5,)``: block wholly inside, pusher not touching it; ``near_goal`` puts the block close to its goal."""
+    while True:
+        if near_goal:
+            spread = 10 ** rng.uniform(-1.0, 1.6)  # from 0.1 to 40 units away, so that both sides of success are seen
+            block = np.array(GOAL_POSE) + rng.normal(size=3) * (spread, spread, spread / 60)
+        else:
+            block = np.array([*rng.uniform(20, WORKSPACE - 20, 2), rng.uniform(-np.pi, np.pi)])
+        if block_inside(block):
+            break
+    while True:
+        pusher = rng.uniform(*PUSHER_RANGE, 2)
+        if distance_to_block(pusher, block) > PUSHER_RADIUS + 1:
+            return np.array([*pusher, *block])

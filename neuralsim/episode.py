@@ -1,0 +1,265 @@
+"""Episode and EpisodeStore: whole episodes on disk, read back as training windows through memory maps.
+
+Alignment, everywhere in NeuralSim: ``actions[i]`` carries ``frames[i]`` to ``frames[i + 1]``; an episode has T actions and T + 1 frames.
+
+A store is a folder: ``store.json`` (format version, world spec, names of the state) and numbered shards, each a folder of plain ``.npy``
+arrays with the episodes laid end to end plus ``episodes.json`` (length and provenance of each). Shards appear by rename, so a
+killed writer leaves nothing half-written, and nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neuralsim.spec import WorldSpec
+
+FORMAT_VERSION = 1
+HELD_OUT_EVERY = 20
+"""Episodes whose seed is a multiple of this are held out: the split is by episode seed, never by window."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One whole episode of T steps.
+
+    frames uint8 ``(T+1, h, w, 3)``; actions float32 ``(T, a)`` in [-1, 1]; rewards float32 ``(T,)``; terminated and truncated bool
+    ``(T,)`` (what the true task said after each step; a collector may go on after success); states float32 ``(T+1, s)`` where the
+    true state is known, else None; provenance: seed, policy, version and whatever else is known of its origin.
+    """
+
+    frames: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    states: np.ndarray | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        t = len(self.actions)
+        if t < 1:
+            raise ValueError("Episode: needs at least one action, got none")
+        wrong = [
+            f"{name} has length {len(array)}, expected {expected}"
+            for name, array, expected in (
+                ("frames", self.frames, t + 1),
+                ("rewards", self.rewards, t),
+                ("terminated", self.terminated, t),
+                ("truncated", self.truncated, t),
+                *((("states", self.states, t + 1),) if self.states is not None else ()),
+            )
+            if len(array) != expected
+        ]
+        if wrong:
+            raise ValueError(f"Episode with {t} actions: " + "; ".join(wrong))
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    @property
+    def held_out(self) -> bool:
+        """Whether this episode belongs to the held-out split (decided by its seed)."""
+        return is_held_out(self.provenance)
+
+
+def is_held_out(provenance: dict[str, Any]) -> bool:
+    """The split law: by ``provenance["seed"]`` alone, so every window of an episode falls on the same side."""
+    return int(provenance.get("seed", 0)) % HELD_OUT_EVERY == 0
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """What a store says of itself in ``store.json``."""
+
+    spec: WorldSpec
+    state_names: tuple[str, ...]
+    version: int = FORMAT_VERSION
+
+
+class EpisodeStore:
+    """A folder of episodes; see the module's text for the layout.
+
+    Open an existing one with ``EpisodeStore(folder)``, make one with ``EpisodeStore.create(folder, spec, state_names)``.
+    """
+
+    ARRAYS = ("frames", "actions", "rewards", "terminated", "truncated")
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        path = self.folder / "store.json"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{self.folder}: no episode store here (store.json is missing); make one with 'neuralsim collect pusht --out {self.folder}'"
+            )
+        raw = json.loads(path.read_text())
+        if raw.get("version") != FORMAT_VERSION:
+            raise ValueError(f"{path}: store version {raw.get('version')!r}, this NeuralSim reads version {FORMAT_VERSION}")
+        self.info = StoreInfo(WorldSpec(**raw["spec"]), tuple(raw["state_names"]))
+        self.refresh()
+
+    @property
+    def spec(self) -> WorldSpec:
+        """The world these episodes come from."""
+        return self.info.spec
+
+    @classmethod
+    def create(cls, folder: str | os.PathLike[str], spec: WorldSpec, state_names: Sequence[str] = ()) -> EpisodeStore:
+        """Open the store at ``folder``, making it first where there is none; an existing one must have the same spec."""
+        root = Path(folder)
+        if not (root / "store.json").is_file():
+            root.mkdir(parents=True, exist_ok=True)
+            body = {"version": FORMAT_VERSION, "spec": asdict(spec), "state_names": list(state_names)}
+            write_atomically(root / "store.json", json.dumps(body, indent=1))
+        store = cls(root)
+        if store.spec != spec:
+            raise ValueError(f"{root}: holds episodes of {store.spec}, asked for {spec}; choose another folder")
+        return store
+
+    def refresh(self) -> None:
+        """Read the list of shards again (another process may have added some)."""
+        self._shards: list[dict[str, np.ndarray]] = []
+        self._entries: list[tuple[int, int, int, dict[str, Any]]] = []  # shard, first frame, first action, provenance
+        lengths: list[int] = []
+        for folder in sorted(self.folder.glob("shard-*")):
+            arrays = {
+                path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))
+            }
+            missing = set(self.ARRAYS) - set(arrays)
+            if missing:
+                raise ValueError(f"{folder}: shard lacks {sorted(missing)}; delete this folder and collect it again")
+            frame = action = 0
+            for entry in json.loads((folder / "episodes.json").read_text()):
+                self._entries.append((len(self._shards), frame, action, entry["provenance"]))
+                lengths.append(entry["length"])
+                frame += entry["length"] + 1
+                action += entry["length"]
+            if frame != len(arrays["frames"]) or action != len(arrays["actions"]):
+                raise ValueError(
+                    f"{folder}: episodes.json speaks of {frame} frames and {action} actions, the arrays hold "
+                    f"{len(arrays['frames'])} and {len(arrays['actions'])}; the shard is damaged, delete it and collect it again"
+                )
+            self._shards.append(arrays)
+        self.lengths = np.array(lengths, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: int) -> Episode:
+        shard, frame, action, provenance = self._entries[index]
+        t = int(self.lengths[index])
+        arrays = self._shards[shard]
+        return Episode(
+            frames=np.asarray(arrays["frames"][frame : frame + t + 1]),
+            states=np.asarray(arrays["states"][frame : frame + t + 1]) if "states" in arrays else None,
+            provenance=provenance,
+            **{name: np.asarray(arrays[name][action : action + t]) for name in self.ARRAYS if name != "frames"},
+        )
+
+    def __iter__(self) -> Iterator[Episode]:
+        return (self[i] for i in range(len(self)))
+
+    def provenance(self, index: int) -> dict[str, Any]:
+        """Where episode ``index`` comes from, without reading its arrays."""
+        return self._entries[index][3]
+
+    def split(self, held_out: bool) -> np.ndarray:
+        """Indices of the held-out episodes, or of the training ones."""
+        return np.array([i for i, e in enumerate(self._entries) if is_held_out(e[3]) == held_out], dtype=np.int64)
+
+    def add(self, episodes: Sequence[Episode], shard: int | None = None) -> Path:
+        """Write ``episodes`` as one new shard; it appears whole or not at all. Returns its folder."""
+        if not episodes:
+            raise ValueError("EpisodeStore.add: got no episodes")
+        for i, episode in enumerate(episodes):
+            self.spec.check_frames(episode.frames, f"episode {i}: frames")
+            self.spec.check_actions(episode.actions, f"episode {i}: actions")
+        if shard is None:
+            taken = [int(p.name.split("-")[1]) for p in self.folder.glob("shard-*")]
+            shard = max(taken, default=-1) + 1
+        target = self.folder / f"shard-{shard:05d}"
+        if target.exists():
+            raise FileExistsError(f"{target}: this shard exists already")
+        work = Path(tempfile.mkdtemp(prefix=".writing-", dir=self.folder))
+        try:
+            names = list(self.ARRAYS) + (["states"] if all(e.states is not None for e in episodes) else [])
+            for name in names:
+                np.save(work / f"{name}.npy", np.concatenate([getattr(e, name) for e in episodes]), allow_pickle=False)
+            entries = [{"length": len(e), "provenance": e.provenance} for e in episodes]
+            (work / "episodes.json").write_text(json.dumps(entries))
+            os.rename(work, target)
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+        self.refresh()
+        return target
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A batch of windows: frames ``(b t h w c)`` uint8, actions ``(b t-1 a)``, rewards and terminated ``(b t-1)``, states ``(b t s)`` or None."""
+
+    frames: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    terminated: np.ndarray
+    states: np.ndarray | None
+
+
+class WindowSampler:
+    """Draws random windows of ``length`` frames from one split of a store; every valid window is equally likely."""
+
+    def __init__(self, store: EpisodeStore, length: int, held_out: bool = False) -> None:
+        episodes = store.split(held_out)
+        counts = np.maximum(store.lengths[episodes] + 2 - length, 0)
+        if counts.sum() == 0:
+            raise ValueError(
+                f"{store.folder}: no {'held-out' if held_out else 'training'} episode has {length} frames "
+                f"(longest of {len(episodes)}: {int(store.lengths[episodes].max()) + 1 if len(episodes) else 0})"
+            )
+        self.store, self.length = store, length
+        self._episodes, self._ends = episodes, np.cumsum(counts)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def locate(self, window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Window numbers -> (episode index, first step)."""
+        row = np.searchsorted(self._ends, window, side="right")
+        before = np.where(row > 0, self._ends[np.maximum(row - 1, 0)], 0)
+        return self._episodes[row], window - before
+
+    def sample(self, batch: int, rng: np.random.Generator) -> Clip:
+        """``batch`` windows drawn with ``rng``."""
+        return self.read(*self.locate(rng.integers(len(self), size=batch)))
+
+    def read(self, episodes: np.ndarray, starts: np.ndarray) -> Clip:
+        """The windows that begin at step ``starts[i]`` of ``episodes[i]``."""
+        store, t = self.store, self.length
+        shards = np.array([store._entries[e][0] for e in episodes])
+        frame0 = np.array([store._entries[e][1] for e in episodes]) + starts
+        action0 = np.array([store._entries[e][2] for e in episodes]) + starts
+        out: dict[str, np.ndarray] = {}
+        for shard in np.unique(shards):
+            rows = np.flatnonzero(shards == shard)
+            for name, array in store._shards[shard].items():
+                per_frame = name in ("frames", "states")
+                first = (frame0 if per_frame else action0)[rows]
+                part = array[first[:, None] + np.arange(t if per_frame else t - 1)]
+                out.setdefault(name, np.empty((len(episodes), *part.shape[1:]), part.dtype))[rows] = part
+        return Clip(out["frames"], out["actions"], out["rewards"], out["terminated"], out.get("states"))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``text`` to a temporary file beside ``path`` and rename it there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)

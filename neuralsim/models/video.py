@@ -1,0 +1,216 @@
+"""VideoWAM: the token-stream world action model.
+
+A codec gives each frame a few latent tokens; a block-causal transformer denoises the tokens of the next frame (or the next k together) given
+past frames and all actions. The network predicts clean tokens (x-prediction) under flow matching, ``x_level = (1 - level) * x + level * noise``,
+so one denoising step from pure noise is a direct prediction and more steps refine it. Past keys and values are cached over a sliding
+window: a step costs the newest past frame plus the one being made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from torch import nn
+
+from neuralsim.models.codec import MLP, Codec
+from neuralsim.models.stream import TokenStream
+from neuralsim.noise import Noise
+from neuralsim.spec import WorldSpec
+from neuralsim.world import State, WorldModel, stack_time
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    """Sizes of the codec: grid channels per 8x8 cell, convolution width, tokens per frame, numbers per token, width of the fold."""
+
+    channels: int = 8
+    conv_width: int = 24
+    tokens: int = 4
+    size: int = 16
+    fold_width: int = 768
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """Sizes of the transformer; ``window`` is how many frames a frame sees, itself included."""
+
+    width: int = 256
+    layers: int = 4
+    heads: int = 4
+    window: int = 4
+
+
+@dataclass(frozen=True)
+class VideoState(State):
+    """tokens ``(b n d)`` of the newest frame; the action ``(b a)`` that led to it, if ``led`` ``(b,)``; cached keys and values of the frames
+    before it ``(b layers 2 heads p*(n+1) e)``, ``age`` ``(b,)`` of them real; ``error`` ``(b,)``: predicted distance from the truth."""
+
+    tokens: torch.Tensor
+    action: torch.Tensor
+    led: torch.Tensor
+    cache: torch.Tensor
+    age: torch.Tensor
+    error: torch.Tensor
+
+
+class VideoWAM(WorldModel):
+    """See the module's text. ``denoise_steps`` (1 to 4) may be changed at any time."""
+
+    head_names: ClassVar[tuple[str, ...]] = ("reward", "terminated")
+
+    @register_to_config
+    def __init__(self, spec: dict[str, Any], codec: dict[str, Any], stream: dict[str, Any], denoise_steps: int = 1) -> None:
+        super().__init__()
+        self.spec = WorldSpec(**spec)
+        sizes, shape = CodecConfig(**codec), StreamConfig(**stream)
+        self.codec = Codec(self.spec.height, self.spec.width, **asdict(sizes))
+        self.stream = TokenStream(sizes.tokens, sizes.size, self.spec.action_size, **asdict(shape))
+        self.past = shape.window - 1
+        self.reward_head = MLP(self.feature_size, 2, 256, 2)
+        self.error_head = nn.Sequential(nn.Linear(shape.width + 1, 128), nn.SiLU(), nn.Linear(128, 1))
+        # Calibrated on held-out dreams (see neuralsim.measure): beyond this, ``uncertainty`` counts as "does not know".
+        self.uncertainty_threshold: torch.Tensor
+        self.register_buffer("uncertainty_threshold", torch.tensor(float("inf")))
+        self.denoise_steps = denoise_steps
+
+    @classmethod
+    def build(cls, spec: WorldSpec, codec: CodecConfig, stream: StreamConfig) -> VideoWAM:
+        """A fresh model from typed configs."""
+        return cls(spec=asdict(spec), codec=asdict(codec), stream=asdict(stream))
+
+    # -- the contract ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def feature_size(self) -> int:
+        """Tokens times numbers per token."""
+        return self.codec.tokens * self.codec.size
+
+    def encode(self, frames: torch.Tensor, actions: torch.Tensor) -> VideoState:
+        """See WorldModel. Only the newest ``window`` frames are read."""
+        keep = min(frames.shape[1], self.past + 1)
+        frames = frames[:, frames.shape[1] - keep :]
+        actions = actions[:, actions.shape[1] - (keep - 1) :] if keep > 1 else actions[:, :0]
+        grid = self.codec.frames_to_grid(frames.flatten(0, 1))
+        tokens = self.codec.grid_to_tokens(grid)
+        # A frame the codec cannot redraw is a frame the model does not know: doubt begins there.
+        newest = grid.view(len(frames), keep, -1)[:, -1]
+        redrawn = self.codec.tokens_to_grid(tokens.view(len(frames), keep, *tokens.shape[1:])[:, -1])
+        error = (redrawn - newest).pow(2).mean(-1).sqrt()
+        return self.start(tokens.view(len(frames), keep, *tokens.shape[1:]), actions, error)
+
+    def start(self, tokens: torch.Tensor, actions: torch.Tensor, error: torch.Tensor | None = None) -> VideoState:
+        """The state after the last of ``tokens`` ``(b t n d)``, t at most ``window``, reached by ``actions`` ``(b t-1 a)``."""
+        b, t, n, _ = tokens.shape
+        stream = self.stream
+        led = torch.ones(b, t, dtype=torch.bool, device=tokens.device)
+        # A window cut from a longer history has an action before its first frame too, but it is not ours to know.
+        led[:, 0] = False
+        into = torch.cat([tokens.new_zeros(b, 1, self.spec.action_size), actions.to(tokens.dtype)], 1)
+        cache = tokens.new_zeros(
+            b, stream.layers, 2, stream.heads, self.past * (n + 1), stream.width // stream.heads, dtype=self._cache_dtype()
+        )
+        if t > 1:
+            levels = tokens.new_zeros(b, t - 1, n)
+            _, _, own = stream(tokens[:, :-1], levels, into[:, :-1], led[:, :-1])
+            cache = torch.cat([cache, own.to(cache.dtype)], -2)[..., -self.past * (n + 1) :, :]
+        age = torch.full((b,), min(t - 1, self.past), dtype=torch.int64, device=tokens.device)
+        if error is None:
+            error = tokens.new_zeros(b)
+        return VideoState(tokens[:, -1], into[:, -1], led[:, -1], cache, age, error)
+
+    def step(self, state: VideoState, action: torch.Tensor, rng: Noise) -> VideoState:  # type: ignore[override]
+        """See WorldModel."""
+        return self._denoise(state, action[:, None], rng)[0]
+
+    def unroll(self, state: VideoState, actions: torch.Tensor, rng: Noise) -> VideoState:  # type: ignore[override]
+        """k frames denoised together (k at most ``window - 1``; longer chunks go in pieces)."""
+        states: list[VideoState] = []
+        for i in range(0, actions.shape[1], self.past):
+            part = self._denoise(state, actions[:, i : i + self.past], rng.advance(i))
+            states += part
+            state = part[-1]
+        return stack_time(states)
+
+    def features(self, state: VideoState) -> torch.Tensor:  # type: ignore[override]
+        """The newest frame's tokens, flattened: also to be had from a true frame by ``codec.encode``."""
+        return state.tokens.flatten(1).float()
+
+    def decode(self, state: VideoState) -> torch.Tensor:  # type: ignore[override]
+        """See WorldModel."""
+        return self.codec.decode(state.tokens)
+
+    def uncertainty(self, state: VideoState) -> torch.Tensor:  # type: ignore[override]
+        """Predicted root-mean-square distance of the tokens from the truth, in standard deviations of the data."""
+        return state.error.float()
+
+    def read(self, state: VideoState) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        """reward (coverage) and terminated (probability of success)."""
+        out = self.reward_head(self.features(state)).float()
+        return {"reward": out[:, 0], "terminated": torch.sigmoid(out[:, 1])}
+
+    # -- denoising ---------------------------------------------------------------------------------------------------------------
+
+    def _cache_dtype(self) -> torch.dtype:
+        return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+
+    def _denoise(self, state: VideoState, actions: torch.Tensor, rng: Noise) -> list[VideoState]:
+        """The states after each of ``actions`` ``(b k a)``, their frames denoised together."""
+        stream = self.stream
+        b, k, _ = actions.shape
+        n, d = stream.tokens, stream.size
+        flow = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000)
+        flow.set_timesteps(sigmas=[1 - i / self.denoise_steps for i in range(self.denoise_steps)])
+        x = torch.stack([rng.advance(i).normal(n * d) for i in range(k)], 1).view(b, k, n, d)
+        # The newest past frame enters beside the new ones; its keys and values are new to the cache.
+        into = torch.cat([state.action[:, None], actions.to(state.action.dtype)], 1)
+        led = torch.cat([state.led[:, None], torch.ones(b, k, dtype=torch.bool, device=x.device)], 1)
+        clean = state.tokens[:, None]
+        cache, age, hidden = state.cache, state.age, x
+        for i, level in enumerate(flow.sigmas[:-1].tolist()):
+            levels = x.new_full((b, k, n), level)
+            if i == 0:
+                tokens = torch.cat([clean, x], 1)
+                change, hidden, own = stream(tokens, F.pad(levels, (0, 0, 1, 0)), into, led, cache, age)
+                change, hidden = change[:, 1:], hidden[:, 1:]
+                cache = torch.cat([cache, own[..., : n + 1, :].to(cache.dtype)], -2)
+                age = age + 1
+            else:
+                change, hidden, _ = stream(x, levels, into[:, 1:], led[:, 1:], cache, age)
+            guess = change + skip(clean, x, levels)
+            velocity = (x - guess) / level
+            x = flow.step(velocity, flow.timesteps[i], x, return_dict=False)[0] if self.denoise_steps > 1 else guess
+        if k > 1:
+            _, _, own = stream(x[:, :-1], x.new_zeros(b, k - 1, n), into[:, 1:-1], led[:, 1:-1], cache, age)
+            cache = torch.cat([cache, own.to(cache.dtype)], -2)
+        width = self.past * (n + 1)
+        states, error = [], state.error
+        for j in range(k):
+            end = cache.shape[-2] - (k - 1 - j) * (n + 1)
+            error = self._error(hidden[:, j], error)
+            states.append(
+                VideoState(
+                    tokens=x[:, j],
+                    action=into[:, j + 1],
+                    led=led[:, j + 1],
+                    cache=cache[..., end - width : end, :],
+                    age=(state.age + 1 + j).clamp(max=self.past),
+                    error=error,
+                )
+            )
+        return states
+
+    def _error(self, hidden: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        """Predicted error after a step, from what the network saw and the error before; never less than nothing."""
+        joined = torch.cat([hidden.detach().float().mean(1), before.detach()[:, None]], 1)
+        return F.softplus(self.error_head(joined).float()).squeeze(-1)
+
+
+def skip(clean: torch.Tensor, x: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    """What a frame is predicted as a change from: the frame before it, as far as that is clean. ``clean`` ``(b 1 n d)`` precedes ``x``."""
+    before = torch.cat([clean, x[:, :-1] * (1 - levels[:, :-1, :, None])], 1)
+    return before
