@@ -27,6 +27,8 @@ STEP_UNITS = 24.0
 PUSHER_RANGE = (16.0, 496.0)
 """The pusher's centre stays within these coordinates, so that it is always seen."""
 PUSHER_RADIUS = 15.0
+BLOCK_OUTSIDE = 128.0
+"""How far outside the workspace the block's origin may lie: gym-pusht's walls let it be squeezed out by about the T's length."""
 GOAL_POSE = (256.0, 256.0, np.pi / 4)
 """Where the block should end: x, y in units, angle in radians."""
 SUCCESS_COVERAGE = 0.95
@@ -138,8 +140,12 @@ class PushTRealEnv(gym.Env[np.ndarray, np.ndarray]):
         array = np.asarray(state, dtype=np.float64)
         if array.shape != (5,) or not np.isfinite(array).all():
             raise ValueError(f"state: expected 5 finite numbers {STATE_NAMES}, got {state!r}")
-        if (array[:4] < 0).any() or (array[:4] > WORKSPACE).any():
-            raise ValueError(f"state: positions must lie in 0..{WORKSPACE:g} units, got {array[:4].tolist()}")
+        for name, place, low, high in (
+            ("pusher", array[:2], 0.0, WORKSPACE),
+            ("block", array[2:4], -BLOCK_OUTSIDE, WORKSPACE + BLOCK_OUTSIDE),
+        ):
+            if (place < low).any() or (place > high).any():
+                raise ValueError(f"state: the {name}'s place must lie in {low:g}..{high:g} units, got {place.tolist()}")
         sim = self._sim
         sim._setup()
         sim.agent.position = tuple(np.clip(array[:2], *PUSHER_RANGE))

@@ -1,10 +1,11 @@
 """Episode and EpisodeStore: whole episodes on disk, read back as training windows through memory maps.
 
-Alignment, everywhere in NeuralSim: ``actions[i]`` carries ``frames[i]`` to ``frames[i + 1]``; an episode has T actions and T + 1 frames.
+Alignment, everywhere in NeuralSim: ``actions[i]`` carries ``frames[i]`` to ``frames[i + 1]``; an episode has T actions
+and T + 1 frames.
 
-A store is a folder: ``store.json`` (format version, world spec, names of the state) and numbered shards, each a folder of plain ``.npy``
-arrays with the episodes laid end to end plus ``episodes.json`` (length and provenance of each). Shards appear by rename, so a
-killed writer leaves nothing half-written, and nothing is ever unpickled.
+A store is a folder: ``store.json`` (format version, world spec, names of the state) and numbered shards, each a folder of
+plain ``.npy`` arrays with the episodes laid end to end plus ``episodes.json`` (length and provenance of each). Shards
+appear by rename, so a killed writer leaves nothing half-written, and nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -23,6 +24,14 @@ import numpy as np
 from neuralsim.spec import WorldSpec
 
 FORMAT_VERSION = 1
+DTYPES = {
+    "frames": np.uint8,
+    "actions": np.float32,
+    "rewards": np.float32,
+    "terminated": np.bool_,
+    "truncated": np.bool_,
+    "states": np.float32,
+}
 HELD_OUT_EVERY = 20
 """Episodes whose seed is a multiple of this are held out: the split is by episode seed, never by window."""
 
@@ -31,9 +40,10 @@ HELD_OUT_EVERY = 20
 class Episode:
     """One whole episode of T steps.
 
-    frames uint8 ``(T+1, h, w, 3)``; actions float32 ``(T, a)`` in [-1, 1]; rewards float32 ``(T,)``; terminated and truncated bool
-    ``(T,)`` (what the true task said after each step; a collector may go on after success); states float32 ``(T+1, s)`` where the
-    true state is known, else None; provenance: seed, policy, version and whatever else is known of its origin.
+    frames uint8 ``(T+1, h, w, 3)``; actions float32 ``(T, a)`` in [-1, 1]; rewards float32 ``(T,)``; terminated and
+    truncated bool ``(T,)`` (what the true task said after each step; a collector may go on after success); states float32
+    ``(T+1, s)`` where the true state is known, else None; provenance: seed, policy, version and whatever else is known of
+    its origin.
     """
 
     frames: np.ndarray
@@ -88,7 +98,7 @@ class StoreInfo:
 class EpisodeStore:
     """A folder of episodes; see the module's text for the layout.
 
-    Open an existing one with ``EpisodeStore(folder)``, make one with ``EpisodeStore.create(folder, spec, state_names)``.
+    Open an existing one with ``EpisodeStore(folder)``, make one with ``EpisodeStore.create(folder, spec, names)``.
     """
 
     ARRAYS = ("frames", "actions", "rewards", "terminated", "truncated")
@@ -98,11 +108,14 @@ class EpisodeStore:
         path = self.folder / "store.json"
         if not path.is_file():
             raise FileNotFoundError(
-                f"{self.folder}: no episode store here (store.json is missing); make one with 'neuralsim collect pusht --out {self.folder}'"
+                f"{self.folder}: no episode store here (store.json is missing); "
+                f"make one with 'neuralsim collect pusht --out {self.folder}'"
             )
         raw = json.loads(path.read_text())
         if raw.get("version") != FORMAT_VERSION:
-            raise ValueError(f"{path}: store version {raw.get('version')!r}, this NeuralSim reads version {FORMAT_VERSION}")
+            raise ValueError(
+                f"{path}: store version {raw.get('version')!r}, this NeuralSim reads version {FORMAT_VERSION}"
+            )
         self.info = StoreInfo(WorldSpec(**raw["spec"]), tuple(raw["state_names"]))
         self.refresh()
 
@@ -113,7 +126,7 @@ class EpisodeStore:
 
     @classmethod
     def create(cls, folder: str | os.PathLike[str], spec: WorldSpec, state_names: Sequence[str] = ()) -> EpisodeStore:
-        """Open the store at ``folder``, making it first where there is none; an existing one must have the same spec."""
+        """Open the store at ``folder``, made first where there is none; an existing one must have the same spec."""
         root = Path(folder)
         if not (root / "store.json").is_file():
             root.mkdir(parents=True, exist_ok=True)
@@ -126,29 +139,23 @@ class EpisodeStore:
 
     def refresh(self) -> None:
         """Read the list of shards again (another process may have added some)."""
-        self._shards: list[dict[str, np.ndarray]] = []
+        self.shards: list[dict[str, np.ndarray]] = []
         self._entries: list[tuple[int, int, int, dict[str, Any]]] = []  # shard, first frame, first action, provenance
         lengths: list[int] = []
         for folder in sorted(self.folder.glob("shard-*")):
-            arrays = {
-                path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))
-            }
-            missing = set(self.ARRAYS) - set(arrays)
-            if missing:
-                raise ValueError(f"{folder}: shard lacks {sorted(missing)}; delete this folder and collect it again")
+            arrays, entries = _open_shard(folder)
             frame = action = 0
-            for entry in json.loads((folder / "episodes.json").read_text()):
-                self._entries.append((len(self._shards), frame, action, entry["provenance"]))
+            for entry in entries:
+                self._entries.append((len(self.shards), frame, action, entry["provenance"]))
                 lengths.append(entry["length"])
                 frame += entry["length"] + 1
                 action += entry["length"]
-            if frame != len(arrays["frames"]) or action != len(arrays["actions"]):
-                raise ValueError(
-                    f"{folder}: episodes.json speaks of {frame} frames and {action} actions, the arrays hold "
-                    f"{len(arrays['frames'])} and {len(arrays['actions'])}; the shard is damaged, delete it and collect it again"
-                )
-            self._shards.append(arrays)
+            self.shards.append(arrays)
         self.lengths = np.array(lengths, dtype=np.int64)
+
+    def shard_numbers(self) -> list[int]:
+        """Numbers of the shards on disk, in order."""
+        return sorted(int(path.name.split("-")[1]) for path in self.folder.glob("shard-*"))
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -156,7 +163,7 @@ class EpisodeStore:
     def __getitem__(self, index: int) -> Episode:
         shard, frame, action, provenance = self._entries[index]
         t = int(self.lengths[index])
-        arrays = self._shards[shard]
+        arrays = self.shards[shard]
         return Episode(
             frames=np.asarray(arrays["frames"][frame : frame + t + 1]),
             states=np.asarray(arrays["states"][frame : frame + t + 1]) if "states" in arrays else None,
@@ -177,35 +184,44 @@ class EpisodeStore:
 
     def add(self, episodes: Sequence[Episode], shard: int | None = None) -> Path:
         """Write ``episodes`` as one new shard; it appears whole or not at all. Returns its folder."""
+        target = self.folder / f"shard-{max(self.shard_numbers(), default=-1) + 1 if shard is None else shard:05d}"
+        if target.exists():
+            raise FileExistsError(f"{target}: this shard exists already")
+        return self._write(episodes, target)
+
+    def replace(self, shard: int, episodes: Sequence[Episode]) -> Path:
+        """Write ``episodes`` in place of shard ``shard``; killed between two renames, it leaves none. Returns its folder."""
+        return self._write(episodes, self.folder / f"shard-{shard:05d}")
+
+    def _write(self, episodes: Sequence[Episode], target: Path) -> Path:
         if not episodes:
-            raise ValueError("EpisodeStore.add: got no episodes")
+            raise ValueError("EpisodeStore: got no episodes to write")
         for i, episode in enumerate(episodes):
             self.spec.check_frames(episode.frames, f"episode {i}: frames")
             self.spec.check_actions(episode.actions, f"episode {i}: actions")
-        if shard is None:
-            taken = [int(p.name.split("-")[1]) for p in self.folder.glob("shard-*")]
-            shard = max(taken, default=-1) + 1
-        target = self.folder / f"shard-{shard:05d}"
-        if target.exists():
-            raise FileExistsError(f"{target}: this shard exists already")
         work = Path(tempfile.mkdtemp(prefix=".writing-", dir=self.folder))
         try:
+            shard = work / "new"
+            shard.mkdir()
             names = list(self.ARRAYS) + (["states"] if all(e.states is not None for e in episodes) else [])
             for name in names:
-                np.save(work / f"{name}.npy", np.concatenate([getattr(e, name) for e in episodes]), allow_pickle=False)
+                whole = np.concatenate([getattr(e, name) for e in episodes]).astype(DTYPES[name], copy=False)
+                np.save(shard / f"{name}.npy", whole, allow_pickle=False)
             entries = [{"length": len(e), "provenance": e.provenance} for e in episodes]
-            (work / "episodes.json").write_text(json.dumps(entries))
-            os.rename(work, target)
-        except BaseException:
+            (shard / "episodes.json").write_text(json.dumps(entries))
+            if target.exists():
+                os.rename(target, work / "old")
+            os.rename(shard, target)
+        finally:
             shutil.rmtree(work, ignore_errors=True)
-            raise
         self.refresh()
         return target
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A batch of windows: frames ``(b t h w c)`` uint8, actions ``(b t-1 a)``, rewards and terminated ``(b t-1)``, states ``(b t s)`` or None."""
+    """A batch of windows: frames ``(b t h w c)`` uint8, actions ``(b t-1 a)``, rewards and terminated ``(b t-1)``, states
+    ``(b t s)``, or None where not every episode of the batch knows them."""
 
     frames: np.ndarray
     actions: np.ndarray
@@ -247,15 +263,36 @@ class WindowSampler:
         shards = np.array([store._entries[e][0] for e in episodes])
         frame0 = np.array([store._entries[e][1] for e in episodes]) + starts
         action0 = np.array([store._entries[e][2] for e in episodes]) + starts
+        involved = np.unique(shards)
+        names = set.intersection(*(set(store.shards[shard]) for shard in involved))  # not every shard need know states
         out: dict[str, np.ndarray] = {}
-        for shard in np.unique(shards):
+        for shard in involved:
             rows = np.flatnonzero(shards == shard)
-            for name, array in store._shards[shard].items():
+            for name in names:
+                array = store.shards[shard][name]
                 per_frame = name in ("frames", "states")
                 first = (frame0 if per_frame else action0)[rows]
                 part = array[first[:, None] + np.arange(t if per_frame else t - 1)]
                 out.setdefault(name, np.empty((len(episodes), *part.shape[1:]), part.dtype))[rows] = part
         return Clip(out["frames"], out["actions"], out["rewards"], out["terminated"], out.get("states"))
+
+
+def _open_shard(folder: Path) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+    """The arrays (memory-mapped) and the entries of one shard; a ValueError names a damaged one and its damage."""
+    try:
+        arrays = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
+        missing = sorted(set(EpisodeStore.ARRAYS) - set(arrays))
+        if missing:
+            raise ValueError(f"it lacks {', '.join(f'{name}.npy' for name in missing)}")
+        entries = json.loads((folder / "episodes.json").read_text())
+        actions = sum(entry["length"] for entry in entries)
+        wanted = {name: actions + (len(entries) if name in ("frames", "states") else 0) for name in arrays}
+        wrong = [f"{k}.npy has {len(v)} rows, not {wanted[k]}" for k, v in arrays.items() if len(v) != wanted[k]]
+        if wrong:
+            raise ValueError(f"by episodes.json {'; '.join(wrong)}")
+    except (ValueError, KeyError, TypeError, OSError, EOFError) as error:
+        raise ValueError(f"{folder}: damaged shard ({error}); delete this folder and collect it again") from error
+    return arrays, entries
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -54,7 +54,8 @@ class Noise:
     def uniform(self, size: int, stream: int = 0) -> torch.Tensor:
         """float32 ``(b, size)`` in (0, 1); ``stream`` separates draws made within one step."""
         key = _mix(self.seed + _GOLDEN)
-        key = _mix(key ^ (self.count * _GOLDEN + stream * _MIX_1))
+        salt = (stream * _MIX_1 + 2**63) % 2**64 - 2**63  # Python's integers do not wrap by themselves
+        key = _mix(key ^ (self.count * _GOLDEN + salt))
         index = torch.arange(1, size + 1, dtype=torch.int64, device=self.seed.device)
         bits = _shift_right(_mix(key[:, None] + index[None, :] * _GOLDEN), 40)  # 24 bits: all that float32 holds
         return (bits.to(torch.float32) + 0.5) * 2.0**-24

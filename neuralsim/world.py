@@ -66,6 +66,11 @@ class WorldModel(ModelMixin, ConfigMixin, ABC):
     head_names: ClassVar[tuple[str, ...]] = ()
     """What ``read`` can tell of a state: e.g. ``("reward", "terminated")``."""
 
+    @classmethod
+    def from_pretrained(cls, folder: Any, **options: Any) -> Self:
+        """diffusers' ``from_pretrained``, without its advice to install accelerate (it would save nothing on models this small)."""
+        return super().from_pretrained(folder, **{"low_cpu_mem_usage": False, **options})  # type: ignore[no-any-return]
+
     @abstractmethod
     def encode(self, frames: torch.Tensor, actions: torch.Tensor) -> State:
         """``(b t h w c)`` uint8 and ``(b t-1 a)`` -> the state after the last frame."""

@@ -2,7 +2,7 @@
 
 Per frame one action token, then the frame's latent tokens. A frame's tokens see each other and the ``window - 1`` frames before. Time is
 relative (a learned bias per head and distance), so a stream may run for ever. Keys and values of past frames can be cached.
-Sources: diffusion forcing (Chen et al. 2024, arXiv 2407.01392); relative bias (Raffel et al. 2020, T5); query-key norm (Henry et al. 2020).
+Sources: diffusion forcing (Chen et al. 2024, arXiv 2407.01392); relative bias (Raffel et al. 2020, T5).
 Shapes: tokens ``(b t n d)``, levels ``(b t n)`` in [0, 1] (0 clean, 1 noise), actions ``(b t a)``, cache ``(b layers 2 heads p*(n+1) e)``.
 """
 
@@ -15,6 +15,16 @@ import torch.nn.functional as F
 from torch import nn
 
 
+OCTAVES = 4
+"""Frequencies of the Fourier features: half a turn per unit, doubling."""
+
+
+def fourier(x: torch.Tensor) -> torch.Tensor:
+    """``(..., d) -> (..., d * (1 + 2 * OCTAVES))``: x with sines and cosines of it, so that small differences are seen (NeRF, 2003.08934)."""
+    turns = x[..., None] * (math.pi / 2 * 2.0 ** torch.arange(OCTAVES, device=x.device))
+    return torch.cat([x, turns.sin().flatten(-2), turns.cos().flatten(-2)], -1)
+
+
 class Block(nn.Module):
     """Pre-norm attention and MLP."""
 
@@ -22,7 +32,6 @@ class Block(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = nn.RMSNorm(width), nn.RMSNorm(width)
-        self.norm_q, self.norm_k = nn.RMSNorm(width // heads), nn.RMSNorm(width // heads)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
@@ -33,7 +42,6 @@ class Block(nn.Module):
         """x ``(b s w)``, past ``(b 2 heads p e)`` or None, bias broadcastable to ``(b heads s p+s)``; returns x and its own keys, values."""
         b, s, w = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(b, s, 3, self.heads, w // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        q, k = self.norm_q(q), self.norm_k(k)
         own = torch.stack([k, v], 1)
         if past is not None:
             k, v = torch.cat([past[:, 0].to(k.dtype), k], 2), torch.cat([past[:, 1].to(v.dtype), v], 2)
@@ -50,7 +58,7 @@ class TokenStream(nn.Module):
     ) -> None:
         super().__init__()
         self.tokens, self.size, self.width, self.heads, self.window, self.layers = tokens, size, width, heads, window, layers
-        self.token_in = nn.Linear(size, width)
+        self.token_in = nn.Linear(size * (1 + 2 * OCTAVES), width)
         self.action_in = nn.Sequential(nn.Linear(actions, width), nn.SiLU(), nn.Linear(width, width))
         self.no_action = nn.Parameter(torch.zeros(width))
         self.slot = nn.Parameter(torch.randn(tokens + 1, width) * 0.02)
@@ -99,7 +107,7 @@ class TokenStream(nn.Module):
         """
         b, t, n, _ = tokens.shape
         level = levels[..., None] * (torch.arange(1, 17, device=levels.device) * (math.pi / 2))
-        x = self.token_in(tokens) + self.level_in(torch.cat([level.cos(), level.sin()], -1)) + self.slot[1:]
+        x = self.token_in(fourier(tokens)) + self.level_in(torch.cat([level.cos(), level.sin()], -1)) + self.slot[1:]
         action = torch.where(led[..., None], self.action_in(actions).float(), self.no_action) + self.slot[0]
         x = torch.cat([action[:, :, None], x.float()], 2).flatten(1, 2)
         past = 0 if cache is None else cache.shape[-2] // (n + 1)

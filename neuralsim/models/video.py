@@ -17,8 +17,9 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
-from neuralsim.models.codec import MLP, Codec
-from neuralsim.models.stream import TokenStream
+from neuralsim.models.codec import KeypointCodec
+from neuralsim.models.stream import OCTAVES, TokenStream, fourier
+from neuralsim.episode import Clip
 from neuralsim.noise import Noise
 from neuralsim.spec import WorldSpec
 from neuralsim.world import State, WorldModel, stack_time
@@ -26,13 +27,11 @@ from neuralsim.world import State, WorldModel, stack_time
 
 @dataclass(frozen=True)
 class CodecConfig:
-    """Sizes of the codec: grid channels per 8x8 cell, convolution width, tokens per frame, numbers per token, width of the fold."""
+    """Sizes of the codec: tokens per frame, numbers per token (two per keypoint), width of its convolutions."""
 
-    channels: int = 8
-    conv_width: int = 24
-    tokens: int = 4
+    tokens: int = 2
     size: int = 16
-    fold_width: int = 768
+    conv_width: int = 64
 
 
 @dataclass(frozen=True)
@@ -58,30 +57,54 @@ class VideoState(State):
     error: torch.Tensor
 
 
+class Readout(nn.Module):
+    """Numbers read off features ``(b d)``: Fourier features, then an MLP. Pose to coverage is too sharp a function for a plain one."""
+
+    def __init__(self, features: int, outputs: int, width: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(features * (1 + 2 * OCTAVES), width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, outputs),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(fourier(x))
+
+
 class VideoWAM(WorldModel):
     """See the module's text. ``denoise_steps`` (1 to 4) may be changed at any time."""
 
     head_names: ClassVar[tuple[str, ...]] = ("reward", "terminated")
 
     @register_to_config
-    def __init__(self, spec: dict[str, Any], codec: dict[str, Any], stream: dict[str, Any], denoise_steps: int = 1) -> None:
+    def __init__(
+        self, spec: dict[str, Any], codec_config: dict[str, Any], stream_config: dict[str, Any], denoise_steps: int = 1
+    ) -> None:
         super().__init__()
         self.spec = WorldSpec(**spec)
-        sizes, shape = CodecConfig(**codec), StreamConfig(**stream)
-        self.codec = Codec(self.spec.height, self.spec.width, **asdict(sizes))
+        sizes, shape = CodecConfig(**codec_config), StreamConfig(**stream_config)
+        self.codec = KeypointCodec(self.spec.height, self.spec.width, **asdict(sizes))
         self.stream = TokenStream(sizes.tokens, sizes.size, self.spec.action_size, **asdict(shape))
         self.past = shape.window - 1
-        self.reward_head = MLP(self.feature_size, 2, 256, 2)
+        self.reward_head = Readout(self.feature_size, 2, 256)
         self.error_head = nn.Sequential(nn.Linear(shape.width + 1, 128), nn.SiLU(), nn.Linear(128, 1))
         # Calibrated on held-out dreams (see neuralsim.measure): beyond this, ``uncertainty`` counts as "does not know".
         self.uncertainty_threshold: torch.Tensor
+        # What the codec gets wrong on all but one in a thousand training frames, in grey levels.
+        self.redraw_limit: torch.Tensor
+        self.register_buffer("redraw_limit", torch.tensor(float("inf")))
         self.register_buffer("uncertainty_threshold", torch.tensor(float("inf")))
         self.denoise_steps = denoise_steps
 
     @classmethod
     def build(cls, spec: WorldSpec, codec: CodecConfig, stream: StreamConfig) -> VideoWAM:
         """A fresh model from typed configs."""
-        return cls(spec=asdict(spec), codec=asdict(codec), stream=asdict(stream))
+        return cls(spec=asdict(spec), codec_config=asdict(codec), stream_config=asdict(stream))
 
     # -- the contract ----------------------------------------------------------------------------------------------------------
 
@@ -95,13 +118,10 @@ class VideoWAM(WorldModel):
         keep = min(frames.shape[1], self.past + 1)
         frames = frames[:, frames.shape[1] - keep :]
         actions = actions[:, actions.shape[1] - (keep - 1) :] if keep > 1 else actions[:, :0]
-        grid = self.codec.frames_to_grid(frames.flatten(0, 1))
-        tokens = self.codec.grid_to_tokens(grid)
+        tokens = self.codec.encode(frames.flatten(0, 1)).unflatten(0, (len(frames), keep))
         # A frame the codec cannot redraw is a frame the model does not know: doubt begins there.
-        newest = grid.view(len(frames), keep, -1)[:, -1]
-        redrawn = self.codec.tokens_to_grid(tokens.view(len(frames), keep, *tokens.shape[1:])[:, -1])
-        error = (redrawn - newest).pow(2).mean(-1).sqrt()
-        return self.start(tokens.view(len(frames), keep, *tokens.shape[1:]), actions, error)
+        strange = self.codec.redraw_error(frames[:, -1], tokens[:, -1]) / self.redraw_limit
+        return self.start(tokens, actions, (strange - 1).clamp(min=0))
 
     def start(self, tokens: torch.Tensor, actions: torch.Tensor, error: torch.Tensor | None = None) -> VideoState:
         """The state after the last of ``tokens`` ``(b t n d)``, t at most ``window``, reached by ``actions`` ``(b t-1 a)``."""
@@ -145,13 +165,28 @@ class VideoWAM(WorldModel):
         return self.codec.decode(state.tokens)
 
     def uncertainty(self, state: VideoState) -> torch.Tensor:  # type: ignore[override]
-        """Predicted root-mean-square distance of the tokens from the truth, in standard deviations of the data."""
+        """Predicted root-mean-square distance of the tokens from the truth, in standard deviations of the data.
+
+        A history whose last frame the codec cannot redraw starts with as much doubt as its redrawing error exceeds the known limit."""
         return state.error.float()
 
     def read(self, state: VideoState) -> dict[str, torch.Tensor]:  # type: ignore[override]
         """reward (coverage) and terminated (probability of success)."""
         out = self.reward_head(self.features(state)).float()
         return {"reward": out[:, 0], "terminated": torch.sigmoid(out[:, 1])}
+
+    def loss(self, clip: Clip, rng: Noise) -> dict[str, torch.Tensor]:
+        """Per row: how far a dream of ``clip``'s actions from its first frame strays, with the doubt and the readings along the way."""
+        from neuralsim.objectives import reading_losses, rollout_losses
+
+        tokens = self.codec.encode(torch.as_tensor(clip.frames).to(self.device).flatten(0, 1))
+        tokens = tokens.unflatten(0, clip.frames.shape[:2])
+        actions, reward, ended = (
+            torch.as_tensor(x, dtype=torch.float32).to(self.device) for x in (clip.actions, clip.rewards, clip.terminated)
+        )
+        losses, dreamt = rollout_losses(self, tokens, actions, 1, rng, 0.0)
+        readings = reading_losses(self, dreamt.flatten(0, 1), reward.flatten(), ended.flatten())
+        return losses | {k: v.view(reward.shape).mean(1) for k, v in readings.items()}
 
     # -- denoising ---------------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,77 @@
+"""Training losses of the token stream, each per row ``(b,)``.
+
+Letters: tokens ``(b t n d)``, actions ``(b t-1 a)``.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from neuralsim.models.video import VideoState, VideoWAM
+from neuralsim.noise import Noise
+
+
+def rollout_losses(
+    model: VideoWAM, tokens: torch.Tensor, actions: torch.Tensor, context: int, rng: Noise, jitter: float
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Dream from the first ``context`` frames through the rest, exactly as the simulator will, and compare each dreamt frame.
+
+    Gradients run through the whole dream: what is learned is not one step but staying true for many (self-forcing; Huang et al. 2025,
+    arXiv 2506.08009). Returns losses and the dreamt tokens ``(b s n d)``. ``dynamics`` is in units of the data's variance.
+    """
+    b, t, n, d = tokens.shape
+    past = tokens[:, :context]
+    past = past + jitter * rng.normal(context * n * d, stream=1).view(past.shape)
+    state: VideoState = model.start(past, actions[:, : context - 1])
+    dynamics, doubt, dreamt = [], [], []
+    for i in range(context, t):
+        state = model.step(state, actions[:, i - 1], rng.advance(i))
+        wrong = (state.tokens - tokens[:, i]).square().mean((1, 2))
+        dynamics.append(wrong)
+        size = wrong.detach().sqrt()
+        doubt.append((torch.log(state.error + 1e-3) - torch.log(size + 1e-3)).square())
+        dreamt.append(state.tokens)
+    return (
+        {"dynamics": torch.stack(dynamics, 1).mean(1), "doubt": torch.stack(doubt, 1).mean(1)},
+        torch.stack(dreamt, 1),
+    )
+
+
+def forcing_losses(model: VideoWAM, tokens: torch.Tensor, actions: torch.Tensor, rng: Noise) -> dict[str, torch.Tensor]:
+    """Diffusion forcing: denoise frames that each have a noise level of their own.
+
+    Half of the rows follow the chunk law (a clean or lightly noised history, then k frames at one level, as ``unroll`` asks for), half
+    have independent levels per frame.
+    """
+    b, t, n, d = tokens.shape
+    device = tokens.device
+    u = rng.uniform(2 * t + 4, stream=2)
+    independent = u[:, :t]
+    chunk = 1 + (u[:, t] * model.past).long().clamp(max=model.past - 1)
+    level = torch.where(u[:, t + 1] < 0.6, torch.ones_like(u[:, 0]), u[:, t + 2])
+    history = torch.where(u[:, t + 3, None] < 0.7, torch.zeros_like(independent), 0.3 * u[:, t + 4 :])
+    made = torch.arange(t, device=device)[None] >= t - chunk[:, None]
+    chunked = torch.where(made, level[:, None], history)
+    odd = (torch.arange(b, device=device) % 2 == 1)[:, None]
+    levels = torch.where(odd, independent, chunked)[..., None].expand(b, t, n)
+    noise = rng.normal(t * n * d, stream=3).view(tokens.shape)
+    noisy = (1 - levels[..., None]) * tokens + levels[..., None] * noise
+    led = torch.ones(b, t, dtype=torch.bool, device=device)
+    led[:, 0] = False
+    into = F.pad(actions, (0, 0, 1, 0))
+    change, _, _ = model.stream(noisy, levels, into, led)
+    before = F.pad(noisy[:, :-1] * (1 - levels[:, :-1, :, None]), (0, 0, 0, 0, 1, 0))
+    wrong = (change + before - tokens).square().mean(-1) * levels  # at level 0 there is nothing to ask
+    return {"forcing": wrong[:, 1:].mean((1, 2))}
+
+
+def reading_losses(
+    model: VideoWAM, tokens: torch.Tensor, reward: torch.Tensor, terminated: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The reward and end heads on tokens ``(b n d)``; reward and terminated ``(b,)``."""
+    out = model.reward_head(tokens.detach().flatten(1)).float()
+    return {
+        "reward": F.smooth_l1_loss(out[:, 0], reward, beta=0.05, reduction="none"),
+        "terminated": F.binary_cross_entropy_with_logits(out[:, 1], terminated, reduction="none"),
+    }

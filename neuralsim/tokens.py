@@ -1,0 +1,147 @@
+"""Tokens of a whole store, encoded once, and training windows over them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from neuralsim.episode import EpisodeStore, is_held_out
+from neuralsim.models.codec import KeypointCodec
+from neuralsim.precision import arithmetic
+
+
+def codec_fingerprint(codec: torch.nn.Module) -> str:
+    """A short hash of a codec's weights: tokens made with other weights are not ours."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(codec.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@torch.inference_mode()
+def encode_store(
+    codec: KeypointCodec,
+    store: EpisodeStore,
+    cache: Path,
+    dtype: torch.dtype,
+    bar: Callable[[str, int, int], Iterator[int]],
+) -> torch.Tensor:
+    """Tokens of every frame of the store, in order: float32 ``(frames, n, d)``. Kept in ``cache``, per shard, under the codec's fingerprint."""
+    folder = cache / f"tokens-{codec_fingerprint(codec)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    device = codec.background.device
+    parts = []
+    for i in bar("encode", 0, len(store.shards)):
+        path = folder / f"{i:05d}.npy"
+        frames = store.shards[i]["frames"]
+        tokens = np.load(path, allow_pickle=False) if path.is_file() else None
+        if tokens is None or len(tokens) != len(frames):
+            with arithmetic(dtype, device):
+                made = [
+                    codec.encode(torch.as_tensor(np.array(frames[j : j + 512])).to(device)).float().cpu()
+                    for j in range(0, len(frames), 512)
+                ]
+            tokens = torch.cat(made).numpy()
+            temporary = path.with_suffix(".tmp.npy")
+            np.save(temporary, tokens, allow_pickle=False)
+            temporary.replace(path)
+        parts.append(torch.from_numpy(tokens))
+    return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class TokenClip:
+    """Windows of tokens ``(b t n d)``, actions ``(b t-1 a)``, rewards and terminated float ``(b t-1)``."""
+
+    tokens: torch.Tensor
+    actions: torch.Tensor
+    rewards: torch.Tensor
+    terminated: torch.Tensor
+
+
+class TokenWindows:
+    """Training windows over tokens in memory.
+
+    Windows in which much happens are drawn more often (by the mean squared change of their first tokens, capped): most of what a world
+    does is stand still, and what moves is what must be learned.
+    """
+
+    def __init__(self, store: EpisodeStore, tokens: torch.Tensor) -> None:
+        self.tokens = tokens
+        firsts, lengths, first_actions = [], [], []
+        actions, rewards, terminated = [], [], []
+        frame = action = 0
+        for i in range(len(store)):
+            t = int(store.lengths[i])
+            if not is_held_out(store.provenance(i)):
+                firsts.append(frame)
+                lengths.append(t)
+                first_actions.append(action)
+            frame += t + 1
+            action += t
+        for arrays in store.shards:
+            actions.append(torch.from_numpy(np.array(arrays["actions"])))
+            rewards.append(torch.from_numpy(np.array(arrays["rewards"])))
+            terminated.append(torch.from_numpy(np.array(arrays["terminated"])).float())
+        self.actions, self.rewards, self.terminated = (torch.cat(x) for x in (actions, rewards, terminated))
+        self.firsts, self.lengths, self.first_actions = (np.array(x) for x in (firsts, lengths, first_actions))
+        if not len(self.firsts):
+            raise ValueError(f"{store.folder}: no training episodes (every episode's seed is a multiple of the held-out number)")
+        self._tables: dict[tuple[int, bool], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+
+    def change_variance(self) -> float:
+        """Mean squared change of a token number from frame to frame over the training episodes."""
+        total, count = 0.0, 0
+        for first, t in zip(self.firsts, self.lengths, strict=True):
+            part = self.tokens[first : first + t + 1]
+            total += float((part[1:] - part[:-1]).square().mean((1, 2)).sum())
+            count += int(t)
+        return total / count
+
+    def _table(self, length: int, rewarding: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """For every window of ``length`` frames: first frame, first action, and the running sum of the odds of drawing it."""
+        key = (length, rewarding)
+        if key not in self._tables:
+            frames, actions, odds = [], [], []
+            reach = min(length, 8) - 1
+            for first, t, action in zip(self.firsts, self.lengths, self.first_actions, strict=True):
+                if t + 1 < length:
+                    continue
+                starts = np.arange(t + 2 - length)
+                part = self.tokens[first : first + t + 1]
+                moves = (part[1:] - part[:-1]).square().mean((1, 2)).numpy()
+                run = np.concatenate([[0.0], np.cumsum(moves)])
+                odds.append((run[starts + reach] - run[starts]) / reach)
+                if rewarding:
+                    reward = self.rewards[action : action + t].numpy()
+                    best = np.array([reward[s : s + length - 1].max() for s in starts])
+                    odds[-1] = np.where(best > 0.6, 1.0, 0.1)
+                frames.append(first + starts)
+                actions.append(action + starts)
+            if not frames:
+                raise ValueError(f"no training episode has {length} frames; the longest has {int(self.lengths.max()) + 1}")
+            weight = np.concatenate(odds)
+            if not rewarding:
+                weight = 0.3 + np.minimum(weight / max(weight.mean(), 1e-12), 3.0)
+            self._tables[key] = (np.concatenate(frames), np.concatenate(actions), np.cumsum(weight))
+        return self._tables[key]
+
+    def sample(
+        self, batch: int, length: int, draws: np.random.Generator, device: torch.device, rewarding: bool = False
+    ) -> TokenClip:
+        """``batch`` windows of ``length`` frames; ``rewarding`` prefers those in which the reward passes 0.6."""
+        frames, actions, odds = self._table(length, rewarding)
+        window = np.searchsorted(odds, draws.random(batch) * odds[-1], side="right").clip(max=len(odds) - 1)
+        at = torch.from_numpy(frames[window])[:, None] + torch.arange(length)
+        by = torch.from_numpy(actions[window])[:, None] + torch.arange(length - 1)
+        return TokenClip(
+            self.tokens[at].to(device),
+            self.actions[by].to(device),
+            self.rewards[by].to(device),
+            self.terminated[by].to(device),
+        )

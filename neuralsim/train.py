@@ -1,0 +1,345 @@
+"""train: episodes in, a world folder out; progress, TensorBoard, checkpoints, resume to the bit.
+
+Three stages (see ``neuralsim.recipe``): codec, dynamics, readings. Every draw is a function of (seed, stage, step), so a run that was
+killed at any moment goes on from its last checkpoint exactly as if it had not been.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from neuralsim import checkpoint as ckpt
+from neuralsim.episode import EpisodeStore, WindowSampler, write_atomically
+from neuralsim.models.video import VideoWAM
+from neuralsim.noise import Noise
+from neuralsim.objectives import forcing_losses, reading_losses, rollout_losses
+from neuralsim.precision import arithmetic, pick_device, pick_dtype
+from neuralsim.recipe import StageConfig, Train, VideoRecipe, find_recipe
+from neuralsim.tokens import TokenWindows, encode_store
+
+Losses = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage at work: its config, the parameters it moves, and its loss at a step (the sum of the returned scalars)."""
+
+    name: str
+    config: StageConfig
+    parameters: list[torch.nn.Parameter]
+    loss: Callable[[int, np.random.Generator, Noise], Losses]
+
+
+class Stopped(Exception):
+    """Training was asked to stop; the checkpoint is written."""
+
+
+class Trainer:
+    """A run in its folder. ``run()`` goes through the stages and returns the folder of the finished world."""
+
+    def __init__(self, config: Train) -> None:
+        self.config = config
+        self.recipe: VideoRecipe = find_recipe(config.recipe)
+        self.folder = config.folder
+        self.device = pick_device(config.device)
+        self.dtype = pick_dtype(config.precision, self.device)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.store = EpisodeStore(config.data)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.found = ckpt.latest_checkpoint(self.folder)
+        if self.found and not config.resume:
+            raise FileExistsError(
+                f"{self.folder}: holds a run already (at {self.found.name}); add --resume to go on with it or choose another --out"
+            )
+        write_atomically(self.folder / "recipe.json", json.dumps(asdict(self.recipe), indent=1))
+        spec = self.store.spec
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.model = VideoWAM.build(spec, self.recipe.codec, self.recipe.stream).to(self.device)
+        self.model.train()
+        self.progress = ckpt.Progress(0, 0, 0.0)
+        self._stop = False
+
+    # -- the run -------------------------------------------------------------------------------------------------------------------
+
+    def run(self) -> Path:
+        """Train all stages and write the world. Raises Stopped after a ctrl-C or ``stop_after``, with everything saved."""
+        from diffusers.training_utils import EMAModel
+        from torch.utils.tensorboard import SummaryWriter
+
+        if self.found:
+            self.progress = ckpt.read_progress(self.found)
+            ckpt.load_model(self.found, self.model)
+        else:
+            self._measure_background()
+        begin, before = time.perf_counter(), self.progress.seconds
+        writer = SummaryWriter(str(self.folder / "tensorboard"))
+        makers = [self._codec_stage, self._dynamics_stage, self._readings_stage]
+        try:
+            with self._stopping():
+                for index in range(self.progress.stage, len(makers)):
+                    stage = makers[index]()
+                    resumed = self.found is not None and index == self.progress.stage and self.progress.step > 0
+                    optimizer = torch.optim.AdamW(stage.parameters, lr=stage.config.lr, betas=(0.9, 0.98), weight_decay=1e-3)
+                    average = EMAModel(stage.parameters, decay=stage.config.ema, use_ema_warmup=True, power=0.75)
+                    first = 0
+                    if resumed and self.found is not None:
+                        first = self.progress.step
+                        ckpt.load_optimizer(self.found, optimizer)
+                        average.shadow_params = [t.to(self.device) for t in ckpt.load_average(self.found)]
+                        average.optimization_step = first
+                    saved = time.perf_counter()
+                    for step in self._bar(stage.name, first, stage.config.steps):
+                        self._optimise(stage, optimizer, average, index, step, writer)
+                        now = time.perf_counter()
+                        self.progress = ckpt.Progress(index, step + 1, before + now - begin)
+                        late = now - begin > 60 * self.config.stop_after
+                        if self._stop or late or now - saved > self.config.checkpoint_every:
+                            ckpt.save_checkpoint(self.folder, self.progress, self.model, average.shadow_params, optimizer)
+                            saved = time.perf_counter()
+                            if self._stop or late:
+                                raise Stopped(f"stopped in stage {stage.name!r} at step {step + 1}; add --resume to go on")
+                    average.copy_to(stage.parameters)  # the averaged weights are what the next stage and the user see
+                    self._finish_stage(stage.name, writer)
+                    self.progress = ckpt.Progress(index + 1, 0, before + time.perf_counter() - begin)
+                    ckpt.save_checkpoint(self.folder, self.progress, self.model, [], torch.optim.AdamW(stage.parameters))
+        finally:
+            writer.close()
+        return self._write_world()
+
+    def _optimise(
+        self, stage: Stage, optimizer: torch.optim.Optimizer, average: Any, index: int, step: int, writer: Any
+    ) -> None:
+        draws = np.random.default_rng([self.config.seed, index, step])
+        noise = Noise.from_seeds(draws.integers(2**62, size=stage.config.batch).tolist(), self.device)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(stage.config, step)
+        with arithmetic(self.dtype, self.device):
+            losses = stage.loss(step, draws, noise)
+        total = torch.stack(list(losses.values())).sum()
+        if not torch.isfinite(total):
+            named = {k: float(v.detach()) for k, v in losses.items()}
+            raise FloatingPointError(
+                f"stage {stage.name!r}, step {step}, seed {self.config.seed}: loss is not finite ({named}); the last checkpoint is whole"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(stage.parameters, 1.0)
+        optimizer.step()
+        average.step(stage.parameters)
+        if step % 20 == 0:
+            for name, value in losses.items():
+                writer.add_scalar(f"{stage.name}/{name}", float(value.detach()), step)
+            writer.add_scalar(f"{stage.name}/gradient_norm", float(norm), step)
+            writer.add_scalar(f"{stage.name}/learning_rate", learning_rate(stage.config, step), step)
+        self._shown = " ".join(f"{k} {float(v.detach()):.4g}" for k, v in losses.items())
+
+    # -- stages --------------------------------------------------------------------------------------------------------------------
+
+    def _measure_background(self) -> None:
+        """The median training frame: what stands still."""
+        draws = np.random.default_rng([self.config.seed, 1001])
+        frames = WindowSampler(self.store, 1).sample(1024, draws).frames[:, 0]
+        median = torch.as_tensor(np.median(frames, axis=0), dtype=torch.float32).movedim(-1, 0) / 127.5 - 1
+        self.model.codec.background.copy_(median)
+
+    def _codec_stage(self) -> Stage:
+        codec, recipe = self.model.codec, self.recipe
+        windows = WindowSampler(self.store, 1)
+
+        def loss(step: int, draws: np.random.Generator, noise: Noise) -> Losses:
+            frames = torch.as_tensor(windows.sample(recipe.codec_stage.batch, draws).frames[:, 0]).to(self.device)
+            jitter = recipe.place_jitter * noise.normal(2 * codec.keypoints).view(-1, codec.keypoints, 2)
+            return {"pixels": codec.loss(frames, jitter, recipe.emphasis).mean()}
+
+        return Stage("codec", recipe.codec_stage, list(codec.parameters()), loss)
+
+    def _tokens(self) -> TokenWindows:
+        tokens = encode_store(self.model.codec, self.store, self.folder / "cache", self.dtype, self._bar)
+        return TokenWindows(self.store, tokens)
+
+    def _dynamics_stage(self) -> Stage:
+        model, recipe, stage = self.model, self.recipe, self.recipe.dynamics_stage
+        windows = self._tokens()
+        scale = windows.change_variance()
+        forcing_length = model.past + recipe.stream.window
+
+        def loss(step: int, draws: np.random.Generator, noise: Noise) -> Losses:
+            if step % recipe.forcing_every == recipe.forcing_every - 1:
+                clip = windows.sample(stage.batch, forcing_length, draws, self.device)
+                return {k: v.mean() / scale * 0.1 for k, v in forcing_losses(model, clip.tokens, clip.actions, noise).items()}
+            part = min(step * len(recipe.rollout) // stage.steps, len(recipe.rollout) - 1)
+            context = int(draws.integers(1, model.past + 2)) if draws.random() < 0.5 else 1
+            clip = windows.sample(stage.batch, context + recipe.rollout[part], draws, self.device)
+            losses, _ = rollout_losses(model, clip.tokens, clip.actions, context, noise, recipe.token_jitter)
+            return {"dynamics": losses["dynamics"].mean() / scale, "doubt": 0.1 * losses["doubt"].mean()}
+
+        moved = [*model.stream.parameters(), *model.error_head.parameters()]
+        return Stage("dynamics", stage, moved, loss)
+
+    def _readings_stage(self) -> Stage:
+        model, recipe, stage = self.model, self.recipe, self.recipe.readings_stage
+        windows = self._tokens()
+        length = 12
+
+        def loss(step: int, draws: np.random.Generator, noise: Noise) -> Losses:
+            """Half true tokens, half dreamt ones; half of each from windows in which something was achieved."""
+            rows = stage.batch // (2 * length)
+            clip = windows.sample(2 * rows, length + 1, draws, self.device, rewarding=True)
+            with torch.no_grad():
+                rng = noise.index(torch.arange(len(clip.tokens), device=self.device))
+                _, dreamt = rollout_losses(model, clip.tokens, clip.actions, 1, rng, recipe.token_jitter)
+            tokens = torch.cat([clip.tokens[:, 1:], dreamt]).flatten(0, 1).float()
+            reward, terminated = (x.repeat(2, 1).flatten() for x in (clip.rewards, clip.terminated))
+            return {k: v.mean() for k, v in reading_losses(model, tokens, reward, terminated).items()}
+
+        return Stage("readings", stage, list(model.reward_head.parameters()), loss)
+
+    def _finish_stage(self, name: str, writer: Any) -> None:
+        """What a stage leaves behind besides weights: standardisation after the codec, pictures after each."""
+        model = self.model
+        draws = np.random.default_rng([self.config.seed, 1002])
+        if name == "codec":
+            frames = torch.as_tensor(WindowSampler(self.store, 1).sample(2048, draws).frames[:, 0]).to(self.device)
+            with torch.no_grad(), arithmetic(self.dtype, self.device):
+                flat = torch.cat([model.codec.encode(part).flatten(1) for part in frames.split(256)]).float()
+                model.codec.mean.copy_(flat.mean(0))
+                model.codec.std.copy_(flat.std(0).clamp(min=1e-3))
+                wrong = torch.cat([model.codec.redraw_error(f, model.codec.encode(f)) for f in frames.split(256)])
+                model.redraw_limit.copy_(wrong.quantile(0.999))
+        clip = WindowSampler(self.store, 17, held_out=True).sample(8, draws)
+        frames = torch.as_tensor(clip.frames).to(self.device)
+        with torch.no_grad(), arithmetic(self.dtype, self.device):
+            if name == "codec":
+                made = model.codec.decode(model.codec.encode(frames[:, 0]))
+                strip = torch.cat([frames[:, 0], made], 1)
+            else:
+                actions = torch.as_tensor(clip.actions).to(self.device)
+                state = model.encode(frames[:, :1], actions[:, :0])
+                rng = Noise.from_seeds(range(8), self.device)
+                for i in range(16):
+                    state = model.step(state, actions[:, i], rng.advance(i))
+                strip = torch.cat([frames[:, 16], model.decode(state)], 1)
+        writer.add_images(f"{name}/truth_above_model", strip.cpu().numpy(), dataformats="NHWC")
+
+    # -- the finished world -----------------------------------------------------------------------------------------------------------
+
+    def _write_world(self) -> Path:
+        """``<run>/world``: config, weights, start states. The card and the uncertainty threshold come with measuring."""
+        target = self.folder / "world"
+        self.model.eval()
+        self.model.save_pretrained(target)
+        write_starts(self.store, target / "starts.npz", self.recipe.starts, self.store.spec.context, self.config.seed)
+        write_atomically(
+            target / "training.json",
+            json.dumps(
+                {
+                    "recipe": asdict(self.recipe),
+                    "seed": self.config.seed,
+                    "episodes": len(self.store),
+                    "training_frames": int((self.store.lengths[self.store.split(False)] + 1).sum()),
+                    "collection_seeds": sorted({int(self.store.provenance(i).get("collection_seed", -1)) for i in range(len(self.store))}),
+                    "hours": round(self.progress.seconds / 3600, 2),
+                    "precision": str(self.dtype),
+                    "threads": torch.get_num_threads(),
+                },
+                indent=1,
+            ),
+        )
+        return target
+
+    # -- progress and stopping --------------------------------------------------------------------------------------------------------
+
+    def _bar(self, name: str, first: int, total: int) -> Iterator[int]:
+        """Steps ``first`` to ``total``, shown with speed, ETA and the current losses."""
+        self._shown = ""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[shown]}"),
+        )
+        log, told = self.folder / "train.log", time.perf_counter()
+        with Bar(*columns, refresh_per_second=2) as bar:
+            task = bar.add_task(name, total=total, completed=first, shown="")
+            for step in range(first, total):
+                yield step
+                bar.update(task, completed=step + 1, shown=self._shown)
+                if time.perf_counter() - told > 15:
+                    told = time.perf_counter()
+                    with log.open("a") as file:
+                        file.write(f"{time.strftime('%H:%M:%S')} {name} {step + 1}/{total} {self._shown}\n")
+
+    @contextmanager
+    def _stopping(self) -> Iterator[None]:
+        """The first ctrl-C asks for a checkpoint after the current step; a second one interrupts at once."""
+
+        def ask(signum: int, frame: FrameType | None) -> None:
+            if self._stop:
+                raise KeyboardInterrupt
+            self._stop = True
+
+        try:
+            previous = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: signals are the caller's
+            yield
+            return
+        try:
+            yield
+        finally:
+            for s, handler in previous.items():
+                signal.signal(s, handler)
+
+
+def learning_rate(config: StageConfig, step: int) -> float:
+    """Linear warm-up, then a cosine down to a fiftieth."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def write_starts(store: EpisodeStore, path: Path, count: int, context: int, seed: int) -> None:
+    """``count`` start histories of ``context`` frames from held-out episodes: frames, actions, states, seeds (arrays, no pickles)."""
+    episodes = store.split(held_out=True)
+    if not len(episodes):
+        episodes = np.arange(len(store))
+    draws = np.random.default_rng([seed, 1003])
+    chosen = draws.choice(episodes, size=count, replace=len(episodes) < count)
+    frames, actions, states, seeds = [], [], [], []
+    for index in chosen:
+        episode = store[int(index)]
+        begin = int(draws.integers(0, len(episode) + 2 - context))
+        frames.append(episode.frames[begin : begin + context])
+        actions.append(episode.actions[begin : begin + context - 1])
+        if episode.states is not None:
+            states.append(episode.states[begin : begin + context])
+        seeds.append(episode.provenance.get("seed", -1))
+    arrays = {"frames": np.stack(frames), "actions": np.stack(actions), "seeds": np.array(seeds, np.int64)}
+    if states:
+        arrays["states"] = np.stack(states)
+    temporary = path.with_name(".starts.tmp.npz")
+    np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
+    temporary.replace(path)
+
+
+def train(config: Train) -> Path:
+    """Train a world; returns the folder of the finished one."""
+    return Trainer(config).run()
