@@ -1,7 +1,7 @@
 """PushTExplorer: a scripted policy that shows the world what a person at a keyboard, a robot or a planner might do.
 
-It reads the true state (``PushTRealEnv(observation="state")``) and strings short behaviours together: seek the block and push it, hold
-a key for many steps, visit waypoints, wiggle, stand still; at full scale and gently.
+It reads the true state (``PushTRealEnv(observation="state")``) and strings short behaviours together: seek the block
+and push it, hold a key for many steps, visit waypoints, wiggle, stand still; at full scale and gently.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ BEHAVIOURS = {"seek": 0.62, "hold": 0.20, "waypoint": 0.06, "wiggle": 0.06, "sti
 
 @dataclass(frozen=True)
 class Segment:
-    """One short behaviour under way: go to each of ``targets`` at ``speed``, then repeat ``action`` (if any) for ``steps`` steps."""
+    """One short behaviour under way: go to each of ``targets`` at ``speed``, then repeat ``action`` (if any) for
+    ``steps`` steps."""
 
     kind: str
     steps: int
@@ -30,7 +31,8 @@ class Segment:
 
 
 class PushTExplorer:
-    """Stable-Baselines3's ``predict`` on state observations; the segment under way travels as the policy's ``state``."""
+    """Stable-Baselines3's ``predict`` on state observations; the segment under way travels as the policy's
+    ``state``."""
 
     def __init__(self, seed: int = 0) -> None:
         self.rng = np.random.default_rng(seed)
@@ -42,7 +44,8 @@ class PushTExplorer:
         episode_start: Any = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, Segment]:
-        """``observation`` is ``(5,)``: pusher x, y, block x, y, angle. Returns an action ``(2,)`` and the segment to pass back."""
+        """``observation`` is ``(5,)``: pusher x, y, block x, y, angle. Returns an action ``(2,)`` and the segment to
+        pass back."""
         if state is None or state.steps <= 0 or (episode_start is not None and np.any(episode_start)):
             state = self._next_segment(np.asarray(observation, dtype=np.float64))
         pusher = np.asarray(observation[:2], dtype=np.float64)

@@ -1,9 +1,10 @@
 """PushTRealEnv: the true Push-T simulator (gym-pusht) behind NeuralSim's spaces.
 
-Physics, collision shapes, drawing and coverage are gym-pusht's own (pymunk). Two things are ours. The action is the pusher's
-displacement, moved at constant speed over the step, so one frame holds the whole state (gym-pusht damps the block to rest at once)
-and the same action means the same motion in the learned world. And frames are area-averaged rather than point-sampled, so a 64-pixel
-frame keeps sub-pixel places. The bare simulator's absolute targets are ``target = pusher + 24 * action``.
+Physics, collision shapes, drawing and coverage are gym-pusht's own (pymunk). Two things are ours. The action is the
+pusher's displacement, moved at constant speed over the step, so one frame holds the whole state (gym-pusht damps the
+block to rest at once) and the same action means the same motion in the learned world. And frames are area-averaged
+rather than point-sampled, so a 64-pixel frame keeps sub-pixel places. The bare simulator's absolute targets are
+``target = pusher + 24 * action``.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ PUSHER_RANGE = (16.0, 496.0)
 """The pusher's centre stays within these coordinates, so that it is always seen."""
 PUSHER_RADIUS = 15.0
 BLOCK_OUTSIDE = 128.0
-"""How far outside the workspace the block's origin may lie: gym-pusht's walls let it be squeezed out by about the T's length."""
+"""How far outside the workspace the block's origin may lie: gym-pusht's walls let it be squeezed out by about the T's
+length."""
 GOAL_POSE = (256.0, 256.0, np.pi / 4)
 """Where the block should end: x, y in units, angle in radians."""
 SUCCESS_COVERAGE = 0.95
@@ -52,10 +54,12 @@ def pusht_spec(size: int = 64, context: int = 4) -> WorldSpec:
 class PushTRealEnv(gym.Env[np.ndarray, np.ndarray]):
     """True Push-T: push the grey T onto the green one with the blue pusher.
 
-    Observation: uint8 ``(size, size, 3)``, or with ``observation="state"`` float32 ``(5,)``: pusher x, y, block x, y in units of a
-    512-wide workspace and block angle in radians. Action: float32 ``(2,)`` in [-1, 1], the pusher's displacement right and down
-    in steps of 24 units. Reward: the share of the goal that the block covers, 0..1. Terminates when that exceeds 0.95.
-    ``info``: ``pusher`` (2,), ``block`` (2,), ``angle``, ``coverage``, ``success``, ``contact`` (the pusher touched the block).
+    Observation: uint8 ``(size, size, 3)``, or with ``observation="state"`` float32 ``(5,)``: pusher x, y, block x, y
+    in units of a 512-wide workspace and block angle in radians. Action: float32 ``(2,)`` in [-1, 1], the pusher's
+    displacement right and down in steps of 24 units. Reward: the share of the goal that the block covers, 0..1.
+    Terminates when that exceeds 0.95.
+    ``info``: ``pusher`` (2,), ``block`` (2,), ``angle``, ``coverage``, ``success``, ``contact`` (the pusher touched
+    the block).
 
     ``reset(options={"state": (5,)})`` starts exactly there.
     """
@@ -86,7 +90,8 @@ class PushTRealEnv(gym.Env[np.ndarray, np.ndarray]):
         self._sim = GymPushT(obs_type="state", observation_width=size, observation_height=size)
         self._ready = False
 
-    # -- Gymnasium -----------------------------------------------------------------------------------------------------------
+    # -- Gymnasium
+    # -----------------------------------------------------------------------------------------------------------
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -127,7 +132,8 @@ class PushTRealEnv(gym.Env[np.ndarray, np.ndarray]):
     def close(self) -> None:
         self._sim.close()
 
-    # -- the simulator's own state ---------------------------------------------------------------------------------------------
+    # -- the simulator's own state
+    # ---------------------------------------------------------------------------------------------
 
     def state(self) -> np.ndarray:
         """float64 ``(5,)``: pusher x, y, block x, y in units, angle in radians within [-pi, pi)."""
@@ -206,7 +212,8 @@ def block_inside(block_pose: np.ndarray, margin: float = 8.0) -> bool:
 
 
 def random_state(rng: np.random.Generator, near_goal: bool = False) -> np.ndarray:
-    """A random start ``(5,)``: block wholly inside, pusher not touching it; ``near_goal`` puts the block close to its goal."""
+    """A random start ``(5,)``: block wholly inside, pusher not touching it; ``near_goal`` puts the block close to its
+    goal."""
     while True:
         if near_goal:
             spread = 10 ** rng.uniform(-1.0, 1.6)  # from 0.1 to 40 units away, so that both sides of success are seen

@@ -1,8 +1,9 @@
 """Checkpoints of a training run: safetensors and JSON only, written whole or not at all, resumable to the bit.
 
-A checkpoint is a folder ``checkpoints/<stage>-<step>`` in the run: ``model.safetensors``, ``average.safetensors`` (EMA), ``optimizer.safetensors``
-and ``progress.json``. It is written under another name and renamed; older ones are deleted after. All randomness of training is a
-function of (seed, stage, step), so these tensors and two numbers are the whole state.
+A checkpoint is a folder ``checkpoints/<stage>-<step>`` in the run: ``model.safetensors``, ``average.safetensors``
+(EMA), ``optimizer.safetensors`` and ``progress.json``. It is written under another name and renamed; older ones are
+deleted after. All randomness of training is a function of (seed, stage, step), so these tensors and two numbers are
+the whole state.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from safetensors.torch import load_file, save_file
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: index of the stage, optimiser steps done in it, seconds of training so far over all sessions."""
+    """Where a run stands: index of the stage, optimiser steps done in it, seconds of training so far over all
+    sessions."""
 
     stage: int
     step: int

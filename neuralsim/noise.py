@@ -1,9 +1,10 @@
 """Noise: randomness as a value, one independent stream per slot.
 
-A counter-based generator (SplitMix64's finaliser over seed, step and index, then Box-Muller). Row i of a batch draws exactly what it
-would draw alone, on any device; snapshot, fork and masked reset are indexing; nothing global is touched.
-Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014; Salmon et al., "Parallel random numbers: as
-easy as 1, 2, 3", SC 2011.
+A counter-based generator (SplitMix64's finaliser over seed, step and index, then Box-Muller). Row i of a batch draws
+exactly what it would draw alone, on any device; snapshot, fork and masked reset are indexing; nothing global is
+touched.
+Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014; Salmon et al., "Parallel
+random numbers: as easy as 1, 2, 3", SC 2011.
 """
 
 from __future__ import annotations

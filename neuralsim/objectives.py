@@ -15,12 +15,14 @@ from neuralsim.noise import Noise
 def rollout_losses(
     model: VideoWAM, tokens: torch.Tensor, actions: torch.Tensor, context: int, rng: Noise, jitter: float
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Dream from the first ``context`` frames through the rest, exactly as the simulator will, and compare each dreamt frame.
+    """Dream from the first ``context`` frames through the rest, exactly as the simulator will, and compare each dreamt
+    frame.
 
-    Gradients run through the whole dream: what is learned is not one step but staying true for many (self-forcing; Huang et al. 2025,
-    arXiv 2506.08009). Returns losses and the dreamt tokens ``(b s n d)``. ``dynamics`` is in units of the data's variance.
+    Gradients run through the whole dream: what is learned is not one step but staying true for many (self-forcing;
+    Huang et al. 2025, arXiv 2506.08009). Returns losses and the dreamt tokens ``(b s n d)``. ``dynamics`` is in units
+    of the data's variance.
     """
-    b, t, n, d = tokens.shape
+    _, t, n, d = tokens.shape
     past = tokens[:, :context]
     past = past + jitter * rng.normal(context * n * d, stream=1).view(past.shape)
     state: VideoState = model.start(past, actions[:, : context - 1])
@@ -41,8 +43,8 @@ def rollout_losses(
 def forcing_losses(model: VideoWAM, tokens: torch.Tensor, actions: torch.Tensor, rng: Noise) -> dict[str, torch.Tensor]:
     """Diffusion forcing: denoise frames that each have a noise level of their own.
 
-    Half of the rows follow the chunk law (a clean or lightly noised history, then k frames at one level, as ``unroll`` asks for), half
-    have independent levels per frame.
+    Half of the rows follow the chunk law (a clean or lightly noised history, then k frames at one level, as ``unroll``
+    asks for), half have independent levels per frame.
     """
     b, t, n, d = tokens.shape
     device = tokens.device

@@ -1,4 +1,5 @@
-"""Recipe: a function that returns one complete, frozen training config; named after the world and the system it follows."""
+"""Recipe: a function that returns one complete, frozen training config; named after the world and the system it
+follows."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from neuralsim.models.video import CodecConfig, StreamConfig
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage of training: optimiser steps, rows in a batch, peak learning rate (warm-up, then cosine to a fiftieth), EMA decay."""
+    """One stage of training: optimiser steps, rows in a batch, peak learning rate (warm-up, then cosine to a
+    fiftieth), EMA decay."""
 
     steps: int
     batch: int
@@ -25,8 +27,9 @@ class StageConfig:
 class VideoRecipe:
     """Everything that decides a trained VideoWAM, data aside.
 
-    Three stages: the codec on single frames; the dynamics on tokens, on the model's own rollouts; the readings (reward, end) on true and
-    imagined tokens. ``rollout`` are the lengths of the rollouts over the course of the dynamics stage, in equal parts.
+    Three stages: the codec on single frames; the dynamics on tokens, on the model's own rollouts; the readings
+    (reward, end) on true and imagined tokens. ``rollout`` are the lengths of the rollouts over the course of the
+    dynamics stage, in equal parts.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """WorldSpec: what a world looks like from outside, in one value.
 
-Everything that must agree between data, model, environments and robots stands here once: frame size, the action space with
-names, units and scale, the control rate, and how many past frames a model may read.
+Everything that must agree between data, model, environments and robots stands here once: frame size, the action space
+with names, units and scale, the control rate, and how many past frames a model may read.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 class WorldSpec:
     """A world's outward contract.
 
-    Frames are uint8 ``(height, width, 3)``. Actions are float32 in ``[-1, 1]`` per dimension; ``action_scale`` carries one unit of
-    each dimension to physical units (``action_units``) per control step.
+    Frames are uint8 ``(height, width, 3)``. Actions are float32 in ``[-1, 1]`` per dimension; ``action_scale`` carries
+    one unit of each dimension to physical units (``action_units``) per control step.
     """
 
     name: str
@@ -38,7 +38,9 @@ class WorldSpec:
                 f"{len(self.action_names)}, {len(self.action_units)} and {len(self.action_scale)}"
             )
         if self.height <= 0 or self.width <= 0 or self.height % 8 or self.width % 8:
-            raise ValueError(f"WorldSpec {self.name!r}: frame size must be a positive multiple of 8, got {self.height}x{self.width}")
+            raise ValueError(
+                f"WorldSpec {self.name!r}: frame size must be a positive multiple of 8, got {self.height}x{self.width}"
+            )
         if self.rate_hz <= 0 or self.context < 1:
             raise ValueError(
                 f"WorldSpec {self.name!r}: rate_hz must be > 0 and context >= 1, got {self.rate_hz} and {self.context}"
@@ -64,7 +66,8 @@ class WorldSpec:
         return cls(**json.loads(text))
 
     def check_frames(self, frames: object, what: str = "frames") -> np.ndarray:
-        """Return ``frames`` as uint8 ``(..., h, w, 3)`` or raise a ValueError that names what came and what is expected."""
+        """Return ``frames`` as uint8 ``(..., h, w, 3)`` or raise a ValueError that names what came and what is
+        expected."""
         array = np.asarray(frames)
         if array.dtype != np.uint8:
             raise ValueError(
@@ -89,7 +92,9 @@ class WorldSpec:
                 f"{what}: expected shape (..., {self.action_size}) ({', '.join(self.action_names)}), got {array.shape}"
             )
         if not np.isfinite(array).all():
-            raise ValueError(f"{what}: expected finite numbers, got NaN or infinity at {np.argwhere(~np.isfinite(array))[0].tolist()}")
+            raise ValueError(
+                f"{what}: expected finite numbers, got NaN or infinity at {np.argwhere(~np.isfinite(array))[0].tolist()}"
+            )
         if array.size and np.abs(array).max() > 1 + 1e-6:
             raise ValueError(
                 f"{what}: expected values in [-1, 1], got a value of magnitude {np.abs(array).max():.4g}; one unit means "

@@ -31,7 +31,8 @@ def encode_store(
     dtype: torch.dtype,
     bar: Callable[[str, int, int], Iterator[int]],
 ) -> torch.Tensor:
-    """Tokens of every frame of the store, in order: float32 ``(frames, n, d)``. Kept in ``cache``, per shard, under the codec's fingerprint."""
+    """Tokens of every frame of the store, in order: float32 ``(frames, n, d)``. Kept in ``cache``, per shard, under
+    the codec's fingerprint."""
     folder = cache / f"tokens-{codec_fingerprint(codec)}"
     folder.mkdir(parents=True, exist_ok=True)
     device = codec.background.device
@@ -67,8 +68,8 @@ class TokenClip:
 class TokenWindows:
     """Training windows over tokens in memory.
 
-    Windows in which much happens are drawn more often (by the mean squared change of their first tokens, capped): most of what a world
-    does is stand still, and what moves is what must be learned.
+    Windows in which much happens are drawn more often (by the mean squared change of their first tokens, capped): most
+    of what a world does is stand still, and what moves is what must be learned.
     """
 
     def __init__(self, store: EpisodeStore, tokens: torch.Tensor) -> None:
@@ -91,7 +92,9 @@ class TokenWindows:
         self.actions, self.rewards, self.terminated = (torch.cat(x) for x in (actions, rewards, terminated))
         self.firsts, self.lengths, self.first_actions = (np.array(x) for x in (firsts, lengths, first_actions))
         if not len(self.firsts):
-            raise ValueError(f"{store.folder}: no training episodes (every episode's seed is a multiple of the held-out number)")
+            raise ValueError(
+                f"{store.folder}: no training episodes (every episode's seed is a multiple of the held-out number)"
+            )
         self._tables: dict[tuple[int, bool], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
     def change_variance(self) -> float:
@@ -104,7 +107,8 @@ class TokenWindows:
         return total / count
 
     def _table(self, length: int, rewarding: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For every window of ``length`` frames: first frame, first action, and the running sum of the odds of drawing it."""
+        """For every window of ``length`` frames: first frame, first action, and the running sum of the odds of drawing
+        it."""
         key = (length, rewarding)
         if key not in self._tables:
             frames, actions, odds = [], [], []
@@ -124,7 +128,9 @@ class TokenWindows:
                 frames.append(first + starts)
                 actions.append(action + starts)
             if not frames:
-                raise ValueError(f"no training episode has {length} frames; the longest has {int(self.lengths.max()) + 1}")
+                raise ValueError(
+                    f"no training episode has {length} frames; the longest has {int(self.lengths.max()) + 1}"
+                )
             weight = np.concatenate(odds)
             if not rewarding:
                 weight = 0.3 + np.minimum(weight / max(weight.mean(), 1e-12), 3.0)

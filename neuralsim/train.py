@@ -1,7 +1,7 @@
 """train: episodes in, a world folder out; progress, TensorBoard, checkpoints, resume to the bit.
 
-Three stages (see ``neuralsim.recipe``): codec, dynamics, readings. Every draw is a function of (seed, stage, step), so a run that was
-killed at any moment goes on from its last checkpoint exactly as if it had not been.
+Three stages (see ``neuralsim.recipe``): codec, dynamics, readings. Every draw is a function of (seed, stage, step), so
+a run that was killed at any moment goes on from its last checkpoint exactly as if it had not been.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
 from neuralsim import checkpoint as ckpt
 from neuralsim.episode import EpisodeStore, WindowSampler, write_atomically
+from neuralsim.measure import calibrate_uncertainty
 from neuralsim.models.video import VideoWAM
 from neuralsim.noise import Noise
 from neuralsim.objectives import forcing_losses, reading_losses, rollout_losses
@@ -30,12 +32,16 @@ from neuralsim.precision import arithmetic, pick_device, pick_dtype
 from neuralsim.recipe import StageConfig, Train, VideoRecipe, find_recipe
 from neuralsim.tokens import TokenWindows, encode_store
 
+CALIBRATION_STEPS = 30
+"""Length of the held-out dreams that set ``uncertainty_threshold``: one in a hundred of them passes it."""
+
 Losses = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage at work: its config, the parameters it moves, and its loss at a step (the sum of the returned scalars)."""
+    """One stage at work: its config, the parameters it moves, and its loss at a step (the sum of the returned
+    scalars)."""
 
     name: str
     config: StageConfig
@@ -74,10 +80,12 @@ class Trainer:
         self.progress = ckpt.Progress(0, 0, 0.0)
         self._stop = False
 
-    # -- the run -------------------------------------------------------------------------------------------------------------------
+    # -- the run
+    # -------------------------------------------------------------------------------------------------------------------
 
     def run(self) -> Path:
-        """Train all stages and write the world. Raises Stopped after a ctrl-C or ``stop_after``, with everything saved."""
+        """Train all stages and write the world. Raises Stopped after a ctrl-C or ``stop_after``, with everything
+        saved."""
         from diffusers.training_utils import EMAModel
         from torch.utils.tensorboard import SummaryWriter
 
@@ -94,7 +102,9 @@ class Trainer:
                 for index in range(self.progress.stage, len(makers)):
                     stage = makers[index]()
                     resumed = self.found is not None and index == self.progress.stage and self.progress.step > 0
-                    optimizer = torch.optim.AdamW(stage.parameters, lr=stage.config.lr, betas=(0.9, 0.98), weight_decay=1e-3)
+                    optimizer = torch.optim.AdamW(
+                        stage.parameters, lr=stage.config.lr, betas=(0.9, 0.98), weight_decay=1e-3
+                    )
                     average = EMAModel(stage.parameters, decay=stage.config.ema, use_ema_warmup=True, power=0.75)
                     first = 0
                     if resumed and self.found is not None:
@@ -109,14 +119,20 @@ class Trainer:
                         self.progress = ckpt.Progress(index, step + 1, before + now - begin)
                         late = now - begin > 60 * self.config.stop_after
                         if self._stop or late or now - saved > self.config.checkpoint_every:
-                            ckpt.save_checkpoint(self.folder, self.progress, self.model, average.shadow_params, optimizer)
+                            ckpt.save_checkpoint(
+                                self.folder, self.progress, self.model, average.shadow_params, optimizer
+                            )
                             saved = time.perf_counter()
                             if self._stop or late:
-                                raise Stopped(f"stopped in stage {stage.name!r} at step {step + 1}; add --resume to go on")
+                                raise Stopped(
+                                    f"stopped in stage {stage.name!r} at step {step + 1}; add --resume to go on"
+                                )
                     average.copy_to(stage.parameters)  # the averaged weights are what the next stage and the user see
                     self._finish_stage(stage.name, writer)
                     self.progress = ckpt.Progress(index + 1, 0, before + time.perf_counter() - begin)
-                    ckpt.save_checkpoint(self.folder, self.progress, self.model, [], torch.optim.AdamW(stage.parameters))
+                    ckpt.save_checkpoint(
+                        self.folder, self.progress, self.model, [], torch.optim.AdamW(stage.parameters)
+                    )
         finally:
             writer.close()
         return self._write_world()
@@ -148,7 +164,8 @@ class Trainer:
             writer.add_scalar(f"{stage.name}/learning_rate", learning_rate(stage.config, step), step)
         self._shown = " ".join(f"{k} {float(v.detach()):.4g}" for k, v in losses.items())
 
-    # -- stages --------------------------------------------------------------------------------------------------------------------
+    # -- stages
+    # --------------------------------------------------------------------------------------------------------------------
 
     def _measure_background(self) -> None:
         """The median training frame: what stands still."""
@@ -181,7 +198,10 @@ class Trainer:
         def loss(step: int, draws: np.random.Generator, noise: Noise) -> Losses:
             if step % recipe.forcing_every == recipe.forcing_every - 1:
                 clip = windows.sample(stage.batch, forcing_length, draws, self.device)
-                return {k: v.mean() / scale * 0.1 for k, v in forcing_losses(model, clip.tokens, clip.actions, noise).items()}
+                return {
+                    k: v.mean() / scale * 0.1
+                    for k, v in forcing_losses(model, clip.tokens, clip.actions, noise).items()
+                }
             part = min(step * len(recipe.rollout) // stage.steps, len(recipe.rollout) - 1)
             context = int(draws.integers(1, model.past + 2)) if draws.random() < 0.5 else 1
             clip = windows.sample(stage.batch, context + recipe.rollout[part], draws, self.device)
@@ -236,12 +256,21 @@ class Trainer:
                 strip = torch.cat([frames[:, 16], model.decode(state)], 1)
         writer.add_images(f"{name}/truth_above_model", strip.cpu().numpy(), dataformats="NHWC")
 
-    # -- the finished world -----------------------------------------------------------------------------------------------------------
+    # -- the finished world
+    # -----------------------------------------------------------------------------------------------------------
 
     def _write_world(self) -> Path:
-        """``<run>/world``: config, weights, start states. The card and the uncertainty threshold come with measuring."""
+        """``<run>/world``: config, weights, start states and what the run was; the threshold of doubt is set on
+        held-out dreams first."""
         target = self.folder / "world"
         self.model.eval()
+        held_out = self.store.lengths[self.store.split(held_out=True)]
+        if len(held_out):
+            steps = min(CALIBRATION_STEPS, int(held_out.max()) + 1 - self.store.spec.context)
+            limit = calibrate_uncertainty(
+                self.model, self.store, steps=steps, seed=self.config.seed, precision=self.config.precision
+            )
+            self.model.uncertainty_threshold.fill_(limit)
         self.model.save_pretrained(target)
         write_starts(self.store, target / "starts.npz", self.recipe.starts, self.store.spec.context, self.config.seed)
         write_atomically(
@@ -252,7 +281,9 @@ class Trainer:
                     "seed": self.config.seed,
                     "episodes": len(self.store),
                     "training_frames": int((self.store.lengths[self.store.split(False)] + 1).sum()),
-                    "collection_seeds": sorted({int(self.store.provenance(i).get("collection_seed", -1)) for i in range(len(self.store))}),
+                    "collection_seeds": sorted(
+                        {int(self.store.provenance(i).get("collection_seed", -1)) for i in range(len(self.store))}
+                    ),
                     "hours": round(self.progress.seconds / 3600, 2),
                     "precision": str(self.dtype),
                     "threads": torch.get_num_threads(),
@@ -262,7 +293,8 @@ class Trainer:
         )
         return target
 
-    # -- progress and stopping --------------------------------------------------------------------------------------------------------
+    # -- progress and stopping
+    # --------------------------------------------------------------------------------------------------------
 
     def _bar(self, name: str, first: int, total: int) -> Iterator[int]:
         """Steps ``first`` to ``total``, shown with speed, ETA and the current losses."""
@@ -317,7 +349,8 @@ def learning_rate(config: StageConfig, step: int) -> float:
 
 
 def write_starts(store: EpisodeStore, path: Path, count: int, context: int, seed: int) -> None:
-    """``count`` start histories of ``context`` frames from held-out episodes: frames, actions, states, seeds (arrays, no pickles)."""
+    """``count`` start histories of ``context`` frames from held-out episodes: frames, actions, states, seeds (arrays,
+    no pickles)."""
     episodes = store.split(held_out=True)
     if not len(episodes):
         episodes = np.arange(len(store))

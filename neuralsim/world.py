@@ -1,6 +1,7 @@
 """WorldModel: the contract every world model keeps, and State, the value it steps.
 
-Letters in shapes: ``b`` batch, ``t`` time, ``k`` chunk, ``a`` action, ``d`` features, ``h w c`` frame. Alignment: ``actions[:, i]`` carries
+Letters in shapes: ``b`` batch, ``t`` time, ``k`` chunk, ``a`` action, ``d`` features, ``h w c`` frame. Alignment:
+``actions[:, i]`` carries
 ``frames[:, i]`` to ``frames[:, i + 1]``.
 """
 
@@ -42,9 +43,7 @@ class State:
     def where(self, mask: torch.Tensor, other: Self) -> Self:
         """``other``'s rows where ``mask`` ``(b,)`` holds, ours elsewhere."""
         pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
-        return type(self)(
-            **{k: torch.where(mask.view(-1, *[1] * (x.ndim - 1)), y, x) for k, (x, y) in pairs.items()}
-        )
+        return type(self)(**{k: torch.where(mask.view(-1, *[1] * (x.ndim - 1)), y, x) for k, (x, y) in pairs.items()})
 
     def to(self, device: torch.device | str) -> Self:
         """The state on ``device``."""
@@ -57,8 +56,9 @@ class State:
 class WorldModel(ModelMixin, ConfigMixin, ABC):
     """A learned (or exact) world. ``save_pretrained``/``from_pretrained`` are diffusers': config.json and safetensors.
 
-    Frames go in and out as uint8 ``(b, h, w, 3)``; actions are float32 in [-1, 1]. All methods but ``loss`` run without gradients
-    unless the caller enables them, take tensors on the model's device, and never touch global random state.
+    Frames go in and out as uint8 ``(b, h, w, 3)``; actions are float32 in [-1, 1]. All methods but ``loss`` run
+    without gradients unless the caller enables them, take tensors on the model's device, and never touch global random
+    state.
     """
 
     config_name = "config.json"
@@ -68,7 +68,8 @@ class WorldModel(ModelMixin, ConfigMixin, ABC):
 
     @classmethod
     def from_pretrained(cls, folder: Any, **options: Any) -> Self:
-        """diffusers' ``from_pretrained``, without its advice to install accelerate (it would save nothing on models this small)."""
+        """diffusers' ``from_pretrained``, without its advice to install accelerate (it would save nothing on models
+        this small)."""
         return super().from_pretrained(folder, **{"low_cpu_mem_usage": False, **options})  # type: ignore[no-any-return]
 
     @abstractmethod
@@ -97,7 +98,8 @@ class WorldModel(ModelMixin, ConfigMixin, ABC):
         """``d`` of :meth:`features`."""
 
     def unroll(self, state: State, actions: torch.Tensor, rng: Noise) -> State:
-        """``(b k a)``: a chunk; every tensor of the result has a time axis of k after the batch axis. By default, k steps."""
+        """``(b k a)``: a chunk; every tensor of the result has a time axis of k after the batch axis. By default, k
+        steps."""
         states = []
         for i in range(actions.shape[1]):
             state = self.step(state, actions[:, i], rng.advance(i))

@@ -28,7 +28,8 @@ import sys
 from pathlib import Path
 from neuralsim.recipe import Train
 from neuralsim.train import train
-train(Train(recipe="pusht-video-mini", data=Path(sys.argv[1]), out=Path(sys.argv[2]), resume=len(sys.argv) > 3, threads=1,
+train(Train(recipe="pusht-video-mini", data=Path(sys.argv[1]), out=Path(sys.argv[2]), resume=len(sys.argv) > 3,
+threads=1,
             checkpoint_every=0.3))
 """
 
@@ -57,9 +58,10 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(store: Path, finishe
     done = False
     while not done:
         resume = ["--resume"] if (out / "checkpoints").exists() else []
-        with (tmp_path / "errors.txt").open("w") as errors, subprocess.Popen(
-            [*command, *resume], env=environment, stdout=subprocess.DEVNULL, stderr=errors
-        ) as process:
+        with (
+            (tmp_path / "errors.txt").open("w") as errors,
+            subprocess.Popen([*command, *resume], env=environment, stdout=subprocess.DEVNULL, stderr=errors) as process,
+        ):
             begin, seen = time.monotonic(), len(list(out.glob("checkpoints/*")))
             # Wait for the run to be under way (imports take most of a start), then kill it at a random moment.
             while kills < 3 and process.poll() is None and time.monotonic() - begin < 60:

@@ -1,13 +1,16 @@
 """KeypointCodec: frame <-> a few continuous latent tokens, for moving things before a still camera.
 
-The encoder subtracts the learned background and lets each of its channels fire on some part of what moves; a channel's centre of mass is a
-keypoint, and a frame is the list of its keypoints' places. The decoder paints keypoints as small Gaussians (with their slopes, so that
-sub-pixel shifts are linear) and convolves them to pixels over the background. No labels: the parts are whatever helps redraw the frame.
-Places move linearly with things, so the dynamics have little to learn about rendering, and whatever they ask for, the decoder draws a scene
-like those it has seen: long dreams stay sharp.
-Sources: Jakab et al. 2018 (arXiv 1806.07823), Minderer et al. 2019 (arXiv 1906.07889). Rectified-and-squared heatmaps on background-subtracted
-frames are ours: with softmax heatmaps small things are never found (measured: the pusher was lost in 100 % of frames).
-Shapes: frames uint8 ``(b h w 3)``, places ``(b k 2)`` in [-1, 1] (x right, y down), tokens ``(b n d)`` with n * d = 2 k, standardised over the data.
+The encoder subtracts the learned background and lets each of its channels fire on some part of what moves; a channel's
+centre of mass is a keypoint, and a frame is the list of its keypoints' places. The decoder paints keypoints as small
+Gaussians (with their slopes, so that sub-pixel shifts are linear) and convolves them to pixels over the background. No
+labels: the parts are whatever helps redraw the frame. Places move linearly with things, so the dynamics have little to
+learn about rendering, and whatever they ask for, the decoder draws a scene like those it has seen: long dreams stay
+sharp.
+Sources: Jakab et al. 2018 (arXiv 1806.07823), Minderer et al. 2019 (arXiv 1906.07889). Rectified-and-squared heatmaps
+on background-subtracted frames are ours: with softmax heatmaps small things are never found (measured: the pusher was
+lost in 100 % of frames).
+Shapes: frames uint8 ``(b h w 3)``, places ``(b k 2)`` in [-1, 1] (x right, y down), tokens ``(b n d)`` with n * d = 2
+k, standardised over the data.
 """
 
 from __future__ import annotations
@@ -94,7 +97,9 @@ class KeypointDecoder(nn.Module):
         cells: torch.Tensor = self.cells  # type: ignore[assignment]
         offset = (places[..., None, None] - cells) / self.reach
         blob = torch.exp(-0.5 * offset.square().sum(2))
-        maps = torch.cat([blob, offset[:, :, 0] * blob, offset[:, :, 1] * blob, cells.expand(len(places), -1, -1, -1)], 1)
+        maps = torch.cat(
+            [blob, offset[:, :, 0] * blob, offset[:, :, 1] * blob, cells.expand(len(places), -1, -1, -1)], 1
+        )
         return self.net(maps.contiguous(memory_format=torch.channels_last)).float()
 
 
@@ -108,7 +113,9 @@ class KeypointCodec(nn.Module):
     def __init__(self, height: int, width: int, tokens: int, size: int, conv_width: int) -> None:
         super().__init__()
         if tokens * size % 2:
-            raise ValueError(f"KeypointCodec: tokens * size must be even (x and y of each keypoint), got {tokens} * {size}")
+            raise ValueError(
+                f"KeypointCodec: tokens * size must be even (x and y of each keypoint), got {tokens} * {size}"
+            )
         self.tokens, self.size, self.keypoints = tokens, size, tokens * size // 2
         self.encoder = KeypointEncoder(self.keypoints, conv_width, (height, width))
         self.decoder = KeypointDecoder(self.keypoints, conv_width, (height, width))

@@ -1,9 +1,11 @@
 """TokenStream: a block-causal transformer over frames of tokens, where every token has its own noise level.
 
-Per frame one action token, then the frame's latent tokens. A frame's tokens see each other and the ``window - 1`` frames before. Time is
-relative (a learned bias per head and distance), so a stream may run for ever. Keys and values of past frames can be cached.
+Per frame one action token, then the frame's latent tokens. A frame's tokens see each other and the ``window - 1``
+frames before. Time is relative (a learned bias per head and distance), so a stream may run for ever. Keys and values
+of past frames can be cached.
 Sources: diffusion forcing (Chen et al. 2024, arXiv 2407.01392); relative bias (Raffel et al. 2020, T5).
-Shapes: tokens ``(b t n d)``, levels ``(b t n)`` in [0, 1] (0 clean, 1 noise), actions ``(b t a)``, cache ``(b layers 2 heads p*(n+1) e)``.
+Shapes: tokens ``(b t n d)``, levels ``(b t n)`` in [0, 1] (0 clean, 1 noise), actions ``(b t a)``, cache ``(b layers 2
+heads p*(n+1) e)``.
 """
 
 from __future__ import annotations
@@ -14,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-
 OCTAVES = 4
 """Frequencies of the Fourier features: half a turn per unit, doubling."""
 
 
 def fourier(x: torch.Tensor) -> torch.Tensor:
-    """``(..., d) -> (..., d * (1 + 2 * OCTAVES))``: x with sines and cosines of it, so that small differences are seen (NeRF, 2003.08934)."""
+    """``(..., d) -> (..., d * (1 + 2 * OCTAVES))``: x with sines and cosines of it, so that small differences are seen
+    (NeRF, 2003.08934)."""
     turns = x[..., None] * (math.pi / 2 * 2.0 ** torch.arange(OCTAVES, device=x.device))
     return torch.cat([x, turns.sin().flatten(-2), turns.cos().flatten(-2)], -1)
 
@@ -39,7 +41,8 @@ class Block(nn.Module):
     def forward(
         self, x: torch.Tensor, past: torch.Tensor | None, bias: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """x ``(b s w)``, past ``(b 2 heads p e)`` or None, bias broadcastable to ``(b heads s p+s)``; returns x and its own keys, values."""
+        """x ``(b s w)``, past ``(b 2 heads p e)`` or None, bias broadcastable to ``(b heads s p+s)``; returns x and
+        its own keys, values."""
         b, s, w = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(b, s, 3, self.heads, w // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
         own = torch.stack([k, v], 1)
@@ -57,7 +60,14 @@ class TokenStream(nn.Module):
         self, tokens: int, size: int, actions: int, width: int = 256, layers: int = 4, heads: int = 4, window: int = 4
     ) -> None:
         super().__init__()
-        self.tokens, self.size, self.width, self.heads, self.window, self.layers = tokens, size, width, heads, window, layers
+        self.tokens, self.size, self.width, self.heads, self.window, self.layers = (
+            tokens,
+            size,
+            width,
+            heads,
+            window,
+            layers,
+        )
         self.token_in = nn.Linear(size * (1 + 2 * OCTAVES), width)
         self.action_in = nn.Sequential(nn.Linear(actions, width), nn.SiLU(), nn.Linear(width, width))
         self.no_action = nn.Parameter(torch.zeros(width))
@@ -102,8 +112,9 @@ class TokenStream(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Denoise: predict each frame's clean tokens from itself at its level and the frames before.
 
-        ``actions[:, i]`` led to frame i where ``led[:, i]`` (a first frame has none). Returns the prediction ``(b t n d)`` as a *change* to be
-        added by the caller, hidden ``(b t n width)``, and the new frames' keys and values in the cache's shape.
+        ``actions[:, i]`` led to frame i where ``led[:, i]`` (a first frame has none). Returns the prediction ``(b t n
+        d)`` as a *change* to be added by the caller, hidden ``(b t n width)``, and the new frames' keys and values in
+        the cache's shape.
         """
         b, t, n, _ = tokens.shape
         level = levels[..., None] * (torch.arange(1, 17, device=levels.device) * (math.pi / 2))

@@ -1,9 +1,10 @@
 """VideoWAM: the token-stream world action model.
 
-A codec gives each frame a few latent tokens; a block-causal transformer denoises the tokens of the next frame (or the next k together) given
-past frames and all actions. The network predicts clean tokens (x-prediction) under flow matching, ``x_level = (1 - level) * x + level * noise``,
-so one denoising step from pure noise is a direct prediction and more steps refine it. Past keys and values are cached over a sliding
-window: a step costs the newest past frame plus the one being made.
+A codec gives each frame a few latent tokens; a block-causal transformer denoises the tokens of the next frame (or the
+next k together) given past frames and all actions. The network predicts clean tokens (x-prediction) under flow
+matching, ``x_level = (1 - level) * x + level * noise``, so one denoising step from pure noise is a direct prediction
+and more steps refine it. Past keys and values are cached over a sliding window: a step costs the newest past frame
+plus the one being made.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
+from neuralsim.episode import Clip
 from neuralsim.models.codec import KeypointCodec
 from neuralsim.models.stream import OCTAVES, TokenStream, fourier
-from neuralsim.episode import Clip
 from neuralsim.noise import Noise
 from neuralsim.spec import WorldSpec
 from neuralsim.world import State, WorldModel, stack_time
@@ -46,8 +47,9 @@ class StreamConfig:
 
 @dataclass(frozen=True)
 class VideoState(State):
-    """tokens ``(b n d)`` of the newest frame; the action ``(b a)`` that led to it, if ``led`` ``(b,)``; cached keys and values of the frames
-    before it ``(b layers 2 heads p*(n+1) e)``, ``age`` ``(b,)`` of them real; ``error`` ``(b,)``: predicted distance from the truth."""
+    """tokens ``(b n d)`` of the newest frame; the action ``(b a)`` that led to it, if ``led`` ``(b,)``; cached keys
+    and values of the frames before it ``(b layers 2 heads p*(n+1) e)``, ``age`` ``(b,)`` of them real; ``error``
+    ``(b,)``: predicted distance from the truth."""
 
     tokens: torch.Tensor
     action: torch.Tensor
@@ -58,7 +60,8 @@ class VideoState(State):
 
 
 class Readout(nn.Module):
-    """Numbers read off features ``(b d)``: Fourier features, then an MLP. Pose to coverage is too sharp a function for a plain one."""
+    """Numbers read off features ``(b d)``: Fourier features, then an MLP. Pose to coverage is too sharp a function for
+    a plain one."""
 
     def __init__(self, features: int, outputs: int, width: int) -> None:
         super().__init__()
@@ -106,7 +109,8 @@ class VideoWAM(WorldModel):
         """A fresh model from typed configs."""
         return cls(spec=asdict(spec), codec_config=asdict(codec), stream_config=asdict(stream))
 
-    # -- the contract ----------------------------------------------------------------------------------------------------------
+    # -- the contract
+    # ----------------------------------------------------------------------------------------------------------
 
     @property
     def feature_size(self) -> int:
@@ -124,7 +128,8 @@ class VideoWAM(WorldModel):
         return self.start(tokens, actions, (strange - 1).clamp(min=0))
 
     def start(self, tokens: torch.Tensor, actions: torch.Tensor, error: torch.Tensor | None = None) -> VideoState:
-        """The state after the last of ``tokens`` ``(b t n d)``, t at most ``window``, reached by ``actions`` ``(b t-1 a)``."""
+        """The state after the last of ``tokens`` ``(b t n d)``, t at most ``window``, reached by ``actions`` ``(b t-1
+        a)``."""
         b, t, n, _ = tokens.shape
         stream = self.stream
         led = torch.ones(b, t, dtype=torch.bool, device=tokens.device)
@@ -132,7 +137,13 @@ class VideoWAM(WorldModel):
         led[:, 0] = False
         into = torch.cat([tokens.new_zeros(b, 1, self.spec.action_size), actions.to(tokens.dtype)], 1)
         cache = tokens.new_zeros(
-            b, stream.layers, 2, stream.heads, self.past * (n + 1), stream.width // stream.heads, dtype=self._cache_dtype()
+            b,
+            stream.layers,
+            2,
+            stream.heads,
+            self.past * (n + 1),
+            stream.width // stream.heads,
+            dtype=self._cache_dtype(),
         )
         if t > 1:
             levels = tokens.new_zeros(b, t - 1, n)
@@ -167,7 +178,8 @@ class VideoWAM(WorldModel):
     def uncertainty(self, state: VideoState) -> torch.Tensor:  # type: ignore[override]
         """Predicted root-mean-square distance of the tokens from the truth, in standard deviations of the data.
 
-        A history whose last frame the codec cannot redraw starts with as much doubt as its redrawing error exceeds the known limit."""
+        A history whose last frame the codec cannot redraw starts with as much doubt as its redrawing error exceeds the
+        known limit."""
         return state.error.float()
 
     def read(self, state: VideoState) -> dict[str, torch.Tensor]:  # type: ignore[override]
@@ -176,19 +188,22 @@ class VideoWAM(WorldModel):
         return {"reward": out[:, 0], "terminated": torch.sigmoid(out[:, 1])}
 
     def loss(self, clip: Clip, rng: Noise) -> dict[str, torch.Tensor]:
-        """Per row: how far a dream of ``clip``'s actions from its first frame strays, with the doubt and the readings along the way."""
+        """Per row: how far a dream of ``clip``'s actions from its first frame strays, with the doubt and the readings
+        along the way."""
         from neuralsim.objectives import reading_losses, rollout_losses
 
         tokens = self.codec.encode(torch.as_tensor(clip.frames).to(self.device).flatten(0, 1))
         tokens = tokens.unflatten(0, clip.frames.shape[:2])
         actions, reward, ended = (
-            torch.as_tensor(x, dtype=torch.float32).to(self.device) for x in (clip.actions, clip.rewards, clip.terminated)
+            torch.as_tensor(x, dtype=torch.float32).to(self.device)
+            for x in (clip.actions, clip.rewards, clip.terminated)
         )
         losses, dreamt = rollout_losses(self, tokens, actions, 1, rng, 0.0)
         readings = reading_losses(self, dreamt.flatten(0, 1), reward.flatten(), ended.flatten())
         return losses | {k: v.view(reward.shape).mean(1) for k, v in readings.items()}
 
-    # -- denoising ---------------------------------------------------------------------------------------------------------------
+    # -- denoising
+    # ---------------------------------------------------------------------------------------------------------------
 
     def _cache_dtype(self) -> torch.dtype:
         return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
@@ -246,6 +261,6 @@ class VideoWAM(WorldModel):
 
 
 def skip(clean: torch.Tensor, x: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    """What a frame is predicted as a change from: the frame before it, as far as that is clean. ``clean`` ``(b 1 n d)`` precedes ``x``."""
-    before = torch.cat([clean, x[:, :-1] * (1 - levels[:, :-1, :, None])], 1)
-    return before
+    """What a frame is predicted as a change from: the frame before it, as far as that is clean. ``clean`` ``(b 1 n
+    d)`` precedes ``x``."""
+    return torch.cat([clean, x[:, :-1] * (1 - levels[:, :-1, :, None])], 1)
