@@ -1,13 +1,20 @@
 """collect: make episodes of a true world with scripted explorers, on all cores, resumable.
 
-Episode i of a collection is a function of ``(seed, i)`` alone, so neither the number of workers nor an interruption changes the data.
+Episode i of a collection is a function of ``(seed, i)`` alone, so neither the number of workers nor an interruption changes
+the data: shard s always ends up holding episodes 100 s to 100 s + 99.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import multiprocessing
+import shutil
+import signal
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +26,8 @@ from neuralsim.envs.pusht import STATE_NAMES, PushTRealEnv, pusht_spec, random_s
 from neuralsim.episode import Episode, EpisodeStore
 
 EPISODES_PER_SHARD = 100
+SPARE_BYTES = 64 * 2**20
+"""Disk space that a collection leaves free."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +48,28 @@ class Collect:
     """Share of episodes that start with the block near its goal, so that success is seen from both sides."""
     workers: int = 2
     """Processes."""
+    json: Path | None = None
+    """Also write the figures to this file."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("episodes", 1), ("steps", 1), ("seed", 0), ("workers", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name}: expected {least} or more, got {getattr(self, name)}")
+        if not 0 <= self.near_goal <= 1:
+            raise ValueError(f"--near-goal: expected a share from 0 to 1, got {self.near_goal:g}")
+        pusht_spec(self.size)  # says what sizes there are
+
+    @property
+    def bytes_per_episode(self) -> int:
+        """Disk space of one episode, nearly all of it frames."""
+        return (self.steps + 1) * (self.size * self.size * 3 + 64)
 
 
 def collect_episode(config: Collect, index: int, env: PushTRealEnv | None = None) -> Episode:
-    """Episode ``index`` of the collection: 100 steps of the scripted explorer, going on after success."""
+    """Episode ``index`` of the collection: ``config.steps`` steps of the scripted explorer, going on after success."""
     number = config.seed * 1_000_003 + index
-    rng = np.random.default_rng([config.seed, index])
+    rng, near_goal = _begin(config, index)
     env = env or PushTRealEnv(size=config.size, observation="state")
-    near_goal = bool(rng.random() < config.near_goal)
     explorer = PushTExplorer(seed=int(rng.integers(2**31)))
     observation, _ = env.reset(options={"state": random_state(rng, near_goal)})
     frames, states, actions = [env.render()], [observation], []
@@ -73,33 +96,140 @@ def collect_episode(config: Collect, index: int, env: PushTRealEnv | None = None
             "seed": number,
             "collection_seed": config.seed,
             "index": index,
-            "policy": "explorer" + ("-near-goal" if near_goal else ""),
+            "policy": _policy_name(near_goal),
             "version": neuralsim.__version__,
         },
     )
 
 
+def collect(config: Collect) -> Iterator[tuple[int, int, float]]:
+    """Run the collection; yields (episodes done, episodes wanted, seconds) first and after every shard.
+
+    Interrupt and call again to resume. A later call may ask for more episodes: what is there stays, a short last shard is
+    filled up. Raises ValueError where ``config.out`` holds anything but this collection, BlockingIOError where another
+    process is collecting there, OSError when the disk is full.
+    """
+    store = EpisodeStore.create(config.out, pusht_spec(config.size), STATE_NAMES)
+    with _alone_in(store.folder):
+        present = _check_same_collection(store, config)
+        jobs = [
+            (config, shard)
+            for shard in range(-(-config.episodes // EPISODES_PER_SHARD))
+            if not present.issuperset(_indices(config, shard))
+        ]
+        done, begin = len(present), time.perf_counter()
+        _check_space(store.folder, config, max(config.episodes - done, 0))
+        yield done, config.episodes, 0.0
+        for count in _run(jobs, min(config.workers, len(jobs))):
+            done += count
+            yield done, config.episodes, time.perf_counter() - begin
+
+
+def _run(jobs: list[tuple[Collect, int]], workers: int) -> Iterator[int]:
+    if workers <= 1:
+        yield from map(_collect_shard, jobs)
+        return
+    # Workers ignore ctrl-C: the parent hears it and ends them.
+    pool = multiprocessing.get_context("spawn").Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    try:
+        yield from pool.imap_unordered(_collect_shard, jobs)
+    finally:
+        pool.terminate()
+        pool.join()
+
+
 def _collect_shard(job: tuple[Collect, int]) -> int:
+    """Write shard number ``job[1]``, or fill it up; returns how many episodes were made."""
     config, shard = job
     store = EpisodeStore(config.out)
     env = PushTRealEnv(size=config.size, observation="state")
-    first = shard * EPISODES_PER_SHARD
-    count = min(EPISODES_PER_SHARD, config.episodes - first)
-    store.add([collect_episode(config, i, env) for i in range(first, first + count)], shard=shard)
-    return count
+    # A short shard stems from a collection that asked for fewer episodes; what it holds is kept.
+    where = {store.provenance(i)["index"]: i for i in range(len(store))}
+    old = {index: i for index, i in where.items() if index // EPISODES_PER_SHARD == shard}
+    indices = sorted({*_indices(config, shard), *old})
+    parent = multiprocessing.parent_process()
+    episodes = []
+    for i in indices:
+        if parent is not None and not parent.is_alive():
+            sys.exit(1)  # killed: whoever resumes writes this shard
+        episodes.append(store[old[i]] if i in old else collect_episode(config, i, env))
+    try:
+        if old:
+            store.replace(shard, episodes)
+        else:
+            store.add(episodes, shard=shard)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        message = f"{config.out}: the disk is full; make room and run the same command again"
+        raise OSError(errno.ENOSPC, message) from error
+    return len(indices) - len(old)
 
 
-def collect(config: Collect) -> Iterator[tuple[int, int, float]]:
-    """Run the collection; yields (episodes done, episodes wanted, seconds) after every shard. Interrupt and call again to resume."""
-    store = EpisodeStore.create(config.out, pusht_spec(config.size), STATE_NAMES)
-    shards = -(-config.episodes // EPISODES_PER_SHARD)
-    present = {int(p.name.split("-")[1]) for p in store.folder.glob("shard-*")}
-    jobs = [(config, s) for s in range(shards) if s not in present]
-    done, begin = len(store), time.perf_counter()
-    yield done, config.episodes, 0.0
-    if not jobs:
-        return
-    with multiprocessing.get_context("spawn").Pool(min(config.workers, len(jobs))) as pool:
-        for count in pool.imap_unordered(_collect_shard, jobs):
-            done += count
-            yield done, config.episodes, time.perf_counter() - begin
+def _begin(config: Collect, index: int) -> tuple[np.random.Generator, bool]:
+    """Episode ``index``'s generator, and whether the episode starts near the goal."""
+    rng = np.random.default_rng([config.seed, index])
+    return rng, bool(rng.random() < config.near_goal)
+
+
+def _policy_name(near_goal: bool) -> str:
+    return "explorer" + ("-near-goal" if near_goal else "")
+
+
+def _indices(config: Collect, shard: int) -> range:
+    return range(shard * EPISODES_PER_SHARD, min((shard + 1) * EPISODES_PER_SHARD, config.episodes))
+
+
+def _check_same_collection(store: EpisodeStore, config: Collect) -> set[int]:
+    """The indices of the episodes that ``store`` has, each of which ``config`` would have made."""
+    present = set()
+    for i in range(len(store)):
+        origin = store.provenance(i)
+        index = origin.get("index")
+        if index is None or "collection_seed" not in origin:
+            raise ValueError(f"{store.folder}: holds episodes that were not collected ({origin}); choose another --out")
+        ours = {
+            "--seed": (origin["collection_seed"], config.seed),
+            "--steps": (int(store.lengths[i]), config.steps),
+            "--near-goal, policy": (origin["policy"], _policy_name(_begin(config, index)[1])),
+        }
+        for name, (there, asked) in ours.items():
+            if there != asked:
+                raise ValueError(
+                    f"{store.folder}: holds a collection made with other arguments (episode {index}: {name} {there}, "
+                    f"asked for {asked}); give the same ones to go on with it, or choose another --out"
+                )
+        present.add(index)
+    return present
+
+
+def _check_space(folder: Path, config: Collect, episodes: int) -> None:
+    """An OSError before the first episode is better than one after the thousandth."""
+    needed, free = episodes * config.bytes_per_episode, shutil.disk_usage(folder).free
+    if episodes and needed + SPARE_BYTES > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"{folder}: {episodes} episodes need {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left; "
+            "ask for fewer --episodes or choose another --out",
+        )
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which goes with the process however it dies, and sweep up what killed writers left."""
+    with open(folder / ".collecting", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            message = f"{folder}: another process is collecting here; wait for it or choose another --out"
+            raise BlockingIOError(errno.EWOULDBLOCK, message) from error
+        try:
+            _sweep(folder)
+            yield
+        finally:
+            _sweep(folder)
+
+
+def _sweep(folder: Path) -> None:
+    for leftover in folder.glob(".writing-*"):
+        shutil.rmtree(leftover, ignore_errors=True)

@@ -28,6 +28,8 @@ STEP_UNITS = 24.0
 PUSHER_RANGE = (16.0, 496.0)
 """The pusher's centre stays within these coordinates, so that it is always seen."""
 PUSHER_RADIUS = 15.0
+BLOCK_SLACK = 60.0
+"""How far beyond the workspace the block's origin may be found: half the T's bar."""
 BLOCK_OUTSIDE = 128.0
 """How far outside the workspace the block's origin may lie: gym-pusht's walls let it be squeezed out by about the T's
 length."""

@@ -46,7 +46,7 @@ class Stage:
     name: str
     config: StageConfig
     parameters: list[torch.nn.Parameter]
-    loss: Callable[[int, np.random.Generator, Noise], Losses]
+    loss: Callable[[int, np.random.Generator], Losses]
 
 
 class Stopped(Exception):
@@ -141,11 +141,10 @@ class Trainer:
         self, stage: Stage, optimizer: torch.optim.Optimizer, average: Any, index: int, step: int, writer: Any
     ) -> None:
         draws = np.random.default_rng([self.config.seed, index, step])
-        noise = Noise.from_seeds(draws.integers(2**62, size=stage.config.batch).tolist(), self.device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(stage.config, step)
         with arithmetic(self.dtype, self.device):
-            losses = stage.loss(step, draws, noise)
+            losses = stage.loss(step, draws)
         total = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(total):
             named = {k: float(v.detach()) for k, v in losses.items()}
@@ -178,12 +177,16 @@ class Trainer:
         codec, recipe = self.model.codec, self.recipe
         windows = WindowSampler(self.store, 1)
 
-        def loss(step: int, draws: np.random.Generator, noise: Noise) -> Losses:
+        def loss(step: int, draws: np.random.Generator) -> Losses:
             frames = torch.as_tensor(windows.sample(recipe.codec_stage.batch, draws).frames[:, 0]).to(self.device)
+            noise = self._noise(draws, len(frames))
             jitter = recipe.place_jitter * noise.normal(2 * codec.keypoints).view(-1, codec.keypoints, 2)
             return {"pixels": codec.loss(frames, jitter, recipe.emphasis).mean()}
 
         return Stage("codec", recipe.codec_stage, list(codec.parameters()), loss)
+
+    def _noise(self, draws: np.random.Generator, rows: int) -> Noise:
+        return Noise.from_seeds(draws.integers(2**62, size=rows).tolist(), self.device)
 
     def _tokens(self) -> TokenWindows:
         tokens = encode_store(self.model.codec, self.store, self.folder / "cache", self.dtype, self._bar)
@@ -195,16 +198,16 @@ class Trainer:
         scale = windows.change_variance()
         forcing_length = model.past + recipe.stream.window
 
-        def loss(step: int, draws: np.random.Generator, noise: Noise) -> Losses:
+        def loss(step: int, draws: np.random.Generator) -> Losses:
             if step % recipe.forcing_every == recipe.forcing_every - 1:
                 clip = windows.sample(stage.batch, forcing_length, draws, self.device)
-                return {
-                    k: v.mean() / scale * 0.1
-                    for k, v in forcing_losses(model, clip.tokens, clip.actions, noise).items()
-                }
-            part = min(step * len(recipe.rollout) // stage.steps, len(recipe.rollout) - 1)
+                losses = forcing_losses(model, clip.tokens, clip.actions, self._noise(draws, stage.batch))
+                return {k: 0.1 * v.mean() / scale for k, v in losses.items()}
+            length = recipe.rollout[min(step * len(recipe.rollout) // stage.steps, len(recipe.rollout) - 1)]
+            rows = max(1, stage.batch * recipe.rollout[-1] // (2 * length))  # about as many dreamt frames at every length
             context = int(draws.integers(1, model.past + 2)) if draws.random() < 0.5 else 1
-            clip = windows.sample(stage.batch, context + recipe.rollout[part], draws, self.device)
+            clip = windows.sample(rows, context + length, draws, self.device)
+            noise = self._noise(draws, rows)
             losses, _ = rollout_losses(model, clip.tokens, clip.actions, context, noise, recipe.token_jitter)
             return {"dynamics": losses["dynamics"].mean() / scale, "doubt": 0.1 * losses["doubt"].mean()}
 
@@ -216,13 +219,13 @@ class Trainer:
         windows = self._tokens()
         length = 12
 
-        def loss(step: int, draws: np.random.Generator, noise: Noise) -> Losses:
+        def loss(step: int, draws: np.random.Generator) -> Losses:
             """Half true tokens, half dreamt ones; half of each from windows in which something was achieved."""
             rows = stage.batch // (2 * length)
             clip = windows.sample(2 * rows, length + 1, draws, self.device, rewarding=True)
             with torch.no_grad():
-                rng = noise.index(torch.arange(len(clip.tokens), device=self.device))
-                _, dreamt = rollout_losses(model, clip.tokens, clip.actions, 1, rng, recipe.token_jitter)
+                noise = self._noise(draws, len(clip.tokens))
+                _, dreamt = rollout_losses(model, clip.tokens, clip.actions, 1, noise, recipe.token_jitter)
             tokens = torch.cat([clip.tokens[:, 1:], dreamt]).flatten(0, 1).float()
             reward, terminated = (x.repeat(2, 1).flatten() for x in (clip.rewards, clip.terminated))
             return {k: v.mean() for k, v in reading_losses(model, tokens, reward, terminated).items()}

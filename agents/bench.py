@@ -1,0 +1,279 @@
+"""Bench: how fast a world dreams on this machine, through the faces that people use, beside the true simulator.
+
+Figures compare only within one run: the machine's load and the rate of a reference matrix product stand beside them. Each figure is the
+best of several repeats (others on the machine can only slow it down), with the median next to it.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gym_pusht.envs.pusht import PushTEnv as GymPushT
+from rich.console import Console
+
+from neuralsim.agents.collect import Collect, collect_episode
+from neuralsim.catalog import World
+from neuralsim.envs.pusht import STATE_NAMES, STEP_UNITS, PushTRealEnv, pusht_spec
+from neuralsim.envs.pusht_reader import PushTReader
+from neuralsim.envs.sb3 import ImaginedVecEnv
+from neuralsim.episode import EpisodeStore, WindowSampler
+from neuralsim.imagination import Imagination
+from neuralsim.long_play import random_keys
+from neuralsim.noise import Noise
+from neuralsim.precision import pick_dtype
+from neuralsim.report import Bar, Report, Row, circumstances, resident_megabytes
+from neuralsim.task import LearnedTask, inference
+
+REPEATS = 5
+ENV_ID = "neuralsim/PushT-v0"
+
+BARS = {
+    "env_1": Bar(least=30),
+    "env_32": Bar(least=300),
+    "fork_32": Bar(most=5),
+    "true_ratio": Bar(least=0.7),
+    "import": Bar(most=0.3),
+}
+"""What a shipped world must reach on two CPU cores."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call: the best of the repeats and their median."""
+
+    best: float
+    median: float
+
+
+def time_calls(calls: Sequence[Callable[[], object]], seconds: float, repeats: int = REPEATS) -> list[Timing]:
+    """Time each of ``calls`` for about ``seconds`` in all, taking turns, so that a change of load meets all of them alike."""
+    for call in calls:
+        call()
+    counts = []
+    for call in calls:
+        begin = time.perf_counter()
+        call()
+        counts.append(max(1, math.ceil(seconds / repeats / max(time.perf_counter() - begin, 1e-7))))
+    found: list[list[float]] = [[] for _ in calls]
+    for _ in range(repeats):
+        for times, call, count in zip(found, calls, counts, strict=True):
+            begin = time.perf_counter()
+            for _ in range(count):
+                call()
+            times.append((time.perf_counter() - begin) / count)
+    return [Timing(min(times), statistics.median(times)) for times in found]
+
+
+def run_bench(
+    world: World, seconds: float = 2.0, store: EpisodeStore | None = None, show: bool = False
+) -> Report:
+    """Time everything, ``seconds`` for each figure, on ``world`` (a Push-T world with starts).
+
+    ``store``: episodes for the window sampler; without one a few are made. ``show`` says on stderr what is being timed.
+    """
+    if not seconds > 0:
+        raise ValueError(f"seconds: expected more than 0 for each figure, got {seconds!r}")
+    if world.starts is None:
+        raise ValueError(f"bench: the world in {world.folder} has no starts.npz, so its environments cannot begin by themselves")
+    rows: list[Row] = []
+    console = Console(stderr=True, quiet=not show)
+    with console.status("matrix product") as status:
+        for name, part in (
+            ("matrix product", _reference),
+            ("environments", lambda s: _environments(world, s)),
+            ("bare model", lambda s: _bare(world, s)),
+            ("snapshots", lambda s: _snapshots(world, s)),
+            ("true simulator", _true),
+            ("reading", lambda s: _reading(s, store)),
+            ("import", lambda s: _import()),
+        ):
+            status.update(name)
+            rows += part(seconds)
+            gc.collect()
+    rows.append(Row("memory", "memory of this process", resident_megabytes(), unit="MB"))
+    return Report(f"speed of {world.spec.name}", tuple(rows), circumstances() | {"denoise_steps": getattr(world.model, "denoise_steps", None)})
+
+
+def _rate(key: str, label: str, timing: Timing, count: float, unit: str) -> Row:
+    """Things a second, ``count`` of them per call."""
+    value, median = count / timing.best, count / timing.median
+    return Row(key, label, value, unit=unit, median=median, better="high", bar=BARS.get(key))
+
+
+def _milliseconds(key: str, label: str, timing: Timing) -> Row:
+    return Row(key, label, 1e3 * timing.best, unit="ms", median=1e3 * timing.median, better="low", bar=BARS.get(key))
+
+
+def _reference(seconds: float) -> Iterator[Row]:
+    n = 1024
+    for dtype, name in ((torch.float32, "float32"), (torch.bfloat16, "bfloat16")):
+        a = torch.ones(n, n, dtype=dtype)
+        (timing,) = time_calls([lambda a=a: a @ a], seconds / 4)  # type: ignore[misc]
+        yield _rate(f"matmul_{name}", f"reference: {n}² matrix product, {name}", timing, 2 * n**3 * 1e-9, "Gflop/s")
+
+
+def _actions(world: World, rows: int) -> Iterator[np.ndarray]:
+    """Endless random keys, float32 ``(rows, a)`` each."""
+    keys = random_keys(np.random.default_rng(0), 4096, world.spec.action_size * rows).reshape(4096, rows, -1)
+    while True:
+        yield from keys
+
+
+def _environments(world: World, seconds: float) -> Iterator[Row]:
+    # No dream ends, so that steps are timed and not resets; the task is judged all the same.
+    settings: dict[str, Any] = {
+        "world": world,
+        "horizon": None,
+        "uncertainty_limit": math.inf,
+        "task": LearnedTask(threshold=math.inf),
+    }
+    env = gym.make(ENV_ID, **settings)
+    env.reset(seed=0)
+    actions = _actions(world, 1)
+
+    (timing,) = time_calls([lambda: env.step(next(actions)[0])], seconds)
+    yield _rate("env_1", "imagined steps, gym.make, frames, batch 1", timing, 1, "steps/s")
+    env.close()
+    for key, num, observation in (("env_32", 32, "pixels"), ("features_32", 32, "features"), ("features_256", 256, "features")):
+        envs = gym.make_vec(ENV_ID, num_envs=num, observation=observation, **settings)
+        envs.reset(seed=0)
+        plan = _actions(world, num)
+        (timing,) = time_calls([lambda e=envs, p=plan: e.step(next(p))], seconds)  # type: ignore[misc]
+        shown = "frames" if observation == "pixels" else "features only"
+        yield _rate(key, f"imagined steps, gym.make_vec, {shown}, batch {num}", timing, num, "steps/s")
+        envs.close()
+    sb3 = ImaginedVecEnv(num_envs=32, **settings)
+    sb3.reset()
+    plan = _actions(world, 32)
+    (timing,) = time_calls([lambda: sb3.step(next(plan))], seconds)
+    yield _rate("sb3_32", "imagined steps, Stable-Baselines3 face, frames, batch 32", timing, 32, "steps/s")
+    sb3.close()
+
+
+def _bare(world: World, seconds: float) -> Iterator[Row]:
+    model, starts = world.model, world.starts
+    assert starts is not None
+    with inference(model.device, pick_dtype("auto", model.device)):
+        for batch in (1, 32):
+            rows = np.arange(batch) % len(starts)
+            frames = torch.as_tensor(starts.frames[rows]).to(model.device)
+            past = torch.as_tensor(starts.actions[rows], dtype=torch.float32).to(model.device)
+            rng = Noise.from_seeds(range(batch), model.device)
+            action = torch.zeros(batch, world.spec.action_size, device=model.device)
+            state = model.encode(frames, past)
+            step, decode, encode = time_calls(
+                [
+                    lambda s=state, a=action, r=rng: model.decode(model.step(s, a, r)),  # type: ignore[misc]
+                    lambda s=state: model.decode(s),  # type: ignore[misc]
+                    lambda f=frames, p=past: model.encode(f, p),  # type: ignore[misc]
+                ],
+                seconds,
+            )
+            yield _rate(f"model_{batch}", f"bare model, step and decode, batch {batch}", step, batch, "steps/s")
+            yield _milliseconds(f"decode_{batch}", f"decode, batch {batch}", decode)
+            yield _milliseconds(f"encode_{batch}", f"encode a history of {frames.shape[1]} frames, batch {batch}", encode)
+
+
+def _snapshots(world: World, seconds: float) -> Iterator[Row]:
+    imagination = Imagination(world.model, num_slots=1, starts=world.starts, horizon=None, uncertainty_limit=math.inf)
+    imagination.reset(seeds=0)
+    snap = imagination.snapshot()
+    fork, snapshot, restore = time_calls(
+        [lambda: imagination.fork(32), imagination.snapshot, lambda: imagination.restore(snap)], seconds
+    )
+    yield _milliseconds("fork_32", "fork(32)", fork)
+    yield _milliseconds("snapshot", "snapshot", snapshot)
+    yield _milliseconds("restore", "restore", restore)
+
+
+def _true(seconds: float) -> Iterator[Row]:
+    """Our true world against the bare simulator, the same pushes, frames of the same size, taking turns."""
+    ours, bare = PushTRealEnv(), GymPushT(obs_type="pixels", observation_width=64, observation_height=64)
+    ours.reset(seed=0)
+    bare.reset(seed=0)
+    keys = random_keys(np.random.default_rng(0), 4096, 2)
+    count = {"ours": 0, "bare": 0}
+
+    def step_ours() -> None:
+        ours.step(keys[count["ours"] % len(keys)])
+        count["ours"] += 1
+
+    def step_bare() -> None:
+        target = np.array(bare.agent.position) + STEP_UNITS * keys[count["bare"] % len(keys)]
+        bare.step(np.clip(target, 0, 512))
+        count["bare"] += 1
+
+    mine, theirs = time_calls([step_ours, step_bare], 2 * seconds)
+    yield _rate("true", "true simulator, step and frame", mine, 1, "steps/s")
+    yield _rate("bare", "bare gym-pusht, step and frame", theirs, 1, "steps/s")
+    yield Row(
+        "true_ratio",
+        "true simulator over bare gym-pusht",
+        theirs.best / mine.best,
+        median=theirs.median / mine.median,
+        better="high",
+        bar=BARS["true_ratio"],
+    )
+    ours.close()
+    bare.close()
+
+
+def _reading(seconds: float, store: EpisodeStore | None) -> Iterator[Row]:
+    with _some_episodes() if store is None else _given(store) as episodes:
+        length = 16
+        sampler = WindowSampler(episodes, length, held_out=not len(episodes.split(False)))
+        rng = np.random.default_rng(0)
+        frames = np.concatenate([episodes[i].frames for i in range(min(4, len(episodes)))])[:128]
+        reader = PushTReader(frames.shape[1])
+        sample, read = time_calls([lambda: sampler.sample(64, rng), lambda: reader(frames)], seconds)
+    yield _rate("windows", f"training windows of {length} frames", sample, 64, "windows/s")
+    yield _rate("reader", "frames read (poses off pixels)", read, len(frames), "frames/s")
+
+
+@contextmanager
+def _some_episodes() -> Iterator[EpisodeStore]:
+    """A store of four short episodes, gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="neuralsim-bench-") as folder:
+        config = Collect(out=Path(folder), episodes=4, steps=40, seed=1)
+        store = EpisodeStore.create(folder, pusht_spec(), STATE_NAMES)
+        store.add([collect_episode(config, i) for i in range(4)])
+        yield store
+
+
+@contextmanager
+def _given(store: EpisodeStore) -> Iterator[EpisodeStore]:
+    yield store
+
+
+def _import() -> Iterator[Row]:
+    """What ``import neuralsim`` costs a fresh process that has torch and gymnasium already."""
+    program = (
+        "import time, torch, gymnasium; begin = time.perf_counter(); import neuralsim; print(time.perf_counter() - begin)"
+    )
+    times = [
+        float(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()[-1])
+        for _ in range(3)
+    ]
+    yield Row(
+        "import",
+        "import neuralsim, beyond torch and gymnasium",
+        min(times),
+        unit="s",
+        median=statistics.median(times),
+        better="low",
+        bar=BARS["import"],
+    )

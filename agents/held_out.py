@@ -1,0 +1,32 @@
+"""Held-out episodes on a machine that has none: collected on the spot, from a seed that training never uses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from neuralsim.agents.collect import Collect, collect
+from neuralsim.episode import EpisodeStore
+
+HELD_OUT_SEED = 1_000_000
+"""Collection seed of measuring. Training data come from small seeds (0 by default), so the two never share an episode."""
+
+
+def held_out_store(
+    folder: str | os.PathLike[str],
+    episodes: int = 256,
+    steps: int = 100,
+    size: int = 64,
+    workers: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> EpisodeStore:
+    """The store of held-out Push-T episodes in ``folder``, made or completed first where episodes are missing.
+
+    All of its episodes are held out: pass ``all_held_out=True`` to whatever measures on it. ``progress`` is told (done, wanted).
+    """
+    config = Collect(out=Path(folder), episodes=episodes, steps=steps, seed=HELD_OUT_SEED, size=size, workers=workers)
+    for done, wanted, _ in collect(config):
+        if progress:
+            progress(done, wanted)
+    return EpisodeStore(folder)

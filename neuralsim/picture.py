@@ -1,0 +1,68 @@
+"""Pictures of a measurement: drift curves, and truth above dream. Drawn without a display."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+COLOURS = {"dream": "#2b6cb0", "copy last": "#c05621", "reader's floor": "#718096"}
+
+
+def draw_curves(path: Path, title: str, curves: Mapping[str, Any]) -> None:
+    """One panel per figure: the median over rollouts as a line, the middle half as a band, over the steps dreamt.
+
+    ``curves``: ``steps`` ``(s,)`` and ``panels``, title -> line name -> (middle, low, high), each ``(s,)``.
+    """
+    from matplotlib.figure import Figure
+
+    panels: Mapping[str, Any] = curves["panels"]
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.1 * rows), layout="constrained", dpi=110)
+    figure.suptitle(title)
+    for i, (name, lines) in enumerate(panels.items()):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        for line, (middle, low, high) in lines.items():
+            axes.plot(curves["steps"], middle, color=COLOURS.get(line), label=line)
+            axes.fill_between(curves["steps"], low, high, color=COLOURS.get(line), alpha=0.18, linewidth=0)
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel("steps dreamt")
+        axes.grid(alpha=0.25)
+        if i == 0:
+            axes.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def draw_strip(path: Path, true: np.ndarray, imagined: np.ndarray, steps: Sequence[int]) -> None:
+    """Rollouts ``(n, s, h, w, 3)`` uint8 at ``steps``: for each, the true frames above the imagined ones."""
+    from matplotlib.figure import Figure
+
+    n, s = true.shape[:2]
+    figure = Figure(figsize=(1.3 * s + 0.5, 2.7 * n), layout="constrained", dpi=110)
+    axes = figure.subplots(2 * n, s, squeeze=False)
+    for i in range(n):
+        for j, step in enumerate(steps):
+            for k, (frames, name) in enumerate(((true, "true"), (imagined, "dream"))):
+                panel = axes[2 * i + k, j]
+                panel.imshow(frames[i, j], interpolation="nearest")
+                panel.set_xticks([])
+                panel.set_yticks([])
+                if j == 0:
+                    panel.set_ylabel(name)
+                if i == 0 and k == 0:
+                    panel.set_title(f"step {step}" if step else "start", fontsize=9)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    """Write ``figure`` as PNG, whole or not at all."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    FigureCanvasAgg(figure)
+    figure.savefig(temporary, format="png")
+    os.replace(temporary, path)

@@ -1,0 +1,216 @@
+"""Task: what is wished for (reward, end), kept apart from what happens.
+
+A task judges one step of a batch of dreams through two Views, before and after. A View reads a state only as far as it is asked: features
+without pixels, pixels decoded at most once. A new wish never needs a new model: use the learned heads, the distance to a goal image,
+a function of your own, or a weighted sum of them.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from neuralsim.world import State, WorldModel
+
+
+@contextmanager
+def inference(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """No gradients, and arithmetic in ``dtype`` whatever autocast the caller is under."""
+    low = dtype is torch.bfloat16
+    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
+        yield
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A state as a task, an agent or a person may look at it; everything is computed on demand and kept.
+
+    ``decoder``, where given, makes :attr:`frame` instead of ``model.decode``.
+    """
+
+    model: WorldModel
+    state: State
+    dtype: torch.dtype = torch.float32
+    decoder: Callable[[], torch.Tensor] | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+    @cached_property
+    def features(self) -> torch.Tensor:
+        """float32 ``(b, d)``; never decodes."""
+        with self.reading():
+            return self.model.features(self.state)
+
+    @cached_property
+    def frame(self) -> torch.Tensor:
+        """uint8 ``(b, h, w, 3)``, decoded at the first look."""
+        with self.reading():
+            return self.decoder() if self.decoder else self.model.decode(self.state)
+
+    @property
+    def decoded(self) -> bool:
+        """Whether somebody has looked at :attr:`frame`."""
+        return "frame" in self.__dict__
+
+    @cached_property
+    def uncertainty(self) -> torch.Tensor:
+        """float32 ``(b,)``: how far from what the model knows."""
+        with self.reading():
+            return self.model.uncertainty(self.state)
+
+    @cached_property
+    def _heads(self) -> dict[str, torch.Tensor]:
+        with self.reading():
+            return self.model.read(self.state)
+
+    def read(self, name: str) -> torch.Tensor:
+        """float32 ``(b,)``: the model's learned reading ``name``; a ValueError lists those there are."""
+        if name not in self._heads:
+            raise ValueError(
+                f"{type(self.model).__name__} has no head {name!r}; it reads {', '.join(self._heads) or 'nothing'}. "
+                "Pass a task that needs no such head, e.g. GoalImage or FunctionTask"
+            )
+        return self._heads[name]
+
+    def reading(self) -> Any:
+        """The context in which this view's model is to be called: no gradients, the dream's own precision."""
+        return inference(self.model.device, self.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a task says of one step: reward float ``(b,)`` and terminated bool ``(b,)``."""
+
+    reward: torch.Tensor
+    terminated: torch.Tensor
+
+
+class Task(Protocol):
+    """Anything that judges a step: called with ``action`` ``(b, a)`` and the views before and after it."""
+
+    def __call__(self, before: View, action: torch.Tensor, after: View) -> Outcome:
+        """The outcome of ``action``."""
+
+
+@dataclass(frozen=True)
+class LearnedTask:
+    """The true task as the model learned it: its ``reward`` head, and the end where its ``terminated`` head passes ``threshold``."""
+
+    threshold: float = 0.5
+
+    def __call__(self, before: View, action: torch.Tensor, after: View) -> Outcome:
+        """See Task."""
+        return Outcome(after.read("reward"), after.read("terminated") > self.threshold)
+
+
+@dataclass(frozen=True, eq=False)
+class GoalImage:
+    """Make the world look like ``frame`` (uint8 ``(h, w, 3)``).
+
+    Reward: minus the root-mean-square distance between the model's features of the dream and of the frame (for VideoWAM in standard
+    deviations of its data). Ends where that distance falls under ``tolerance``.
+    """
+
+    frame: np.ndarray
+    tolerance: float = 0.1
+    _goals: weakref.WeakKeyDictionary[WorldModel, torch.Tensor] = field(
+        default_factory=weakref.WeakKeyDictionary, repr=False, init=False
+    )
+
+    def __post_init__(self) -> None:
+        if not self.tolerance >= 0:
+            raise ValueError(f"GoalImage: tolerance must be a distance of at least 0, got {self.tolerance!r}")
+
+    def __call__(self, before: View, action: torch.Tensor, after: View) -> Outcome:
+        """See Task."""
+        distance = (after.features - self._goal(after)).square().mean(-1).sqrt()
+        return Outcome(-distance, distance < self.tolerance)
+
+    def _goal(self, view: View) -> torch.Tensor:
+        """Features ``(1, d)`` of the goal as ``view``'s model sees it, computed once per model."""
+        model = view.model
+        if model not in self._goals:
+            frame = model.spec.check_frames(self.frame, "GoalImage.frame")
+            if frame.ndim != 3:
+                raise ValueError(f"GoalImage.frame: expected one frame (h, w, 3), got shape {frame.shape}")
+            pixels = torch.as_tensor(np.ascontiguousarray(frame), device=model.device)[None, None]
+            with view.reading():
+                state = model.encode(pixels, torch.zeros(1, 0, model.spec.action_size, device=model.device))
+                self._goals[model] = model.features(state)
+        return self._goals[model]
+
+
+@dataclass(frozen=True)
+class FunctionTask:
+    """Your own wish: ``function(before, action, after)`` returns the reward ``(b,)``, or reward and terminated, each ``(b,)``.
+
+    ``before`` and ``after`` are Views: ``after.features`` costs nothing, ``after.frame`` decodes. Arrays, tensors and lists will do.
+    """
+
+    function: Callable[[View, torch.Tensor, View], Any]
+
+    def __call__(self, before: View, action: torch.Tensor, after: View) -> Outcome:
+        """See Task."""
+        said = self.function(before, action, after)
+        if isinstance(said, Outcome):
+            return said
+        reward, terminated = said if isinstance(said, tuple) and len(said) == 2 else (said, None)
+        device = after.features.device
+        try:
+            reward = torch.as_tensor(reward, dtype=torch.float32, device=device)
+            if terminated is None:
+                terminated = torch.zeros(len(after), dtype=torch.bool)
+            terminated = torch.as_tensor(terminated, device=device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            name = getattr(self.function, "__name__", repr(self.function))
+            raise ValueError(
+                f"FunctionTask {name}: expected a reward ({len(after)},), or (reward, terminated) of that shape, got {said!r}"
+            ) from error
+        return Outcome(reward, terminated)
+
+
+@dataclass(frozen=True)
+class SumTask:
+    """Several wishes at once: rewards add up by weight, and the end of any is the end: ``SumTask(((1, LearnedTask()), (0.1, mine)))``."""
+
+    parts: Sequence[tuple[float, Task]]
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ValueError("SumTask: expected at least one (weight, task), got none")
+        for part in self.parts:
+            if not (isinstance(part, tuple) and len(part) == 2 and callable(part[1])):
+                raise ValueError(f"SumTask: expected pairs (weight, task), got {part!r}")
+
+    def __call__(self, before: View, action: torch.Tensor, after: View) -> Outcome:
+        """See Task."""
+        outcomes = [(weight, judge(task, before, action, after)) for weight, task in self.parts]
+        reward = sum((weight * o.reward for weight, o in outcomes[1:]), outcomes[0][0] * outcomes[0][1].reward)
+        terminated = torch.stack([o.terminated for _, o in outcomes]).any(0)
+        return Outcome(reward, terminated)
+
+
+def judge(task: Task, before: View, action: torch.Tensor, after: View) -> Outcome:
+    """``task``'s outcome, with its shapes checked: what it says goes to learners unseen, so a wrong shape must not broadcast."""
+    outcome = task(before, action, after)
+    if not isinstance(outcome, Outcome):
+        raise TypeError(
+            f"task {task!r}: expected an Outcome, got {type(outcome).__name__}; wrap a plain function in FunctionTask"
+        )
+    shape = (len(after),)
+    if tuple(outcome.reward.shape) != shape or tuple(outcome.terminated.shape) != shape:
+        raise ValueError(
+            f"task {task!r}: expected reward and terminated of shape {shape}, "
+            f"got {tuple(outcome.reward.shape)} and {tuple(outcome.terminated.shape)}"
+        )
+    if outcome.terminated.dtype != torch.bool:
+        raise ValueError(f"task {task!r}: expected terminated to be bool, got {outcome.terminated.dtype}")
+    return outcome

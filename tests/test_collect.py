@@ -1,0 +1,220 @@
+"""Promises of collecting: an episode is a function of (seed, index); interruptions and workers leave no trace in the data."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from neuralsim.agents import collect as module
+from neuralsim.agents.collect import Collect, collect, collect_episode
+from neuralsim.envs.pusht import STEP_UNITS, pusht_spec
+from neuralsim.episode import EpisodeStore
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a store; hidden ones (the lock) are no data."""
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and not p.name.startswith(".")
+    }
+
+
+def run(config: Collect) -> list[tuple[int, int]]:
+    return [(done, wanted) for done, wanted, _ in collect(config)]
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Collect:
+    return Collect(out=tmp_path / "store", episodes=11, steps=3, size=16, workers=1)
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "EPISODES_PER_SHARD", 4)
+
+
+def test_an_episode_is_a_function_of_seed_and_index() -> None:
+    config = Collect(seed=3, steps=12)
+    one, again, other = collect_episode(config, 7), collect_episode(config, 7), collect_episode(config, 8)
+    for name in ("frames", "actions", "rewards", "terminated", "truncated", "states"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(again, name), err_msg=name)
+    assert not np.array_equal(one.frames, other.frames)
+    assert one.provenance["index"] == 7
+    assert one.provenance["collection_seed"] == 3
+    assert one.provenance["seed"] != other.provenance["seed"]
+
+
+def test_frames_actions_and_states_of_an_episode_agree() -> None:
+    episode = collect_episode(Collect(seed=1, steps=60), 4)
+    assert episode.frames.shape == (61, 64, 64, 3)
+    assert episode.states is not None
+    moved = np.diff(episode.states[:, :2], axis=0)
+    inside = ((episode.states[1:, :2] > 17) & (episode.states[1:, :2] < 495)).all(1)
+    assert inside.sum() > 30
+    np.testing.assert_allclose(moved[inside], STEP_UNITS * episode.actions[inside], atol=1e-3)
+    assert episode.truncated.tolist() == [False] * 59 + [True]
+
+
+def test_explorers_cover_the_behaviours_the_world_must_know() -> None:
+    """Over 40 episodes: gentle and full-scale actions, long holds, standing still, contact, success and failure."""
+    episodes = [collect_episode(Collect(steps=60, size=8), i) for i in range(40)]
+    actions = np.concatenate([e.actions for e in episodes])
+    size = np.abs(actions).max(1)
+    assert (size == 0).mean() > 0.01
+    assert (size > 0.99).mean() > 0.15
+    assert ((size > 0) & (size < 0.5)).mean() > 0.1
+    held = [
+        np.diff(np.flatnonzero(np.r_[True, (np.diff(e.actions, axis=0) != 0).any(1), True])).max() for e in episodes
+    ]
+    assert np.mean(np.array(held) >= 10) > 0.3
+    states = [e.states for e in episodes if e.states is not None]
+    block_moved = [np.abs(np.diff(s[:, 2:4], axis=0)).max() > 1 for s in states]
+    assert np.mean(block_moved) > 0.6
+    assert any(e.terminated.any() for e in episodes)
+    assert np.mean([e.terminated.any() for e in episodes]) < 0.5
+
+
+def test_an_interrupted_collection_resumes_to_identical_data(small: Collect, small_shards: None) -> None:
+    assert run(small) == [(0, 11), (4, 11), (8, 11), (11, 11)]
+    straight = contents(small.out)
+    shutil.rmtree(small.out)
+    work = collect(small)
+    next(work), next(work)
+    work.close()
+    assert run(small) == [(4, 11), (8, 11), (11, 11)]
+    assert contents(small.out) == straight
+    assert run(small) == [(11, 11)]
+
+
+def test_more_episodes_later_are_the_same_as_all_at_once(small: Collect, small_shards: None) -> None:
+    run(small)
+    straight = contents(small.out)
+    shutil.rmtree(small.out)
+    for episodes in (1, 6, 7, 11):  # each leaves a short last shard for the next to fill up
+        steps = run(replace(small, episodes=episodes))
+        assert steps[-1] == (episodes, episodes)
+        assert len(EpisodeStore(small.out)) == episodes
+    assert contents(small.out) == straight
+    assert run(replace(small, episodes=5)) == [(11, 5)]  # fewer: nothing to do, nothing deleted
+    assert contents(small.out) == straight
+
+
+def test_kill_9_and_the_number_of_workers_leave_no_trace(tmp_path: Path) -> None:
+    config = Collect(out=tmp_path / "one", episodes=230, steps=2, size=8, workers=1)
+    run(config)
+    straight = contents(config.out)
+    killed = replace(config, out=tmp_path / "two", workers=2)
+    program = f"""
+from pathlib import Path
+from neuralsim.agents.collect import Collect, collect
+if __name__ == "__main__":
+    for _ in collect(Collect(out=Path({str(killed.out)!r}), episodes=230, steps=2, size=8, workers=2)): pass
+"""
+    script = tmp_path / "collect.py"
+    script.write_text(program)
+    with subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while not list(killed.out.glob("shard-*")):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    run(replace(killed, workers=1))
+    assert contents(killed.out) == straight
+    assert not list(killed.out.glob(".writing-*"))
+
+
+def test_leftovers_of_killed_writers_are_swept_up(small: Collect) -> None:
+    run(small)
+    (small.out / ".writing-abc").mkdir()
+    (small.out / ".writing-abc" / "frames.npy").touch()
+    run(small)
+    assert not list(small.out.glob(".writing-*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, "--seed 0, asked for 1"),
+        ({"steps": 4}, "--steps 3, asked for 4"),
+        ({"near_goal": 1.0}, "--near-goal"),
+        ({"size": 24}, "choose another folder"),
+    ],
+)
+def test_another_collection_in_the_same_folder_is_refused(
+    small: Collect, change: dict[str, float], message: str
+) -> None:
+    run(small)
+    before = contents(small.out)
+    with pytest.raises(ValueError, match=message):
+        run(replace(small, **change))  # type: ignore[arg-type]
+    assert contents(small.out) == before
+
+
+def test_episodes_that_were_not_collected_are_not_mixed_in(small: Collect) -> None:
+    store = EpisodeStore.create(small.out, pusht_spec(16))
+    store.add([replace(collect_episode(small, 0), provenance={"seed": 5, "policy": "human"})])
+    with pytest.raises(ValueError, match="not collected"):
+        run(small)
+
+
+def test_two_collectors_do_not_share_a_folder(small: Collect) -> None:
+    work = collect(small)
+    next(work)
+    with pytest.raises(BlockingIOError, match="another process"):
+        run(small)
+    work.close()
+    run(small)
+
+
+def test_a_disk_too_small_is_told_before_the_first_episode(small: Collect, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 10**8, 10**8))
+    with pytest.raises(OSError, match=r"need 1\.2 GB, the disk has 0\.1 GB left"):
+        run(Collect(out=small.out, episodes=1000))
+
+
+def test_a_disk_that_fills_up_says_so_and_leaves_whole_shards(
+    small: Collect, small_shards: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved, real = [], np.save
+
+    def save(path: Path, *args: object, **keywords: object) -> None:
+        saved.append(path)
+        if len(saved) > 8:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, *args, **keywords)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(np, "save", save)
+    with pytest.raises(OSError, match="disk is full; make room and run the same command again"):
+        run(small)
+    monkeypatch.undo()
+    assert len(EpisodeStore(small.out)) == 4
+    assert not list(small.out.glob(".writing-*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"episodes": 0}, "--episodes: expected 1 or more, got 0"),
+        ({"steps": -1}, "--steps"),
+        ({"workers": 0}, "--workers"),
+        ({"seed": -1}, "--seed"),
+        ({"near_goal": 1.5}, "--near-goal: expected a share"),
+        ({"size": 65}, "multiple of 8, got 65x65"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Collect(**arguments)  # type: ignore[arg-type]
