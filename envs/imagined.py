@@ -1,7 +1,7 @@
 """ImaginedEnv and ImaginedVectorEnv: a learned world as Gymnasium environments, thin faces on Imagination.
 
-Both show the same dreams: an ImaginedEnv reset with seed s and slot i of an ImaginedVectorEnv reset with seed s - i see the same frames, up to
-rounding. The vector environment is one batched model, no processes.
+Both show the same dreams: an ImaginedEnv reset with seed s and slot i of an ImaginedVectorEnv reset with seed s - i see
+the same frames, up to rounding. The vector environment is one batched model, no processes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class Settings(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Face:
-    """What all faces share: an Imagination, what of it is shown, and how many steps one action plays (None: one, without a chunk axis)."""
+    """What all faces share: an Imagination, what of it is shown, and how many steps one action plays (None: one,
+    without a chunk axis).
+    """
 
     imagination: Imagination
     observation: Literal["pixels", "features"] = "pixels"
@@ -118,7 +120,9 @@ class Face:
         return self.imagination.step_chunk(action, mask)
 
     def played(self, transition: Transition) -> dict[str, np.ndarray]:
-        """What a chunk showed on the way: ``frames`` ``(b, k, h, w, 3)`` or ``features`` ``(b, k, d)`` as observed, and ``played`` ``(b,)``."""
+        """What a chunk showed on the way: ``frames`` ``(b, k, h, w, 3)`` or ``features`` ``(b, k, d)`` as observed, and
+        ``played`` ``(b,)``.
+        """
         if not isinstance(transition, Chunk):
             return {}
         if self.observation == "pixels":
@@ -126,7 +130,9 @@ class Face:
         return {"features": transition.features(), "played": transition.played}
 
     def beginnings(self) -> dict[str, np.ndarray]:
-        """Where the slots began: ``start`` ``(b,)`` (-1: the caller's own history) and, if known, ``state`` ``(b, s)``: the true simulator's."""
+        """Where the slots began: ``start`` ``(b,)`` (-1: the caller's own history) and, if known, ``state`` ``(b, s)``:
+        the true simulator's.
+        """
         start = self.imagination.start
         starts = self.imagination.starts
         if starts is None or starts.states is None:
@@ -143,15 +149,17 @@ class Face:
 class ImaginedEnv(gym.Env[np.ndarray, np.ndarray]):
     """A learned world to act in: every frame is dreamt.
 
-    world: a shipped world's name, a folder, or a World. observation: "pixels", uint8 ``(h, w, 3)``, or "features", float32 ``(d,)``, the
-    model's own; pixels are then never decoded unless rendered. Action: float32 ``(a,)`` in [-1, 1] as ``neuralsim.spec`` says, or with
-    ``chunk=k`` float32 ``(k, a)``: the step plays k frames, sums their rewards and stops at the first end. task: what reward and termination
-    mean (default: as the model learned them). horizon: steps until truncation (None: never). uncertainty_limit: truncation beyond it
-    (default: the world's calibrated threshold). temperature: scale of the model's noise. device, precision: see Imagination.
+    world: a shipped world's name, a folder, or a World. observation: "pixels", uint8 ``(h, w, 3)``, or "features",
+    float32 ``(d,)``, the model's own; pixels are then never decoded unless rendered. Action: float32 ``(a,)`` in [-1,
+    1] as ``neuralsim.spec`` says, or with ``chunk=k`` float32 ``(k, a)``: the step plays k frames, sums their rewards
+    and stops at the first end. task: what reward and termination mean (default: as the model learned them). horizon:
+    steps until truncation (None: never). uncertainty_limit: truncation beyond it (default: the world's calibrated
+    threshold). temperature: scale of the model's noise. device, precision: see Imagination.
 
-    ``info`` of a step: ``uncertainty``, ``truncated_by`` (None, "horizon" or "uncertainty"), ``elapsed``; with a chunk also ``played`` and
-    ``frames`` ``(played, h, w, 3)`` (or ``features``). ``info`` of a reset: ``start`` and ``state``, the true simulator's state there, where known.
-    ``reset(options=...)`` takes ``{"start": index}`` or any history, ``{"frames": uint8 (t, h, w, 3), "actions": (t-1, a)}``.
+    ``info`` of a step: ``uncertainty``, ``truncated_by`` (None, "horizon" or "uncertainty"), ``elapsed``; with a chunk
+    also ``played`` and ``frames`` ``(played, h, w, 3)`` (or ``features``). ``info`` of a reset: ``start`` and
+    ``state``, the true simulator's state there, where known. ``reset(options=...)`` takes ``{"start": index}`` or any
+    history, ``{"frames": uint8 (t, h, w, 3), "actions": (t-1, a)}``.
     """
 
     metadata = {"render_modes": RENDER_MODES, "render_fps": 10}  # noqa: RUF012 (Gymnasium's own form)
@@ -256,9 +264,10 @@ class ImaginedEnv(gym.Env[np.ndarray, np.ndarray]):
 class ImaginedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """``num_envs`` dreams side by side on one batched model; arguments as ImaginedEnv's.
 
-    Autoreset is NEXT_STEP: the step after a slot's end ignores its action, begins anew and gives reward 0. ``reset(seed=s)`` gives slot i
-    the seed s + i; ``options`` as ImaginedEnv's, also with a leading axis of ``num_envs``, and ``{"reset_mask": bool (num_envs,)}``.
-    ``infos`` are arrays ``(num_envs, ...)``, each ``key`` with a mask ``_key`` of the slots it speaks of.
+    Autoreset is NEXT_STEP: the step after a slot's end ignores its action, begins anew and gives reward 0.
+    ``reset(seed=s)`` gives slot i the seed s + i; ``options`` as ImaginedEnv's, also with a leading axis of
+    ``num_envs``, and ``{"reset_mask": bool (num_envs,)}``. ``infos`` are arrays ``(num_envs, ...)``, each ``key`` with
+    a mask ``_key`` of the slots it speaks of.
     """
 
     metadata = {  # noqa: RUF012 (Gymnasium's own form)
@@ -289,7 +298,7 @@ class ImaginedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.metadata = _metadata(face, self.metadata)
 
     @cached_property
-    def observation_space(self) -> spaces.Space[np.ndarray]:  # type: ignore[override]
+    def observation_space(self) -> spaces.Space[np.ndarray]:
         """Of all slots. Made on demand: for 32 slots of pixels it costs more than the fork it belongs to."""
         return batch_space(self.single_observation_space, self.num_envs)
 

@@ -93,7 +93,6 @@ class PushTRealEnv(gym.Env[np.ndarray, np.ndarray]):
         self._ready = False
 
     # -- Gymnasium
-    # -----------------------------------------------------------------------------------------------------------
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -135,7 +134,6 @@ class PushTRealEnv(gym.Env[np.ndarray, np.ndarray]):
         self._sim.close()
 
     # -- the simulator's own state
-    # ---------------------------------------------------------------------------------------------
 
     def state(self) -> np.ndarray:
         """float64 ``(5,)``: pusher x, y, block x, y in units, angle in radians within [-pi, pi)."""

@@ -112,7 +112,8 @@ class PushTReader:
         mask = (block > 0.5).numpy()
         area = self._area(block, mask)
         place, pusher_found = self._centroid(pusher)
-        pose, misfit = self._refine(pixels, pusher, self._coarse(block))
+        pose, misfit, shown = self._refine(pixels, pusher, self._coarse(block))
+        size = self._area(block * _free(pusher), mask) / shown.clamp(min=LOST_SHARE * BLOCK_AREA / 4).numpy()
         return (
             place.numpy(),
             pusher_found.numpy(),
@@ -120,6 +121,7 @@ class PushTReader:
             area >= LOST_SHARE * BLOCK_AREA,
             mask,
             area,
+            size,
             _pieces(mask),
             misfit.numpy(),
         )
@@ -199,8 +201,8 @@ class PushTReader:
 
     def _refine(
         self, frames: torch.Tensor, pusher: torch.Tensor, pose: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Levenberg-Marquardt from ``pose``; returns the pose in the simulator's convention and the misfit, both per frame."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Levenberg-Marquardt from ``pose``: the pose in the simulator's convention, the misfit, and the area in sight of a T there."""
         reach = int(np.ceil(84 / self.pixel)) + 2
         middle = pose[:, :2] + 41 * torch.stack([-torch.sin(pose[:, 2]), torch.cos(pose[:, 2])], 1)
         corner = (middle / self.pixel).long() - reach
@@ -213,9 +215,9 @@ class PushTReader:
 
         row, column = window(1)
         edge = self.size - 1
-        # The picture's outside is unknown, and so is what the pusher hides.
-        free = F.max_pool2d(pusher[:, None], 3, 1, 1)[:, 0] < 0.1
-        inner = (row >= 0) & (row <= edge) & (column >= 0) & (column <= edge)
+        # The picture's outside is unknown, and so is what the walls (in the outermost pixels) and the pusher hide.
+        free = _free(pusher)
+        inner = (row > 0) & (row < edge) & (column > 0) & (column < edge)
         row, column = row.clamp(0, edge), column.clamp(0, edge)
         weight = (inner & free[n, row, column])[:, None].float()
         seen = frames[n, row, column].movedim(-1, 1) * weight
@@ -263,7 +265,10 @@ class PushTReader:
         most = torch.maximum((image - ground).abs(), (seen - ground).abs()).sum((1, 2, 3))
         misfit = (image - seen).abs().sum((1, 2, 3)) / most.clamp(min=1)
         angle = torch.remainder(pose[:, 2] + np.pi, 2 * np.pi) - np.pi
-        return torch.cat([pose[:, :2] - torch.tensor(DRAWN_CENTRE), angle[:, None]], 1), misfit.clamp(max=1)
+        x, y = ((i.float() + 0.5) * self.pixel for i in window(1)[::-1])
+        cover = sum(_draw(pose[:, :, None, None], x, y, soft=self.pixel)) * weight[:, 0]
+        shown = cover.sum((1, 2)) * self.pixel**2
+        return torch.cat([pose[:, :2] - torch.tensor(DRAWN_CENTRE), angle[:, None]], 1), misfit.clamp(max=1), shown
 
 
 def _draw(pose: torch.Tensor, x: torch.Tensor, y: torch.Tensor, soft: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -283,6 +288,11 @@ def _draw(pose: torch.Tensor, x: torch.Tensor, y: torch.Tensor, soft: float) -> 
     cover = (0.5 - (outer - OUTLINE) / soft).clamp(0, 1)  # type: ignore[operator]
     edge = torch.minimum(cover, (0.5 - (nearest - OUTLINE) / soft).clamp(0, 1))  # type: ignore[operator]
     return cover - edge, edge
+
+
+def _free(pusher: torch.Tensor) -> torch.Tensor:
+    """bool ``(n, h, w)``: pixels that the pusher's mask does not touch."""
+    return F.max_pool2d(pusher[:, None], 3, 1, 1)[:, 0] < 0.1
 
 
 def _pieces(mask: np.ndarray) -> np.ndarray:

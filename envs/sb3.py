@@ -1,7 +1,7 @@
 """ImaginedVecEnv: a learned world as a Stable-Baselines3 VecEnv, on the same heart as the Gymnasium faces.
 
-Autoreset is SB3's same-step kind: where an episode ends, the observation returned is already the next one's first, and the one that ended it
-is in ``infos[i]["terminal_observation"]``.
+Autoreset is SB3's same-step kind: where an episode ends, the observation returned is already the next one's first, and
+the one that ended it is in ``infos[i]["terminal_observation"]``.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from neuralsim.envs.imagined import Face, Settings
 
 
 class ImaginedVecEnv(VecEnv):
-    """``num_envs`` dreams on one batched model: ``PPO("MlpPolicy", ImaginedVecEnv("pusht", num_envs=256, observation="features"))``.
+    """``num_envs`` dreams on one batched model: ``PPO("MlpPolicy", ImaginedVecEnv("pusht", num_envs=256,
+    observation="features"))``.
 
-    Arguments as ImaginedEnv's. Slots are rows of one Imagination, not environments of their own: ``get_attr`` gives what is true of all of
-    them, ``set_attr`` sets for all or raises, and ``env_method`` knows only ``render``.
+    Arguments as ImaginedEnv's. Slots are rows of one Imagination, not environments of their own: ``get_attr`` gives
+    what is true of all of them, ``set_attr`` sets for all or raises, and ``env_method`` knows only ``render``.
     """
 
     def __init__(
@@ -79,11 +80,12 @@ class ImaginedVecEnv(VecEnv):
         for name, value in extra.items():
             for i, info in enumerate(infos):
                 info[name] = int(value[i]) if name == "played" else value[i, : transition.played[i]]
-        for i in np.flatnonzero(done):
+        finished = np.flatnonzero(done).tolist()
+        for i in finished:
             infos[i]["terminal_observation"] = last[i].copy()
             infos[i]["TimeLimit.truncated"] = bool(transition.truncated[i] and not transition.terminated[i])
             infos[i]["truncated_by"] = transition.truncated_by[i]
-        self._note_beginnings(np.flatnonzero(done))
+        self._note_beginnings(finished)
         return observation, transition.reward, done, infos
 
     def _note_beginnings(self, slots: Iterable[int]) -> None:

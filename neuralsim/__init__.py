@@ -1,6 +1,7 @@
 """NeuralSim: a learned world you can open with ``gym.make``.
 
-Importing this package is cheap: it registers the Gymnasium ids and nothing else. Models, diffusers and pygame load on first use.
+Importing this package is cheap: it registers the Gymnasium ids and nothing else. Models, diffusers and pygame load on
+first use.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# OpenMP threads that spin while another process holds a core slow torch up to 70 times; it is read when torch is first imported.
+# OpenMP threads that spin while another process holds a core slow torch up to 70 times; it is read when torch is first
+# imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _root = Path(__file__).resolve().parent.parent

@@ -1,8 +1,9 @@
 """Catalog: trained worlds by name or folder.
 
-A world is a folder: ``config.json`` and ``diffusion_pytorch_model.safetensors`` (diffusers' ``save_pretrained``), ``starts.npz`` (true
-histories from which dreams may begin) and ``README.md`` (its card). Nothing in it is unpickled, and the class that ``config.json`` names is
-looked up in a fixed table, never imported by name: opening a stranger's world runs none of the stranger's code.
+A world is a folder: ``config.json`` and ``diffusion_pytorch_model.safetensors`` (diffusers' ``save_pretrained``),
+``starts.npz`` (true histories from which dreams may begin) and ``README.md`` (its card). Nothing in it is unpickled,
+and the class that ``config.json`` names is looked up in a fixed table, never imported by name: opening a stranger's
+world runs none of the stranger's code.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -34,8 +36,9 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 class Starts:
     """True histories: N of them, each t frames long, ending where a dream begins.
 
-    frames uint8 ``(N, t, h, w, 3)``; actions float32 ``(N, t-1, a)``; states float32 ``(N, t, s)``, the true simulator's, the last where the
-    dream begins; seeds int64 ``(N,)`` of the episodes they were cut from. States and seeds may be absent (None).
+    frames uint8 ``(N, t, h, w, 3)``; actions float32 ``(N, t-1, a)``; states float32 ``(N, t, s)``, the true
+    simulator's, the last where the dream begins; seeds int64 ``(N,)`` of the episodes they were cut from. States and
+    seeds may be absent (None).
     """
 
     frames: np.ndarray
@@ -116,11 +119,13 @@ def list_worlds() -> list[str]:
 
 
 def open_world(name_or_folder: str | os.PathLike[str] | World = "pusht", device: str = "auto") -> World:
-    """The world of that name or in that folder, its model in evaluation mode on ``device`` (auto: cuda where there is one, else cpu).
+    """The world of that name or in that folder, its model in evaluation mode on ``device`` (auto: cuda where there is
+    one, else cpu).
 
-    Weights are read once per process and shared by all who open the same folder, frozen; plain attributes such as ``denoise_steps`` are
-    each opener's own. To train further, load your own copy: ``VideoWAM.from_pretrained(world.folder)``. A World is handed back as it is.
-    Raises FileNotFoundError for what is not there and ValueError for a folder that is not a world.
+    Weights are read once per process and shared by all who open the same folder, frozen; plain attributes such as
+    ``denoise_steps`` are each opener's own. To train further, load your own copy:
+    ``VideoWAM.from_pretrained(world.folder)``. A World is handed back as it is. Raises FileNotFoundError for what is
+    not there and ValueError for a folder that is not a world.
     """
     if isinstance(name_or_folder, World):
         home = name_or_folder.model.device
@@ -173,7 +178,8 @@ def _load(folder: Path, device: str, stamps: tuple[int, ...]) -> World:
     if class_name not in models:
         raise ValueError(f"{config}: unknown model class {class_name!r}; this NeuralSim knows {', '.join(models)}")
     weights = folder / WEIGHTS
-    # Not from_pretrained: it maps the file, and weights at odd addresses and without their memory layout are slower and round otherwise.
+    # Not from_pretrained: it maps the file, and weights at odd addresses and without their memory layout are slower and
+    # round otherwise.
     try:
         model: WorldModel = models[class_name].from_config(values)  # type: ignore[assignment]
         model.load_state_dict(load_file(weights))
@@ -183,7 +189,7 @@ def _load(folder: Path, device: str, stamps: tuple[int, ...]) -> World:
         ) from error
     except (SafetensorError, RuntimeError, TypeError) as error:
         raise ValueError(f"{folder}: config.json and {WEIGHTS} do not make a {class_name}: {error}") from error
-    model = model.to(device).eval().requires_grad_(False)
+    model = model.to(device=torch.device(device)).eval().requires_grad_(False)
     starts = Starts.load(folder / "starts.npz", model.spec) if (folder / "starts.npz").is_file() else None
     card = (folder / "README.md").read_text() if (folder / "README.md").is_file() else ""
     return World(model, starts, folder, card)

@@ -1,7 +1,10 @@
-"""check_world: does a model keep the WorldModel contract? As Gymnasium's ``check_env`` for environments, for anybody's models."""
+"""check_world: does a model keep the WorldModel contract? As Gymnasium's ``check_env`` for environments, for anybody's
+models.
+"""
 
 from __future__ import annotations
 
+import random
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -23,10 +26,11 @@ class WorldCheckError(AssertionError):
 def check_world(model: WorldModel, seed: int = 0, tolerance: float = 1e-2) -> None:
     """Raise a WorldCheckError at the first promise of WorldModel that ``model`` does not keep.
 
-    Checked: shapes, types and ranges of every method; that rows of a batch are independent of each other and of the batch's size (features
-    within ``tolerance``, frames within one grey level on average); that steps are settled by state, action and noise, and touch neither
-    their inputs nor global random state; that states can be indexed, repeated and mixed; that ``save_pretrained`` and
-    ``from_pretrained`` give the same weights back to the bit. Warns where actions make no difference. Takes seconds, on the model's device.
+    Checked: shapes, types and ranges of every method; that rows of a batch are independent of each other and of the
+    batch's size (features within ``tolerance``, frames within one grey level on average); that steps are settled by
+    state, action and noise, and touch neither their inputs nor global random state; that states can be indexed,
+    repeated and mixed; that ``save_pretrained`` and ``from_pretrained`` give the same weights back to the bit. Warns
+    where actions make no difference. Takes seconds, on the model's device.
     """
     with torch.inference_mode():
         check = _Check(model, seed, tolerance)
@@ -76,7 +80,7 @@ class _Check:
     def _call(self, name: str, *arguments: Any) -> Any:
         """``model.name(*arguments)``: it must not raise, change its arguments or draw from global random state."""
         kept = [_copy(a) for a in arguments]
-        torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index, union-attr] # noqa: NPY002
+        luck = _global_luck()
         try:
             result = getattr(self.model, name)(*arguments)
         except Exception as error:
@@ -85,8 +89,12 @@ class _Check:
             _expect(
                 _equal(argument, before), f"{name}, argument {i}", "a changed one", "its arguments left as they were"
             )
-        same = torch.equal(torch_state, torch.get_rng_state()) and np.array_equal(numpy_state, np.random.get_state()[1])  # type: ignore[arg-type] # noqa: NPY002
-        _expect(same, name, "a draw from torch's or numpy's global generator", "all randomness from rng")
+        _expect(
+            luck == _global_luck(),
+            name,
+            "a draw from torch's, numpy's or Python's global generator",
+            "all randomness from rng",
+        )
         return result
 
     def _encode(self, t: int, rows: slice = slice(None)) -> State:
@@ -112,7 +120,7 @@ class _Check:
         if value.is_floating_point():
             _expect(bool(torch.isfinite(value).all()), what, "NaN or infinity", "finite numbers")
 
-    # -- the promises, one method each ---------------------------------------------------------------------------------------------
+    # -- the promises, one method each ---------------------------------------------------------------------------------
 
     def describes_itself(self) -> None:
         size = self.model.feature_size
@@ -244,7 +252,7 @@ class _Check:
                     f"save_pretrained, from_pretrained: raised {type(error).__name__}: {error}"
                 ) from error
         _expect(loaded.spec == self.spec, "from_pretrained: spec", loaded.spec, self.spec)
-        loaded = loaded.to(self.model.device).train(self.model.training)
+        loaded = loaded.to(device=self.model.device).train(self.model.training)
         mine, theirs = self.model.state_dict(), loaded.state_dict()
         _expect(mine.keys() == theirs.keys(), "from_pretrained: weights", sorted(theirs), sorted(mine))
         for name, weight in mine.items():
@@ -262,6 +270,12 @@ class _Check:
             self.model = kept
         # Not to the bit: loaded weights may lie otherwise in memory, and then sums round otherwise.
         self._expect_close(before, after, "a dream of the saved model against the loaded one's")
+
+
+def _global_luck() -> tuple[Any, ...]:
+    """The state of every global generator there is."""
+    legacy: Any = np.random.get_state()  # noqa: NPY002 (it is to be left alone, so it is looked at)
+    return torch.get_rng_state().numpy().tobytes(), legacy[1].tobytes(), legacy[2:], random.getstate()
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:

@@ -44,7 +44,13 @@ class Windows:
     def read(self) -> Clip:
         """The windows' arrays: ``context + steps`` frames and one action fewer; see Clip."""
         actions = self.context + self.steps - 1
-        parts: dict[str, list[np.ndarray]] = {"frames": [], "actions": [], "rewards": [], "terminated": [], "states": []}
+        parts: dict[str, list[np.ndarray]] = {
+            "frames": [],
+            "actions": [],
+            "rewards": [],
+            "terminated": [],
+            "states": [],
+        }
         for episode, start in zip(self.episodes, self.starts, strict=True):
             whole = self.store[int(episode)]
             for name, kept in parts.items():
@@ -78,9 +84,7 @@ def sample_windows(
     return Windows(store, chosen, starts, context, steps)
 
 
-def dream(
-    model: WorldModel, clip: Clip, context: int, seeds: Sequence[int], chunk: int = 1
-) -> Iterator[State]:
+def dream(model: WorldModel, clip: Clip, context: int, seeds: Sequence[int], chunk: int = 1) -> Iterator[State]:
     """The states at step 0 (the last true frame, encoded), 1, 2, ... of a dream of ``clip``'s actions, ``chunk`` frames at once.
 
     Run it, and whatever reads the states, inside ``inference(model.device, dtype)``.
@@ -214,7 +218,9 @@ def _roll_out(
         part["reading"] = reader(imagined.reshape(-1, *imagined.shape[2:])).reshape(n, len(steps))
         part["true_reading"] = reader(true.reshape(-1, *true.shape[2:])).reshape(n, len(steps))
         if clip.states is not None:
-            part["pusher"], part["block"], part["in_sight"] = reader.of_state(clip.states[:, first + steps].astype(np.float64))
+            part["pusher"], part["block"], part["in_sight"] = reader.of_state(
+                clip.states[:, first + steps].astype(np.float64)
+            )
     kept = slice(0, max(0, keep - rows.start))
     part["frames"] = (imagined[kept], true[kept].copy())
     return part

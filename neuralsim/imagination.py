@@ -1,7 +1,9 @@
-"""Imagination: many dreams side by side on one model. The one place with mutable state; all else in NeuralSim is values.
+"""Imagination: many dreams side by side on one model. The one place with mutable state; all else in NeuralSim is
+values.
 
-The heart beneath the environments. It never resets by itself, decodes pixels only when somebody looks and then once per step, and keeps
-everything that changes in one Snapshot: taking one is free, putting one back exact, and a call that raises has changed nothing.
+The heart beneath the environments. It never resets by itself, decodes pixels only when somebody looks and then once per
+step, and keeps everything that changes in one Snapshot: taking one is free, putting one back exact, and a call that
+raises has changed nothing.
 """
 
 from __future__ import annotations
@@ -28,8 +30,10 @@ START_STREAM = -1
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """Everything of an Imagination that changes: what is seen, the noise to come, steps so far ``(b,)``, whether the last step ended the
-    episode ``(b,)``, and which shipped start it began from ``(b,)``, -1 for a history of the caller's own."""
+    """Everything of an Imagination that changes: what is seen, the noise to come, steps so far ``(b,)``, whether the
+    last step ended the episode ``(b,)``, and which shipped start it began from ``(b,)``, -1 for a history of the
+    caller's own.
+    """
 
     view: View
     noise: Noise
@@ -45,8 +49,8 @@ class Snapshot:
 class Transition:
     """What a step brought, per slot. reward float32, terminated and truncated bool, uncertainty float32, all ``(b,)``.
 
-    ``truncated_by``: ``"uncertainty"``, ``"horizon"`` or None (the first where both hold: the frame is not to be trusted).
-    ``played`` int64: steps taken, 0 for a slot that was held.
+    ``truncated_by``: ``"uncertainty"``, ``"horizon"`` or None (the first where both hold: the frame is not to be
+    trusted). ``played`` int64: steps taken, 0 for a slot that was held.
     """
 
     reward: np.ndarray
@@ -76,12 +80,13 @@ class Chunk(Transition):
 class Imagination:
     """``num_slots`` dreams on ``model``, judged by ``task`` (default: the model's own learned heads).
 
-    starts: histories that ``reset`` draws from. horizon: steps after which an episode is truncated (None: never). uncertainty_limit:
-    truncated beyond it (default: the model's calibrated ``uncertainty_threshold``; infinity: never). temperature: scale of the model's noise.
-    denoise_steps: passed to models that have it. precision: "auto" (bfloat16 where the hardware multiplies in it), "float32" or "bfloat16".
+    starts: histories that ``reset`` draws from. horizon: steps after which an episode is truncated (None: never).
+    uncertainty_limit: truncated beyond it (default: the model's calibrated ``uncertainty_threshold``; infinity: never).
+    temperature: scale of the model's noise. denoise_steps: passed to models that have it. precision: "auto" (bfloat16
+    where the hardware multiplies in it), "float32" or "bfloat16".
 
-    A slot's start and its noise come from that slot's seed alone, so row i of a batch dreams what its seed dreams alone, up to rounding.
-    Not for use from several threads at once.
+    A slot's start and its noise come from that slot's seed alone, so row i of a batch dreams what its seed dreams
+    alone, up to rounding. Not for use from several threads at once.
     """
 
     def __init__(
@@ -127,7 +132,7 @@ class Imagination:
         if denoise_steps is not None:
             self.denoise_steps = denoise_steps
 
-    # -- looking -----------------------------------------------------------------------------------------------------------------
+    # -- looking -------------------------------------------------------------------------------------------------------
 
     @property
     def view(self) -> View:
@@ -153,7 +158,9 @@ class Imagination:
 
     @property
     def ended(self) -> np.ndarray:
-        """bool ``(b,)``: whether each slot's last step terminated or was truncated. A slot may be stepped on all the same."""
+        """bool ``(b,)``: whether each slot's last step terminated or was truncated. A slot may be stepped on all the
+        same.
+        """
         return _array(self.snapshot().ended)
 
     @property
@@ -174,7 +181,7 @@ class Imagination:
             raise ValueError(f"{type(self.model).__name__} does not denoise: leave denoise_steps out")
         self.model.denoise_steps = steps  # type: ignore[assignment]
 
-    # -- beginning -------------------------------------------------------------------------------------------------------------
+    # -- beginning -----------------------------------------------------------------------------------------------------
 
     def reset(
         self,
@@ -184,10 +191,10 @@ class Imagination:
     ) -> None:
         """Begin anew in the slots where ``mask`` ``(b,)`` holds (default all); the others are untouched, to the bit.
 
-        seeds: an int s gives slot i the seed s + i; a sequence has one entry per slot. A slot without a seed goes on in its own stream.
-        options: ``{"start": index}`` picks a shipped start; ``{"frames": uint8 (t, h, w, 3), "actions": (t-1, a)}`` is any history, t at
-        least 1. Both also with a leading axis of one entry per slot (entries outside the mask are not used). By default a start is drawn.
-        Raises ValueError for bad input.
+        seeds: an int s gives slot i the seed s + i; a sequence has one entry per slot. A slot without a seed goes on in
+        its own stream. options: ``{"start": index}`` picks a shipped start; ``{"frames": uint8 (t, h, w, 3), "actions":
+        (t-1, a)}`` is any history, t at least 1. Both also with a leading axis of one entry per slot (entries outside
+        the mask are not used). By default a start is drawn. Raises ValueError for bad input.
         """
         chosen = self._check_mask(mask)
         if self._now is None and not chosen.all():
@@ -226,13 +233,15 @@ class Imagination:
             )
 
     def _partly(self, old: View, fresh: State, position: torch.Tensor, where: torch.Tensor) -> Any:
-        """How to decode after a masked reset: only the new rows, where the others have been decoded already; None: all of them."""
+        """How to decode after a masked reset: only the new rows, where the others have been decoded already; None: all
+        of them.
+        """
         if not old.decoded:
             return None
         frame, model = old.frame, self.model
         return lambda: torch.where(where.view(-1, 1, 1, 1), model.decode(fresh)[position], frame)
 
-    # -- stepping ----------------------------------------------------------------------------------------------------------------
+    # -- stepping ------------------------------------------------------------------------------------------------------
 
     def step(self, action: Any, mask: np.ndarray | None = None) -> Transition:
         """One step with ``action`` ``(b, a)`` in [-1, 1]; slots where ``mask`` does not hold are held still, reward 0."""
@@ -246,7 +255,9 @@ class Imagination:
         return Transition(**transition)
 
     def step_chunk(self, actions: Any, mask: np.ndarray | None = None) -> Chunk:
-        """k steps with ``actions`` ``(b, k, a)`` through the model's ``unroll``; each slot stops at its first end within the chunk."""
+        """k steps with ``actions`` ``(b, k, a)`` through the model's ``unroll``; each slot stops at its first end
+        within the chunk.
+        """
         now = self.snapshot()
         plan = self.check_action(actions, (self.num_slots, None, self.model.spec.action_size))
         live = self._check_mask(mask)
@@ -332,7 +343,7 @@ class Imagination:
 
         return View(self.model, state, self.dtype, decoder)
 
-    # -- keeping and branching -----------------------------------------------------------------------------------------------------
+    # -- keeping and branching -----------------------------------------------------------------------------------------
 
     def snapshot(self) -> Snapshot:
         """All that changes, as a value: free to take, valid for ever, and to be put back any number of times."""
@@ -341,7 +352,9 @@ class Imagination:
         return self._now
 
     def restore(self, snap: Snapshot) -> None:
-        """Go back to ``snap``, taken here or from another Imagination on the same weights with as many slots; what follows is bit-equal."""
+        """Go back to ``snap``, taken here or from another Imagination on the same weights with as many slots; what
+        follows is bit-equal.
+        """
         if not isinstance(snap, Snapshot):
             raise TypeError(f"restore: expected what snapshot() returned, got {type(snap).__name__}")
         if len(snap) != self.num_slots:
@@ -359,10 +372,11 @@ class Imagination:
         self._now = snap
 
     def fork(self, n: int, seeds: Sequence[int] | None = None) -> Imagination:
-        """A new Imagination where every slot is there n times: its row ``i * n + j`` is copy j of slot i. This one is untouched.
+        """A new Imagination where every slot is there n times: its row ``i * n + j`` is copy j of slot i. This one is
+        untouched.
 
-        The copies' noise goes on as the slot's own would, so copies given equal actions dream equal futures and differences come from
-        actions alone. With ``seeds`` ``(b * n,)`` every copy has luck of its own.
+        The copies' noise goes on as the slot's own would, so copies given equal actions dream equal futures and
+        differences come from actions alone. With ``seeds`` ``(b * n,)`` every copy has luck of its own.
         """
         _check_count(n, "fork: n")
         now = self.snapshot()
@@ -396,7 +410,7 @@ class Imagination:
             self._now = before
             raise
 
-    # -- the border: what comes in is checked here, before anything changes --------------------------------------------------------
+    # -- the border: what comes in is checked here, before anything changes --------------------------------------------
 
     def check_action(self, action: Any, shape: tuple[int | None, ...]) -> torch.Tensor:
         """``action`` as float32 of ``shape`` (None: any length of at least 1) on the model's device, or a ValueError."""
@@ -446,7 +460,9 @@ class Imagination:
     def _history(
         self, rows: np.ndarray, noise: Noise, options: Mapping[str, Any]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What ``rows`` begin from: frames ``(m t h w 3)``, actions ``(m t-1 a)`` and the numbers of the shipped starts ``(m,)``."""
+        """What ``rows`` begin from: frames ``(m t h w 3)``, actions ``(m t-1 a)`` and the numbers of the shipped starts
+        ``(m,)``.
+        """
         if not isinstance(options, Mapping):
             raise TypeError(f"options: expected a dict, got {type(options).__name__}")
         unknown = sorted(set(options) - {"frames", "actions", "start"}, key=str)
@@ -519,7 +535,7 @@ def _check_count(value: object, what: str) -> None:
 
 def _check_seed(seed: object) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
-        raise ValueError(f"seed: expected a whole number, got {seed!r}")
+        raise TypeError(f"seed: expected a whole number, got {seed!r}")
     return int(seed)
 
 

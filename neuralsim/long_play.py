@@ -20,7 +20,7 @@ from neuralsim.world import WorldModel
 LAST_SHARE = 0.2
 """The figures are of this last part of the play: two minutes of ten."""
 AREA_SLACK = 0.1
-"""The block has kept its size within this share of what it was at the start."""
+"""The block has kept its size within this share of its own."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,15 @@ def long_play(
             if tick:
                 tick(b)
     growth = resident_megabytes() - _megabytes(seen) - megabytes_early
-    start = reader(frames[:, -1])
     reading = _read(reader, seen)
     baseline: tuple[float | None, ...] = (None, None, None)
     tail = slice(-max(1, round(LAST_SHARE * len(look))), None)
     if truth is not None and states is not None:
-        baseline = tuple(mean(x.ravel()) for x in _wholeness(_read(reader, _true_frames(truth, states, keys, looked)), start, tail))
+        baseline = tuple(
+            mean(x.ravel()) for x in _wholeness(_read(reader, _true_frames(truth, states, keys, looked)), tail)
+        )
     boot = Bootstrap(np.arange(b), seed=config.seed)
-    whole, found, misfit = _wholeness(reading, start, tail)
+    whole, found, misfit = _wholeness(reading, tail)
     minutes = config.steps / model.spec.rate_hz / 60
     rows = (
         row_of(
@@ -133,10 +134,9 @@ def _read(reader: Reader, frames: list[np.ndarray]) -> Reading:
     return reader(stacked.reshape(-1, *stacked.shape[2:])).reshape(*stacked.shape[:2])
 
 
-def _wholeness(reading: Reading, start: Reading, tail: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _wholeness(reading: Reading, tail: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Over the last looks: block is whole, pusher is there (0 or 1), misfit; each float ``(b, looks)``."""
-    size = np.abs(reading.area / np.maximum(start.area[:, None], 1e-9) - 1) <= AREA_SLACK
-    whole = size & (reading.pieces == 1)
+    whole = (np.abs(reading.size - 1) <= AREA_SLACK) & (reading.pieces == 1)
     return (
         whole[:, tail].astype(np.float64),
         reading.pusher_found[:, tail].astype(np.float64),

@@ -40,7 +40,7 @@ STRIDE = 10
 NEAR_MISS = 0.6
 """A step without success but with at least this reward is a near miss: success is told apart from these, not from easy cases."""
 AREA_SLACK = 0.1
-"""The block has kept its size within this share."""
+"""The block has kept its size within this share of its own."""
 PLANS = 4
 """Different action sequences tried from each start for controllability."""
 
@@ -93,7 +93,9 @@ class MeasureConfig:
     def looked_at(self) -> tuple[int, ...]:
         """Steps whose frames are looked at: the horizons, every tenth, and enough between them for a smooth curve."""
         last = max(self.horizons)
-        return tuple(sorted({*self.horizons, *range(0, last + 1, STRIDE), *range(min(10, last) + 1), *range(0, last + 1, 2)}))
+        return tuple(
+            sorted({*self.horizons, *range(0, last + 1, STRIDE), *range(min(10, last) + 1), *range(0, last + 1, 2)})
+        )
 
     @property
     def small(self) -> int:
@@ -116,7 +118,9 @@ class Measurement(Report):
         if self.rollouts is None or self.rollouts.frames is None or not len(self.rollouts.frames[0]):
             return target, None
         strip = target.with_name(f"{target.stem}-strip{target.suffix}")
-        columns = [self.rollouts.column(s) for s in sorted({0, *(r.step for r in self.rows if r.key == "psnr" and r.step)})]
+        columns = [
+            self.rollouts.column(s) for s in sorted({0, *(r.step for r in self.rows if r.key == "psnr" and r.step)})
+        ]
         imagined, true = (f[:, columns] for f in self.rollouts.frames)
         draw_strip(strip, true, imagined, [int(self.rollouts.steps[c]) for c in columns])
         return target, strip
@@ -222,7 +226,13 @@ def calibrate_uncertainty(
 def _frame_rows(r: Rollouts, boot: Bootstrap, config: MeasureConfig) -> Iterator[Row]:
     for step in config.horizons:
         yield row_of(
-            boot(mean, r.psnr(step)), "psnr", "PSNR", unit="dB", step=step, baseline=mean(r.psnr(step, copy=True)), better="high"
+            boot(mean, r.psnr(step)),
+            "psnr",
+            "PSNR",
+            unit="dB",
+            step=step,
+            baseline=mean(r.psnr(step, copy=True)),
+            better="high",
         )
     for step in config.horizons:
         column = r.column(step)
@@ -272,7 +282,7 @@ def _scene(r: Rollouts, seen: Reading, reader: Reader) -> _Scene:
     place = np.linalg.norm(seen.block[..., :2] - r.block[..., :2], axis=-1)
     place = np.where(seen.block_found, np.minimum(place, reader.extent), reader.extent)
     angle = np.where(seen.block_found, turn(seen.block[..., 2], r.block[..., 2]), 180.0)
-    kept = (np.abs(seen.area / np.maximum(true.area, 1e-9) - 1) <= AREA_SLACK) & (seen.pieces == 1)
+    kept = (np.abs(seen.size - 1) <= AREA_SLACK) & (seen.pieces == 1)
     # Motion over every STRIDE steps: before and after, both wholly in sight.
     tens = [c for c, step in enumerate(r.steps) if step % STRIDE == 0]
     a, b = tens[:-1], tens[1:]
@@ -302,12 +312,17 @@ def _copied(reading: Reading) -> Reading:
 def _scene_rows(r: Rollouts, reader: Reader, boot: Bootstrap, config: MeasureConfig) -> Iterator[Row]:
     assert r.reading is not None and r.true_reading is not None
     if r.pusher is None:
-        iou, copy = mask_iou(r.reading.mask, r.true_reading.mask), mask_iou(_copied(r.true_reading).mask, r.true_reading.mask)
+        iou, copy = (
+            mask_iou(r.reading.mask, r.true_reading.mask),
+            mask_iou(_copied(r.true_reading).mask, r.true_reading.mask),
+        )
         for step in config.horizons:
             c = r.column(step)
             yield row_of(boot(mean, iou[:, c]), "iou", "block IoU", step=step, baseline=mean(copy[:, c]), better="high")
         return
-    scene, copy_scene, floor = (_scene(r, seen, reader) for seen in (r.reading, _copied(r.true_reading), r.true_reading))
+    scene, copy_scene, floor = (
+        _scene(r, seen, reader) for seen in (r.reading, _copied(r.true_reading), r.true_reading)
+    )
     moved = np.where(_moved(r), 0.0, np.nan)  # added to a figure, it leaves only where the block moved
     everywhere = np.zeros_like(moved)
     yield row_of(boot(mean, scene.iou[:, 0]), "codec_iou", "redrawing a true frame: block IoU", better="high")
@@ -344,7 +359,7 @@ def _scene_rows(r: Rollouts, reader: Reader, boot: Bootstrap, config: MeasureCon
                 unit=unit,
                 step=step,
                 baseline=statistic(copied),
-                floor=None if name in ("iou", "shape") else statistic(exact),
+                floor=None if name == "iou" else statistic(exact),
                 better=better,
             )
     for name, label in (
@@ -393,13 +408,20 @@ def _success_rows(model: WorldModel, store: EpisodeStore, config: MeasureConfig,
     counts = f"{int(true.sum())} successes, {int((1 - true).sum())} others"
     precision = np.where(told > 0, true, np.nan)
     recall = np.where(true > 0, told, np.nan)
-    yield row_of(boot.share(precision), "success_precision", f"success: precision ({counts})", step=STRIDE, better="high")
+    yield row_of(
+        boot.share(precision), "success_precision", f"success: precision ({counts})", step=STRIDE, better="high"
+    )
     yield row_of(boot.share(recall), "success_recall", f"success: recall ({counts})", step=STRIDE, better="high")
     if "reward" in r.heads:
         error = np.abs(r.heads["reward"][:, STRIDE - 1] - r.true_reward[:, STRIDE - 1])
         copied = np.abs(r.reward_before - r.true_reward[:, STRIDE - 1])
         yield row_of(
-            boot(mean, error), "reward_near", "reward error near success, mean", step=STRIDE, baseline=mean(copied), better="low"
+            boot(mean, error),
+            "reward_near",
+            "reward error near success, mean",
+            step=STRIDE,
+            baseline=mean(copied),
+            better="low",
         )
 
 
@@ -435,7 +457,9 @@ def _uncertainty_rows(r: Rollouts, boot: Bootstrap, config: MeasureConfig) -> It
         found = boot(rank_correlation, doubt, error)
         yield row_of(found, "doubt_rank", "uncertainty: rank correlation with frame error", step=step, better="high")
         found = boot(lambda d, w: auroc(d, w > 0), doubt, worst)
-        yield row_of(found, "doubt_auroc", "uncertainty: AUROC for the worst tenth of frame errors", step=step, better="high")
+        yield row_of(
+            found, "doubt_auroc", "uncertainty: AUROC for the worst tenth of frame errors", step=step, better="high"
+        )
 
 
 # -- other actions, other samplers ---------------------------------------------------------------------------------------------------
@@ -483,7 +507,13 @@ def _control_rows(
     for key, label, true_end, seen_end, apart in (
         ("control_pusher", "controllability: spread of the pusher, imagined over true", pusher, seen.pusher, _distance),
         ("control_block", "controllability: spread of the block, imagined over true", block, seen.block, _distance),
-        ("control_angle", "controllability: spread of the block's angle, imagined over true", block, seen.block, _turned),
+        (
+            "control_angle",
+            "controllability: spread of the block's angle, imagined over true",
+            block,
+            seen.block,
+            _turned,
+        ),
     ):
         spreads = np.stack([_spread(seen_end, apart), _spread(true_end, apart)], 1)
         spreads[~whole] = np.nan
@@ -644,8 +674,15 @@ def _curves(r: Rollouts, reader: Reader | None) -> dict[str, Any]:
     if reader is not None and r.reading is not None and r.true_reading is not None and r.pusher is not None:
         scene, copied, floor = (_scene(r, s, reader) for s in (r.reading, _copied(r.true_reading), r.true_reading))
         moved = np.where(_moved(r), 0.0, np.nan)
-        panels["block IoU where it moved"] = {"dream": middle(scene.iou + moved), "copy last": middle(copied.iou + moved)}
-        for name, title in (("pusher", "pusher error (units)"), ("place", "block place error (units)"), ("angle", "block angle error (°)")):
+        panels["block IoU where it moved"] = {
+            "dream": middle(scene.iou + moved),
+            "copy last": middle(copied.iou + moved),
+        }
+        for name, title in (
+            ("pusher", "pusher error (units)"),
+            ("place", "block place error (units)"),
+            ("angle", "block angle error (°)"),
+        ):
             panels[title] = {
                 "dream": middle(getattr(scene, name) + moved),
                 "copy last": middle(getattr(copied, name) + moved),
@@ -656,4 +693,3 @@ def _curves(r: Rollouts, reader: Reader | None) -> dict[str, Any]:
     doubt = np.concatenate([np.full((len(r), 1), np.nan), r.uncertainty], 1)[:, r.steps]
     panels["uncertainty"] = {"dream": middle(doubt.astype(np.float64))}
     return curves
-

@@ -18,8 +18,9 @@ class Reading:
     """What a Reader saw in ``n`` frames. Positions in world units, angles in radians.
 
     pusher ``(n, 2)``: what the actions move, valid where ``pusher_found`` ``(n,)``. block ``(n, 3)``: x, y, angle of what it moves, valid
-    where ``block_found``. mask bool ``(n, h, w)``: the block's pixels. area ``(n,)``: the block's size in square units. pieces int
-    ``(n,)``: connected parts of the mask. misfit ``(n,)``: 0 where the mask is exactly the rigid shape at ``block``, 1 where nothing agrees.
+    where ``block_found``. mask bool ``(n, h, w)``: the block's pixels. area ``(n,)``: square units of block in sight. size ``(n,)``: that
+    area over what the rigid shape at ``block`` would show, 1 for an intact block wherever it lies. pieces int ``(n,)``: connected parts of
+    the mask. misfit ``(n,)``: 0 where the mask is exactly the rigid shape at ``block``, 1 where nothing agrees.
     """
 
     pusher: np.ndarray
@@ -28,6 +29,7 @@ class Reading:
     block_found: np.ndarray
     mask: np.ndarray
     area: np.ndarray
+    size: np.ndarray
     pieces: np.ndarray
     misfit: np.ndarray
 

@@ -95,7 +95,9 @@ class Report:
     def table(self, rows: Sequence[Row] | None = None) -> Table:
         """A rich table of ``rows`` (all by default)."""
         rows = self.rows if rows is None else rows
-        table = Table(title=self.title, caption=", ".join(f"{k} {v}" for k, v in self.circumstances.items() if _plain(v)))
+        table = Table(
+            title=self.title, caption=", ".join(f"{k} {v}" for k, v in self.circumstances.items() if _plain(v))
+        )
         table.add_column("")
         columns = {
             "step": any(r.step is not None for r in rows),

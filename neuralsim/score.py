@@ -30,7 +30,10 @@ def ssim(frames: np.ndarray, other: np.ndarray) -> np.ndarray:
     Wang et al. 2004: Gaussian window of 11 pixels with sigma 1.5, K1 = 0.01, K2 = 0.03, per channel, mean over whole windows; what
     scikit-image gives with ``gaussian_weights=True, use_sample_covariance=False`` away from the border.
     """
-    x, y = (torch.from_numpy(np.ascontiguousarray(f)).movedim(-1, 1).flatten(0, 1)[:, None].double() for f in (frames, other))
+    x, y = (
+        torch.from_numpy(np.ascontiguousarray(f)).movedim(-1, 1).flatten(0, 1)[:, None].double()
+        for f in (frames, other)
+    )
     line = torch.exp(-0.5 * ((torch.arange(11) - 5) / 1.5) ** 2).double()
     line = line / line.sum()
 
@@ -117,7 +120,8 @@ class Bootstrap:
         members = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
         rng = np.random.default_rng(seed)
         self._draws = [
-            np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))]) for _ in range(resamples)
+            np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
+            for _ in range(resamples)
         ]
 
     def __call__(self, statistic: Callable[..., float], *columns: np.ndarray) -> Estimate:

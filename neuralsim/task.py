@@ -1,8 +1,8 @@
 """Task: what is wished for (reward, end), kept apart from what happens.
 
-A task judges one step of a batch of dreams through two Views, before and after. A View reads a state only as far as it is asked: features
-without pixels, pixels decoded at most once. A new wish never needs a new model: use the learned heads, the distance to a goal image,
-a function of your own, or a weighted sum of them.
+A task judges one step of a batch of dreams through two Views, before and after. A View reads a state only as far as it
+is asked: features without pixels, pixels decoded at most once. A new wish never needs a new model: use the learned
+heads, the distance to a goal image, a function of your own, or a weighted sum of them.
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class LearnedTask:
-    """The true task as the model learned it: its ``reward`` head, and the end where its ``terminated`` head passes ``threshold``."""
+    """The true task as the model learned it: its ``reward`` head, and the end where its ``terminated`` head passes
+    ``threshold``.
+    """
 
     threshold: float = 0.5
 
@@ -115,8 +117,8 @@ class LearnedTask:
 class GoalImage:
     """Make the world look like ``frame`` (uint8 ``(h, w, 3)``).
 
-    Reward: minus the root-mean-square distance between the model's features of the dream and of the frame (for VideoWAM in standard
-    deviations of its data). Ends where that distance falls under ``tolerance``.
+    Reward: minus the root-mean-square distance between the model's features of the dream and of the frame (for VideoWAM
+    in standard deviations of its data). Ends where that distance falls under ``tolerance``.
     """
 
     frame: np.ndarray
@@ -150,9 +152,11 @@ class GoalImage:
 
 @dataclass(frozen=True)
 class FunctionTask:
-    """Your own wish: ``function(before, action, after)`` returns the reward ``(b,)``, or reward and terminated, each ``(b,)``.
+    """Your own wish: ``function(before, action, after)`` returns the reward ``(b,)``, or reward and terminated, each
+    ``(b,)``.
 
-    ``before`` and ``after`` are Views: ``after.features`` costs nothing, ``after.frame`` decodes. Arrays, tensors and lists will do.
+    ``before`` and ``after`` are Views: ``after.features`` costs nothing, ``after.frame`` decodes. Arrays, tensors and
+    lists will do.
     """
 
     function: Callable[[View, torch.Tensor, View], Any]
@@ -179,7 +183,9 @@ class FunctionTask:
 
 @dataclass(frozen=True)
 class SumTask:
-    """Several wishes at once: rewards add up by weight, and the end of any is the end: ``SumTask(((1, LearnedTask()), (0.1, mine)))``."""
+    """Several wishes at once: rewards add up by weight, and the end of any is the end: ``SumTask(((1, LearnedTask()),
+    (0.1, mine)))``.
+    """
 
     parts: Sequence[tuple[float, Task]]
 
@@ -199,7 +205,9 @@ class SumTask:
 
 
 def judge(task: Task, before: View, action: torch.Tensor, after: View) -> Outcome:
-    """``task``'s outcome, with its shapes checked: what it says goes to learners unseen, so a wrong shape must not broadcast."""
+    """``task``'s outcome, with its shapes checked: what it says goes to learners unseen, so a wrong shape must not
+    broadcast.
+    """
     outcome = task(before, action, after)
     if not isinstance(outcome, Outcome):
         raise TypeError(

@@ -25,6 +25,7 @@ from rich.progress import Progress as Bar
 from neuralsim import checkpoint as ckpt
 from neuralsim.episode import EpisodeStore, WindowSampler, write_atomically
 from neuralsim.measure import calibrate_uncertainty
+from neuralsim.models.codec import to_pixels
 from neuralsim.models.video import VideoWAM
 from neuralsim.noise import Noise
 from neuralsim.objectives import forcing_losses, reading_losses, rollout_losses
@@ -81,7 +82,6 @@ class Trainer:
         self._stop = False
 
     # -- the run
-    # -------------------------------------------------------------------------------------------------------------------
 
     def run(self) -> Path:
         """Train all stages and write the world. Raises Stopped after a ctrl-C or ``stop_after``, with everything
@@ -122,13 +122,16 @@ class Trainer:
                             ckpt.save_checkpoint(
                                 self.folder, self.progress, self.model, average.shadow_params, optimizer
                             )
+                            self._picture(stage.name, step + 1, writer)
                             saved = time.perf_counter()
                             if self._stop or late:
                                 raise Stopped(
                                     f"stopped in stage {stage.name!r} at step {step + 1}; add --resume to go on"
                                 )
                     average.copy_to(stage.parameters)  # the averaged weights are what the next stage and the user see
-                    self._finish_stage(stage.name, writer)
+                    if stage.name == "codec":
+                        self._standardise()
+                    self._picture(stage.name, stage.config.steps, writer)
                     self.progress = ckpt.Progress(index + 1, 0, before + time.perf_counter() - begin)
                     ckpt.save_checkpoint(
                         self.folder, self.progress, self.model, [], torch.optim.AdamW(stage.parameters)
@@ -164,7 +167,6 @@ class Trainer:
         self._shown = " ".join(f"{k} {float(v.detach()):.4g}" for k, v in losses.items())
 
     # -- stages
-    # --------------------------------------------------------------------------------------------------------------------
 
     def _measure_background(self) -> None:
         """The median training frame: what stands still."""
@@ -204,7 +206,9 @@ class Trainer:
                 losses = forcing_losses(model, clip.tokens, clip.actions, self._noise(draws, stage.batch))
                 return {k: 0.1 * v.mean() / scale for k, v in losses.items()}
             length = recipe.rollout[min(step * len(recipe.rollout) // stage.steps, len(recipe.rollout) - 1)]
-            rows = max(1, stage.batch * recipe.rollout[-1] // (2 * length))  # about as many dreamt frames at every length
+            rows = max(
+                1, stage.batch * recipe.rollout[-1] // (2 * length)
+            )  # about as many dreamt frames at every length
             context = int(draws.integers(1, model.past + 2)) if draws.random() < 0.5 else 1
             clip = windows.sample(rows, context + length, draws, self.device)
             noise = self._noise(draws, rows)
@@ -232,35 +236,39 @@ class Trainer:
 
         return Stage("readings", stage, list(model.reward_head.parameters()), loss)
 
-    def _finish_stage(self, name: str, writer: Any) -> None:
-        """What a stage leaves behind besides weights: standardisation after the codec, pictures after each."""
-        model = self.model
+    def _standardise(self) -> None:
+        """After the codec stage: mean and spread of the places, and how badly the codec may redraw what it knows."""
+        codec = self.model.codec
         draws = np.random.default_rng([self.config.seed, 1002])
-        if name == "codec":
-            frames = torch.as_tensor(WindowSampler(self.store, 1).sample(2048, draws).frames[:, 0]).to(self.device)
-            with torch.no_grad(), arithmetic(self.dtype, self.device):
-                flat = torch.cat([model.codec.encode(part).flatten(1) for part in frames.split(256)]).float()
-                model.codec.mean.copy_(flat.mean(0))
-                model.codec.std.copy_(flat.std(0).clamp(min=1e-3))
-                wrong = torch.cat([model.codec.redraw_error(f, model.codec.encode(f)) for f in frames.split(256)])
-                model.redraw_limit.copy_(wrong.quantile(0.999))
-        clip = WindowSampler(self.store, 17, held_out=True).sample(8, draws)
-        frames = torch.as_tensor(clip.frames).to(self.device)
+        frames = torch.as_tensor(WindowSampler(self.store, 1).sample(2048, draws).frames[:, 0]).to(self.device)
+        with torch.no_grad(), arithmetic(self.dtype, self.device):
+            places = torch.cat([codec.places(to_pixels(part)).flatten(1) for part in frames.split(256)]).float()
+            codec.mean.copy_(places.mean(0))
+            codec.std.copy_(places.std(0).clamp(min=1e-3))
+            wrong = torch.cat([codec.redraw_error(part, codec.encode(part)) for part in frames.split(256)])
+        self.model.redraw_limit.copy_(wrong.quantile(0.999))
+
+    def _picture(self, name: str, step: int, writer: Any) -> None:
+        """Samples for TensorBoard: held-out truth above what the model makes of it, redrawn or dreamt 16 steps ahead."""
+        model = self.model
+        steps = min(16, int(self.store.lengths.max()))
+        held_out = bool((self.store.lengths[self.store.split(held_out=True)] >= steps).any())
+        draws = np.random.default_rng([self.config.seed, 1004])
+        clip = WindowSampler(self.store, steps + 1, held_out).sample(8, draws)
+        frames, actions = (torch.as_tensor(x).to(self.device) for x in (clip.frames, clip.actions))
         with torch.no_grad(), arithmetic(self.dtype, self.device):
             if name == "codec":
-                made = model.codec.decode(model.codec.encode(frames[:, 0]))
-                strip = torch.cat([frames[:, 0], made], 1)
+                truth, made = frames[:, 0], model.codec.decode(model.codec.encode(frames[:, 0]))
             else:
-                actions = torch.as_tensor(clip.actions).to(self.device)
                 state = model.encode(frames[:, :1], actions[:, :0])
                 rng = Noise.from_seeds(range(8), self.device)
-                for i in range(16):
+                for i in range(steps):
                     state = model.step(state, actions[:, i], rng.advance(i))
-                strip = torch.cat([frames[:, 16], model.decode(state)], 1)
-        writer.add_images(f"{name}/truth_above_model", strip.cpu().numpy(), dataformats="NHWC")
+                truth, made = frames[:, -1], model.decode(state)
+        strip = torch.cat([truth, made], 1).cpu().numpy()
+        writer.add_images(f"{name}/truth_above_model", strip, step, dataformats="NHWC")
 
     # -- the finished world
-    # -----------------------------------------------------------------------------------------------------------
 
     def _write_world(self) -> Path:
         """``<run>/world``: config, weights, start states and what the run was; the threshold of doubt is set on
@@ -297,7 +305,6 @@ class Trainer:
         return target
 
     # -- progress and stopping
-    # --------------------------------------------------------------------------------------------------------
 
     def _bar(self, name: str, first: int, total: int) -> Iterator[int]:
         """Steps ``first`` to ``total``, shown with speed, ETA and the current losses."""

@@ -1,4 +1,6 @@
-"""Small worlds for tests: a random VideoWAM in a folder, as a shipped world is, and an exact world whose every number is known."""
+"""Small worlds for tests: a random VideoWAM in a folder, as a shipped world is, and an exact world whose every number
+is known.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,8 @@ def build_tiny_model() -> VideoWAM:
             CodecConfig(tokens=2, size=8, conv_width=8),
             StreamConfig(width=32, layers=2, heads=2, window=3),
         )
-        # Layers that begin at zero would make the dream stand still whatever is done, and an untrained decoder draws all things grey.
+        # Layers that begin at zero would make the dream stand still whatever is done, and an untrained decoder draws
+        # all things grey.
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1 and not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.2)
@@ -104,7 +107,8 @@ class DotState(State):
 class DotWorld(WorldModel):
     """An exact world: a white dot moves a tenth of the action per step, and a little by chance.
 
-    Reward is minus the distance to the middle, the episode ends within 0.15 of it, and uncertainty is the way gone so far.
+    Reward is minus the distance to the middle, the episode ends within 0.15 of it, and uncertainty is the way gone so
+    far.
     """
 
     head_names: ClassVar[tuple[str, ...]] = ("reward", "terminated")

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -37,6 +38,14 @@ def _own_dice(base):
     def step(self, state, action, rng):
         state = base.step(self, state, action, rng)
         return replace(state, place=state.place + 0.1 * torch.rand_like(state.place))
+
+    return {"step": step}
+
+
+def _numpys_dice(base):
+    def step(self, state, action, rng):
+        np.random.normal()  # noqa: NPY002
+        return base.step(self, state, action, rng)
 
     return {"step": step}
 
@@ -93,6 +102,7 @@ def _raises(base):
         ),
         (_changes_input, "step, argument 0: expected its arguments left as they were"),
         (_own_dice, "step: expected all randomness from rng"),
+        (_numpys_dice, "step: expected all randomness from rng"),
         (_hidden_state, "step, twice .* expected one, got two states"),
         (_batch_norm, "row 0 in a batch of 3 .* features: expected at most 0.01"),
         (_time_first, r"unroll of 1 actions, field place: expected shape \(3, 1\)"),

@@ -38,7 +38,7 @@ def make(tiny_world, endless):
     return make
 
 
-# -- the checkers ------------------------------------------------------------------------------------------------------------------
+# -- the checkers ------------------------------------------------------------------------------------------------------
 
 
 def test_the_ids_are_registered():
@@ -84,7 +84,7 @@ def test_importing_the_package_imports_no_model():
         neuralsim.fun  # noqa: B018
 
 
-# -- the faces agree -----------------------------------------------------------------------------------------------------------------
+# -- the faces agree ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("chunk", [None, 3])
@@ -149,7 +149,7 @@ def test_the_faces_agree_beyond_the_first_episode(dot_world, pushes):
     assert np.array_equal(trails[0], trails[2][:length])
 
 
-# -- Gymnasium, one ------------------------------------------------------------------------------------------------------------------
+# -- Gymnasium, one ----------------------------------------------------------------------------------------------------
 
 
 def test_an_episode_from_gym_make(make, pushes):
@@ -274,7 +274,7 @@ def test_another_wish_through_gym_make(make, pushes):
     assert -10 < reward < 0
 
 
-# -- Gymnasium, many ---------------------------------------------------------------------------------------------------------------
+# -- Gymnasium, many ---------------------------------------------------------------------------------------------------
 
 
 def test_make_vec_gives_one_batched_model(tiny_world, pushes):
@@ -389,7 +389,7 @@ def test_vector_render(tiny_world):
     assert np.array_equal(envs.render(), observations)
 
 
-# -- features ------------------------------------------------------------------------------------------------------------------------
+# -- features ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("chunk", [None, 2])
@@ -419,7 +419,7 @@ def test_an_agent_on_features_never_pays_for_pixels(tiny_world, endless, monkeyp
         sb3.step(pushes(3, *shape))
 
 
-# -- Stable-Baselines3 ---------------------------------------------------------------------------------------------------------------
+# -- Stable-Baselines3 -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("observation", OBSERVATIONS)
@@ -475,7 +475,7 @@ def test_options_per_slot(dot_world):
     assert [info["start"] for info in envs.reset_infos] == envs.imagination.start.tolist()
     envs.set_options([{"start": 1}, {}, {"start": 99}])
     before = envs.imagination.snapshot()
-    with pytest.raises(ValueError, match="starts 0..7"):
+    with pytest.raises(ValueError, match=r"starts 0\.\.7"):
         envs.reset()
     assert envs.imagination.snapshot() is before
 

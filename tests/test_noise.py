@@ -56,7 +56,8 @@ def test_index_and_where_pick_streams(many, data):
 @settings(max_examples=20)
 @given(seeds, st.integers(0, 10**6))
 def test_normal_draws_have_mean_0_and_deviation_1(seed, count):
-    # 40,000 draws: the mean's standard error is 0.005, the deviation's 0.0035; six of them, so that no honest stream fails.
+    # 40,000 draws: the mean's standard error is 0.005, the deviation's 0.0035; six of them, so that no honest stream
+    # fails.
     draw = Noise.from_seeds([seed]).advance(count).normal(40_000)
     assert torch.isfinite(draw).all()
     assert abs(draw.mean()) < 0.03

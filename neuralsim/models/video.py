@@ -110,7 +110,6 @@ class VideoWAM(WorldModel):
         return cls(spec=asdict(spec), codec_config=asdict(codec), stream_config=asdict(stream))
 
     # -- the contract
-    # ----------------------------------------------------------------------------------------------------------
 
     @property
     def feature_size(self) -> int:
@@ -203,10 +202,10 @@ class VideoWAM(WorldModel):
         return losses | {k: v.view(reward.shape).mean(1) for k, v in readings.items()}
 
     # -- denoising
-    # ---------------------------------------------------------------------------------------------------------------
 
     def _cache_dtype(self) -> torch.dtype:
-        return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+        kind = self.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
 
     def _denoise(self, state: VideoState, actions: torch.Tensor, rng: Noise) -> list[VideoState]:
         """The states after each of ``actions`` ``(b k a)``, their frames denoised together."""
