@@ -78,9 +78,7 @@ def time_calls(calls: Sequence[Callable[[], object]], seconds: float, repeats: i
     return [Timing(min(times), statistics.median(times)) for times in found]
 
 
-def run_bench(
-    world: World, seconds: float = 2.0, store: EpisodeStore | None = None, show: bool = False
-) -> Report:
+def run_bench(world: World, seconds: float = 2.0, store: EpisodeStore | None = None, show: bool = False) -> Report:
     """Time everything, ``seconds`` for each figure, on ``world`` (a Push-T world with starts).
 
     ``store``: episodes for the window sampler; without one a few are made. ``show`` says on stderr what is being timed.
@@ -88,7 +86,9 @@ def run_bench(
     if not seconds > 0:
         raise ValueError(f"seconds: expected more than 0 for each figure, got {seconds!r}")
     if world.starts is None:
-        raise ValueError(f"bench: the world in {world.folder} has no starts.npz, so its environments cannot begin by themselves")
+        raise ValueError(
+            f"bench: the world in {world.folder} has no starts.npz, so its environments cannot begin by themselves"
+        )
     rows: list[Row] = []
     console = Console(stderr=True, quiet=not show)
     with console.status("matrix product") as status:
@@ -105,7 +105,11 @@ def run_bench(
             rows += part(seconds)
             gc.collect()
     rows.append(Row("memory", "memory of this process", resident_megabytes(), unit="MB"))
-    return Report(f"speed of {world.spec.name}", tuple(rows), circumstances() | {"denoise_steps": getattr(world.model, "denoise_steps", None)})
+    return Report(
+        f"speed of {world.spec.name}",
+        tuple(rows),
+        circumstances() | {"denoise_steps": getattr(world.model, "denoise_steps", None)},
+    )
 
 
 def _rate(key: str, label: str, timing: Timing, count: float, unit: str) -> Row:
@@ -148,7 +152,11 @@ def _environments(world: World, seconds: float) -> Iterator[Row]:
     (timing,) = time_calls([lambda: env.step(next(actions)[0])], seconds)
     yield _rate("env_1", "imagined steps, gym.make, frames, batch 1", timing, 1, "steps/s")
     env.close()
-    for key, num, observation in (("env_32", 32, "pixels"), ("features_32", 32, "features"), ("features_256", 256, "features")):
+    for key, num, observation in (
+        ("env_32", 32, "pixels"),
+        ("features_32", 32, "features"),
+        ("features_256", 256, "features"),
+    ):
         envs = gym.make_vec(ENV_ID, num_envs=num, observation=observation, **settings)
         envs.reset(seed=0)
         plan = _actions(world, num)
@@ -185,7 +193,9 @@ def _bare(world: World, seconds: float) -> Iterator[Row]:
             )
             yield _rate(f"model_{batch}", f"bare model, step and decode, batch {batch}", step, batch, "steps/s")
             yield _milliseconds(f"decode_{batch}", f"decode, batch {batch}", decode)
-            yield _milliseconds(f"encode_{batch}", f"encode a history of {frames.shape[1]} frames, batch {batch}", encode)
+            yield _milliseconds(
+                f"encode_{batch}", f"encode a history of {frames.shape[1]} frames, batch {batch}", encode
+            )
 
 
 def _snapshots(world: World, seconds: float) -> Iterator[Row]:
@@ -261,12 +271,14 @@ def _given(store: EpisodeStore) -> Iterator[EpisodeStore]:
 
 def _import() -> Iterator[Row]:
     """What ``import neuralsim`` costs a fresh process that has torch and gymnasium already."""
-    program = (
-        "import time, torch, gymnasium; begin = time.perf_counter(); import neuralsim; print(time.perf_counter() - begin)"
-    )
+    program = "import time, torch, gymnasium; begin = time.perf_counter(); import neuralsim; print(time.perf_counter() - begin)"
     times = [
-        float(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()[-1])
-        for _ in range(3)
+        float(
+            subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()[
+                -1
+            ]
+        )
+        for _ in range(2)
     ]
     yield Row(
         "import",

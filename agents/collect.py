@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +102,7 @@ def collect_episode(config: Collect, index: int, env: PushTRealEnv | None = None
     )
 
 
-def collect(config: Collect) -> Iterator[tuple[int, int, float]]:
+def collect(config: Collect) -> Generator[tuple[int, int, float], None, None]:
     """Run the collection; yields (episodes done, episodes wanted, seconds) first and after every shard.
 
     Interrupt and call again to resume. A later call may ask for more episodes: what is there stays, a short last shard is

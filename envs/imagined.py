@@ -178,22 +178,21 @@ class ImaginedEnv(gym.Env[np.ndarray, np.ndarray]):
         device: str = "auto",
         precision: str = "auto",
     ) -> None:
-        self._wear(
-            Face.open(
-                1,
-                world,
-                observation,
-                task,
-                horizon,
-                render_mode,
-                chunk,
-                denoise_steps,
-                temperature,
-                uncertainty_limit,
-                device,
-                precision,
-            )
+        face = Face.open(
+            num_slots=1,
+            world=world,
+            observation=observation,
+            task=task,
+            horizon=horizon,
+            render_mode=render_mode,
+            chunk=chunk,
+            denoise_steps=denoise_steps,
+            temperature=temperature,
+            uncertainty_limit=uncertainty_limit,
+            device=device,
+            precision=precision,
         )
+        self._wear(face)
 
     @classmethod
     def on(cls, face: Face) -> Self:
@@ -244,7 +243,7 @@ class ImaginedEnv(gym.Env[np.ndarray, np.ndarray]):
         reward, terminated, truncated = transition.reward[0], transition.terminated[0], transition.truncated[0]
         return self.face.observe()[0], float(reward), bool(terminated), bool(truncated), info
 
-    def render(self) -> np.ndarray | None:  # type: ignore[override]
+    def render(self) -> np.ndarray | None:
         """The present frame, uint8 ``(h, w, 3)``; None without a render mode."""
         return self.imagination.frames()[0] if self.render_mode == "rgb_array" else None
 
@@ -298,7 +297,7 @@ class ImaginedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.metadata = _metadata(face, self.metadata)
 
     @cached_property
-    def observation_space(self) -> spaces.Space[np.ndarray]:
+    def observation_space(self) -> spaces.Space[np.ndarray]:  # type: ignore[override]
         """Of all slots. Made on demand: for 32 slots of pixels it costs more than the fork it belongs to."""
         return batch_space(self.single_observation_space, self.num_envs)
 
@@ -307,7 +306,7 @@ class ImaginedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """Of all slots."""
         return batch_space(self.single_action_space, self.num_envs)
 
-    def reset(  # type: ignore[override]
+    def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin all dreams, or those of ``options["reset_mask"]``."""
@@ -347,7 +346,7 @@ class ImaginedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                 infos[f"_{name}"] = began & (self.imagination.start >= 0) if name == "state" else began.copy()
         return infos
 
-    def render(self) -> tuple[np.ndarray, ...] | None:  # type: ignore[override]
+    def render(self) -> tuple[np.ndarray, ...] | None:
         """The present frames, one per slot; None without a render mode."""
         return tuple(self.imagination.frames()) if self.render_mode == "rgb_array" else None
 

@@ -20,13 +20,13 @@ import torch.nn.functional as F
 from neuralsim.envs.pusht import PUSHER_RADIUS, PUSHER_RANGE, WORKSPACE, PushTRealEnv
 from neuralsim.reading import Reading
 
-OUTLINE = 2.0
-"""Half the width in units of the dark line gym-pusht draws along the T's edges: the drawn T is larger than the true one by this."""
-DRAWN_CENTRE = (0.5, 0.5)
+OUTLINE = 2.35
+"""Half the width in units of the dark line gym-pusht draws along the T's edges, measured: the drawn T is larger than the true by this."""
+DRAWN_CENTRE = (0.3, 0.55)
 """How far right and down of its true place gym-pusht draws the T, in units: it rounds to whole pixels, whose centres lie further."""
 BAR, STEM = ((0.0, 15.0), (60.0, 15.0)), ((0.0, 75.0), (15.0, 45.0))
 """Centre and half sizes of the T's two rectangles in its own frame, units."""
-BLOCK_AREA = 124.0 * 34.0 + 34.0 * 90.0
+BLOCK_AREA = (120 + 2 * OUTLINE) * (30 + 2 * OUTLINE) + (30 + 2 * OUTLINE) * 90
 """Area of the T as drawn, outline included, in square units."""
 OUTLINE_SHARE = 0.28
 """Share of that area that the dark outline takes."""
@@ -81,12 +81,16 @@ class PushTReader:
         inner = F.pad(torch.ones(1, 1, size // 2, size // 2), (self._reach,) * 4)
         self._weight = F.conv2d(inner, self._templates.square())
         # gym-pusht draws the walls over the pusher, which hides part of the disc near the rim: what its centroid reads there, drawn once.
-        self._true_places = np.linspace(*PUSHER_RANGE, 241)
+        self._true_places = np.linspace(PUSHER_RANGE[0], PUSHER_RANGE[1], 241)
         self._read_places: np.ndarray | None = None
         self._read_places = self._rim_table()
+        # It draws slanting outlines thinner: how large an intact T reads at each angle of a quarter turn.
+        self._quarter = np.linspace(0, np.pi / 2, 31)
+        self._size_at = np.ones(31)
+        self._size_at = self._angle_table()
 
     def of_state(self, states: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """True states ``(..., 5)`` (``STATE_NAMES``) -> pusher ``(..., 2)``, block ``(..., 3)``, and whether all of the block is in sight."""
+        """True states ``(..., 5)`` (``STATE_NAMES``) -> pusher ``(..., 2)``, block ``(..., 3)``, whether all of it is in sight."""
         x, y, angle = states[..., 2, None], states[..., 3, None], states[..., 4, None]
         sine, cosine = np.sin(angle), np.cos(angle)
         corners = np.array([(-60, 0), (60, 0), (-60, 30), (60, 30), (-15, 120), (15, 120)], np.float64)
@@ -114,6 +118,7 @@ class PushTReader:
         place, pusher_found = self._centroid(pusher)
         pose, misfit, shown = self._refine(pixels, pusher, self._coarse(block))
         size = self._area(block * _free(pusher), mask) / shown.clamp(min=LOST_SHARE * BLOCK_AREA / 4).numpy()
+        size /= np.interp(pose[:, 2].numpy() % (np.pi / 2), self._quarter, self._size_at)
         return (
             place.numpy(),
             pusher_found.numpy(),
@@ -173,6 +178,15 @@ class PushTReader:
         _, pusher = self._masks(torch.from_numpy(np.stack(frames)).float())
         return np.maximum.accumulate(self._centroid(pusher)[0].numpy()[:, 0] + 1e-6 * np.arange(len(frames)))
 
+    def _angle_table(self) -> np.ndarray:
+        """The uncorrected size at each of ``_quarter``'s angles."""
+        env = PushTRealEnv(size=self.size)
+        frames = []
+        for angle in self._quarter:
+            env.set_state([60.0, 440.0, 440.0, 90.0, angle])
+            frames.append(env.frame(self.size))
+        return self(np.stack(frames)).size.astype(np.float64)
+
     # -- the block's pose ------------------------------------------------------------------------------------------------------
 
     def _coarse_templates(self) -> torch.Tensor:
@@ -223,7 +237,7 @@ class PushTReader:
         seen = frames[n, row, column].movedim(-1, 1) * weight
 
         def at_fineness(samples: int) -> Callable[[torch.Tensor], torch.Tensor]:
-            """The drawing ``(b, 3, s, s)`` of the T over the goal, ``samples`` squared points a pixel, edges softened over their distance."""
+            """The drawing ``(b, 3, s, s)`` of the T over the goal, ``samples`` squared points a pixel, edges as soft as they are apart."""
             row, column = window(samples)
             x, y = ((i + 0.5) * (self.pixel / samples) for i in (column, row))
             last = self.size * samples - 1
@@ -247,7 +261,9 @@ class PushTReader:
             error = (image - seen).square().sum((1, 2, 3))
             damping = torch.full((len(frames),), 1e-3)
             for _ in range(iterations):
-                slopes = torch.stack([(drawn(pose + steps * torch.eye(3)[i]) - image).flatten(1) / 0.5 for i in range(3)], -1)
+                slopes = torch.stack(
+                    [(drawn(pose + steps * torch.eye(3)[i]) - image).flatten(1) / 0.5 for i in range(3)], -1
+                )
                 normal = slopes.mT @ slopes
                 scale = normal.diagonal(dim1=1, dim2=2).mean(1) + 1e-3
                 normal = normal + (damping * scale)[:, None, None] * torch.eye(3)
@@ -279,14 +295,13 @@ def _draw(pose: torch.Tensor, x: torch.Tensor, y: torch.Tensor, soft: float) -> 
     sine, cosine = torch.sin(pose[:, 2]), torch.cos(pose[:, 2])
     dx, dy = x - pose[:, 0], y - pose[:, 1]
     u, v = dx * cosine + dy * sine, dy * cosine - dx * sine
-    outer = nearest = None
+    distances = []
     for (cx, cy), (hx, hy) in (BAR, STEM):
         a, b = (u - cx).abs() - hx, (v - cy).abs() - hy
-        distance = torch.hypot(a.clamp(min=0), b.clamp(min=0)) + torch.maximum(a, b).clamp(max=0)
-        outer = distance if outer is None else torch.minimum(outer, distance)
-        nearest = distance.abs() if nearest is None else torch.minimum(nearest, distance.abs())
-    cover = (0.5 - (outer - OUTLINE) / soft).clamp(0, 1)  # type: ignore[operator]
-    edge = torch.minimum(cover, (0.5 - (nearest - OUTLINE) / soft).clamp(0, 1))  # type: ignore[operator]
+        distances.append(torch.hypot(a.clamp(min=0), b.clamp(min=0)) + torch.maximum(a, b).clamp(max=0))
+    bar, stem = distances
+    cover = (0.5 - (torch.minimum(bar, stem) - OUTLINE) / soft).clamp(0, 1)
+    edge = torch.minimum(cover, (0.5 - (torch.minimum(bar.abs(), stem.abs()) - OUTLINE) / soft).clamp(0, 1))
     return cover - edge, edge
 
 

@@ -49,7 +49,8 @@ class Starts:
     def __post_init__(self) -> None:
         if self.frames.ndim != 5 or self.frames.dtype != np.uint8 or min(self.frames.shape[:2]) < 1:
             raise ValueError(
-                f"starts: expected frames uint8 (N, t, h, w, 3) with N and t at least 1, got {self.frames.dtype} {self.frames.shape}"
+                f"starts: expected frames uint8 (N, t, h, w, 3) with N and t at least 1, "
+                f"got {self.frames.dtype} {self.frames.shape}"
             )
         n, t = self.frames.shape[:2]
         expected = {"actions": (n, t - 1, "a"), "states": (n, t, "s"), "seeds": (n,)}
@@ -159,7 +160,8 @@ def _find(name_or_folder: str | os.PathLike[str]) -> Path:
     near = difflib.get_close_matches(name, names, 1, 0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise FileNotFoundError(
-        f"world {name!r}: neither a shipped world ({', '.join(names) or 'none ships with this checkout'}) nor a folder{hint}"
+        f"world {name!r}: neither a shipped world ({', '.join(names) or 'none ships with this checkout'}) nor a folder"
+        f"{hint}"
     )
 
 
@@ -181,7 +183,8 @@ def _load(folder: Path, device: str, stamps: tuple[int, ...]) -> World:
     # Not from_pretrained: it maps the file, and weights at odd addresses and without their memory layout are slower and
     # round otherwise.
     try:
-        model: WorldModel = models[class_name].from_config(values)  # type: ignore[assignment]
+        with torch.random.fork_rng(devices=[]):  # a new model draws its first weights from the global generator
+            model: Any = models[class_name].from_config(values)
         model.load_state_dict(load_file(weights))
     except FileNotFoundError as error:
         raise ValueError(
@@ -189,7 +192,7 @@ def _load(folder: Path, device: str, stamps: tuple[int, ...]) -> World:
         ) from error
     except (SafetensorError, RuntimeError, TypeError) as error:
         raise ValueError(f"{folder}: config.json and {WEIGHTS} do not make a {class_name}: {error}") from error
-    model = model.to(device=torch.device(device)).eval().requires_grad_(False)
+    model = model.to(device).eval().requires_grad_(False)
     starts = Starts.load(folder / "starts.npz", model.spec) if (folder / "starts.npz").is_file() else None
     card = (folder / "README.md").read_text() if (folder / "README.md").is_file() else ""
     return World(model, starts, folder, card)

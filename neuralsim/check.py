@@ -246,7 +246,7 @@ class _Check:
             try:
                 self.model.save_pretrained(folder)
                 # Only safetensors: a world that needs unpickling is not one to hand around.
-                loaded = type(self.model).from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
+                loaded: Any = type(self.model).from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
             except Exception as error:
                 raise WorldCheckError(
                     f"save_pretrained, from_pretrained: raised {type(error).__name__}: {error}"

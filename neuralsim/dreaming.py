@@ -1,7 +1,7 @@
 """Open-loop dreams of held-out episodes, beside the truth: what measuring is computed from.
 
 A measured window is the model's context, then up to 64 steps: the model sees the context's frames, then only the true actions.
-Sources: section 5.6 of field/systems.md; the copy-last baseline answers Physics-IQ's flaw of scoring a still picture well (arXiv 2501.09038).
+Sources: section 5.6 of field/systems.md; copy-last answers Physics-IQ's flaw of scoring a still picture well (arXiv 2501.09038).
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ def _join(parts: list[dict[str, object]], episodes: np.ndarray, steps: np.ndarra
         if isinstance(example, dict):
             joined[name] = {k: np.concatenate([v[k] for v in values]) for k in example}  # type: ignore[index]
         elif isinstance(example, tuple):
-            joined[name] = tuple(np.concatenate(column) for column in zip(*values, strict=True))  # type: ignore[call-overload]
+            joined[name] = tuple(np.concatenate(column) for column in zip(*values, strict=True))
         elif isinstance(example, Reading):
             joined[name] = Reading.join(values)  # type: ignore[arg-type]
         else:

@@ -205,7 +205,9 @@ class EpisodeStore:
             shard.mkdir()
             names = list(self.ARRAYS) + (["states"] if all(e.states is not None for e in episodes) else [])
             for name in names:
-                whole = np.concatenate([getattr(e, name) for e in episodes]).astype(DTYPES[name], copy=False)
+                whole: np.ndarray = np.concatenate([getattr(e, name) for e in episodes]).astype(
+                    DTYPES[name], copy=False
+                )
                 np.save(shard / f"{name}.npy", whole, allow_pickle=False)
             entries = [{"length": len(e), "provenance": e.provenance} for e in episodes]
             (shard / "episodes.json").write_text(json.dumps(entries))

@@ -119,7 +119,7 @@ class Imagination:
         if not uncertainty_limit > 0:
             raise ValueError(f"uncertainty_limit: expected a number above 0, got {uncertainty_limit!r}")
         # A shallow copy shares the weights and owns its plain attributes: denoise_steps here is nobody else's.
-        self.model = copy.copy(model)
+        self.model: WorldModel = copy.copy(model)
         self.task = task
         self.num_slots = num_slots
         self.starts = starts
@@ -171,15 +171,16 @@ class Imagination:
     @property
     def denoise_steps(self) -> int:
         """Denoising steps per frame, changeable at any time; an AttributeError for models that know no such thing."""
-        steps: int = self.model.denoise_steps  # type: ignore[assignment]
-        return steps
+        return int(self.model.denoise_steps)
 
     @denoise_steps.setter
     def denoise_steps(self, steps: int) -> None:
         _check_count(steps, "denoise_steps")
         if not hasattr(self.model, "denoise_steps"):
             raise ValueError(f"{type(self.model).__name__} does not denoise: leave denoise_steps out")
-        self.model.denoise_steps = steps  # type: ignore[assignment]
+        model: Any = copy.copy(self.model)  # a fork may be using this one
+        model.denoise_steps = steps
+        self.model = model
 
     # -- beginning -----------------------------------------------------------------------------------------------------
 
@@ -263,7 +264,7 @@ class Imagination:
         live = self._check_mask(mask)
         with inference(self.device, self.dtype):
             states = self.model.unroll(now.view.state, plan, now.noise)
-            views = [View(self.model, states.map(lambda x, j=j: x[:, j]), self.dtype) for j in range(plan.shape[1])]  # type: ignore[misc]
+            views = [View(self.model, _at(states, j), self.dtype) for j in range(plan.shape[1])]
             whole = View(self.model, states.map(lambda x: x.flatten(0, 1)), self.dtype)
         following, transition = self._follow(now, views, plan, live, whole)
         chunk = Chunk(**transition, view=whole)
@@ -359,7 +360,8 @@ class Imagination:
             raise TypeError(f"restore: expected what snapshot() returned, got {type(snap).__name__}")
         if len(snap) != self.num_slots:
             raise ValueError(
-                f"restore: expected a snapshot of {self.num_slots} slots, got one of {len(snap)}; fork(n) makes more slots"
+                f"restore: expected a snapshot of {self.num_slots} slots, got one of {len(snap)}; "
+                "fork(n) makes more slots"
             )
         if not _same_weights(snap.view.model, self.model):
             raise ValueError("restore: this snapshot was dreamt by a model with other weights, or on another device")
@@ -387,7 +389,6 @@ class Imagination:
                 raise ValueError(f"fork: expected one seed for each of the {b} new slots, got {len(seeds)}")
             noise = Noise.from_seeds([_check_seed(s) for s in seeds], self.device, self.temperature)
         twin = copy.copy(self)
-        twin.model = copy.copy(self.model)
         twin.num_slots = b
         with torch.inference_mode():
             rows = torch.arange(self.num_slots, device=self.device).repeat_interleave(n)
@@ -395,7 +396,7 @@ class Imagination:
             if now.view.decoded:
                 frame = now.view.frame
                 decoder = lambda: frame[rows]  # noqa: E731 (bound late: the copies are made only if looked at)
-            view = View(twin.model, now.view.state.repeat(n), self.dtype, decoder)
+            view = View(self.model, now.view.state.repeat(n), self.dtype, decoder)
             noise = now.noise.index(rows) if noise is None else noise
             twin._now = Snapshot(view, noise, now.elapsed[rows], now.ended[rows], now.start[rows])
         return twin
@@ -509,7 +510,8 @@ class Imagination:
         if options.get("actions") is None:
             if t > 1:
                 raise ValueError(
-                    f"options['actions']: {t} frames need the {t - 1} actions between them, shape {(t - 1, spec.action_size)}; got none"
+                    f"options['actions']: {t} frames need the {t - 1} actions between them, "
+                    f"shape {(t - 1, spec.action_size)}; got none"
                 )
             actions = np.zeros((0, spec.action_size), np.float32)
         else:
@@ -517,10 +519,16 @@ class Imagination:
         shapes = [(t - 1, spec.action_size), (b, t - 1, spec.action_size)]
         if actions.shape not in shapes:
             raise ValueError(
-                f"options['actions']: {t} frames need {t - 1} actions, expected shape {shapes[0]} or {shapes[1]}, got {actions.shape}"
+                f"options['actions']: {t} frames need {t - 1} actions, expected shape {shapes[0]} or {shapes[1]}, "
+                f"got {actions.shape}"
             )
         every = [np.broadcast_to(x, (b, *x.shape[-n:]))[rows] for x, n in ((frames, 4), (actions, 2))]
         return every[0], every[1]
+
+
+def _at(states: State, j: int) -> State:
+    """The j-th of the k states that ``unroll`` returned."""
+    return states.map(lambda x: x[:, j])
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

@@ -139,11 +139,11 @@ def _buffer(episode: Episode) -> Any:
     seed = episode.provenance.get("seed")
     return EpisodeBuffer(
         seed=None if seed is None else int(seed),
-        observations=episode.frames,  # type: ignore[arg-type]  # arrays do, and need no list of rows
-        actions=episode.actions,  # type: ignore[arg-type]
-        rewards=episode.rewards,  # type: ignore[arg-type]
-        terminations=episode.terminated,  # type: ignore[arg-type]
-        truncations=episode.truncated,  # type: ignore[arg-type]
+        observations=episode.frames,
+        actions=episode.actions,
+        rewards=episode.rewards,
+        terminations=episode.terminated,
+        truncations=episode.truncated,
         infos=None if episode.states is None else {"state": episode.states},
     )
 

@@ -275,7 +275,10 @@ def _beyond(block: np.ndarray, other: np.ndarray, limit: tuple[float, float]) ->
 
 def _scene(r: Rollouts, seen: Reading, reader: Reader) -> _Scene:
     """``seen`` ``(n, s)`` against the truth."""
-    assert r.true_reading is not None and r.pusher is not None and r.block is not None and r.in_sight is not None
+    assert r.true_reading is not None
+    assert r.pusher is not None
+    assert r.block is not None
+    assert r.in_sight is not None
     true = r.true_reading
     pusher = np.linalg.norm(seen.pusher - r.pusher, axis=-1)
     pusher = np.where(seen.pusher_found, pusher, reader.extent)
@@ -310,7 +313,8 @@ def _copied(reading: Reading) -> Reading:
 
 
 def _scene_rows(r: Rollouts, reader: Reader, boot: Bootstrap, config: MeasureConfig) -> Iterator[Row]:
-    assert r.reading is not None and r.true_reading is not None
+    assert r.reading is not None
+    assert r.true_reading is not None
     if r.pusher is None:
         iou, copy = (
             mask_iou(r.reading.mask, r.true_reading.mask),
@@ -502,16 +506,20 @@ def _control_rows(
         imagined[rows] = frames.reshape(len(rows), plans.shape[1], *frames.shape[1:])
         tick(len(wide) * STRIDE)
     seen = reader(imagined.reshape(-1, *imagined.shape[2:])).reshape(n, plans.shape[1])
+    # What is lost tells nothing of where it is; it counts as not having moved.
+    start_pusher, start_block, _ = reader.of_state(clip.states[:, None, context - 1].astype(np.float64))
+    pusher_seen = np.where(seen.pusher_found[..., None], seen.pusher, start_pusher)
+    block_seen = np.where(seen.block_found[..., None], seen.block, start_block)
     whole = in_sight.all(1)
     boot = Bootstrap(windows.episodes, seed=config.seed)
     for key, label, true_end, seen_end, apart in (
-        ("control_pusher", "controllability: spread of the pusher, imagined over true", pusher, seen.pusher, _distance),
-        ("control_block", "controllability: spread of the block, imagined over true", block, seen.block, _distance),
+        ("control_pusher", "controllability: spread of the pusher, imagined over true", pusher, pusher_seen, _distance),
+        ("control_block", "controllability: spread of the block, imagined over true", block, block_seen, _distance),
         (
             "control_angle",
             "controllability: spread of the block's angle, imagined over true",
             block,
-            seen.block,
+            block_seen,
             _turned,
         ),
     ):

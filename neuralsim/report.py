@@ -40,10 +40,10 @@ class Bar:
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. ``key`` and ``step`` name it for programs, ``label`` for people; ``low`` and ``high`` bound its 95 % confidence interval.
+    """One figure. ``key`` and ``step`` name it for programs, ``label`` for people; ``low`` to ``high`` is its 95 % confidence interval.
 
-    ``baseline`` is the same figure for copy-last-frame, ``floor`` for the reader on true frames (or another exact reference); None
-    where there is no such thing. ``median`` of repeats, where ``value`` is the best of them. ``better`` is "high", "low" or "" where neither is.
+    ``baseline`` is the same figure for copy-last-frame, ``floor`` for the reader on true frames; None where there is no such thing.
+    ``median`` of repeats, where ``value`` is the best of them. ``better`` is "high", "low" or "" where neither is.
     """
 
     key: str

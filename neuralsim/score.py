@@ -140,5 +140,5 @@ class Bootstrap:
         found = self(mean, happened)
         if found.n and found.value in (0.0, 1.0):
             doubt = min(1.0, 3 / found.n)
-            return replace(found, **({"high": doubt} if found.value == 0 else {"low": 1 - doubt}))
+            return replace(found, high=doubt) if found.value == 0 else replace(found, low=1 - doubt)
         return found

@@ -176,7 +176,8 @@ class FunctionTask:
         except (TypeError, ValueError, RuntimeError) as error:
             name = getattr(self.function, "__name__", repr(self.function))
             raise ValueError(
-                f"FunctionTask {name}: expected a reward ({len(after)},), or (reward, terminated) of that shape, got {said!r}"
+                f"FunctionTask {name}: expected a reward ({len(after)},), or (reward, terminated) of that shape, "
+                f"got {said!r}"
             ) from error
         return Outcome(reward, terminated)
 

@@ -68,7 +68,7 @@ class TokenClip:
 class TokenWindows:
     """Training windows over tokens in memory.
 
-    Windows in which much happens are drawn more often (by the mean squared change of their first tokens, capped): most
+    Windows in which much happens are drawn more often (by the mean absolute change of their first tokens, capped): most
     of what a world does is stand still, and what moves is what must be learned.
     """
 
@@ -97,12 +97,12 @@ class TokenWindows:
             )
         self._tables: dict[tuple[int, bool], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
-    def change_variance(self) -> float:
-        """Mean squared change of a token number from frame to frame over the training episodes."""
+    def typical_change(self) -> float:
+        """Mean absolute change of a token number from frame to frame over the training episodes."""
         total, count = 0.0, 0
         for first, t in zip(self.firsts, self.lengths, strict=True):
             part = self.tokens[first : first + t + 1]
-            total += float((part[1:] - part[:-1]).square().mean((1, 2)).sum())
+            total += float((part[1:] - part[:-1]).abs().mean((1, 2)).sum())
             count += int(t)
         return total / count
 
@@ -118,7 +118,7 @@ class TokenWindows:
                     continue
                 starts = np.arange(t + 2 - length)
                 part = self.tokens[first : first + t + 1]
-                moves = (part[1:] - part[:-1]).square().mean((1, 2)).numpy()
+                moves = (part[1:] - part[:-1]).abs().mean((1, 2)).numpy()
                 run = np.concatenate([[0.0], np.cumsum(moves)])
                 odds.append((run[starts + reach] - run[starts]) / reach)
                 if rewarding:

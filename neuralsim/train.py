@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from neuralsim import checkpoint as ckpt
+from neuralsim.card import source_commit
 from neuralsim.episode import EpisodeStore, WindowSampler, write_atomically
 from neuralsim.measure import calibrate_uncertainty
 from neuralsim.models.codec import to_pixels
@@ -31,6 +33,7 @@ from neuralsim.noise import Noise
 from neuralsim.objectives import forcing_losses, reading_losses, rollout_losses
 from neuralsim.precision import arithmetic, pick_device, pick_dtype
 from neuralsim.recipe import StageConfig, Train, VideoRecipe, find_recipe
+from neuralsim.report import cpu_model
 from neuralsim.tokens import TokenWindows, encode_store
 
 CALIBRATION_STEPS = 30
@@ -197,7 +200,7 @@ class Trainer:
     def _dynamics_stage(self) -> Stage:
         model, recipe, stage = self.model, self.recipe, self.recipe.dynamics_stage
         windows = self._tokens()
-        scale = windows.change_variance()
+        scale = windows.typical_change()
         forcing_length = model.past + recipe.stream.window
 
         def loss(step: int, draws: np.random.Generator) -> Losses:
@@ -296,7 +299,11 @@ class Trainer:
                         {int(self.store.provenance(i).get("collection_seed", -1)) for i in range(len(self.store))}
                     ),
                     "hours": round(self.progress.seconds / 3600, 2),
-                    "precision": str(self.dtype),
+                    "commit": source_commit(),
+                    "hardware": f"{cpu_model()}, {os.cpu_count()} cores"
+                    if self.device.type == "cpu"
+                    else torch.cuda.get_device_name(),
+                    "precision": str(self.dtype).removeprefix("torch."),
                     "threads": torch.get_num_threads(),
                 },
                 indent=1,

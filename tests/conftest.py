@@ -41,13 +41,14 @@ def build_tiny_model() -> VideoWAM:
             CodecConfig(tokens=2, size=8, conv_width=8),
             StreamConfig(width=32, layers=2, heads=2, window=3),
         )
-        # Layers that begin at zero would make the dream stand still whatever is done, and an untrained decoder draws
-        # all things grey.
+        # A fresh model hardly answers: layers begin near zero, and an untrained decoder draws all things grey.
         for name, parameter in model.named_parameters():
-            if parameter.ndim > 1 and not parameter.any():
-                torch.nn.init.normal_(parameter, std=0.2)
+            if parameter.ndim == 2 and not parameter.any():
+                torch.nn.init.normal_(parameter, std=ZERO)
+            elif parameter.ndim == 2 and parameter.std() < 0.1:
+                torch.nn.init.normal_(parameter, std=SMALL)
             elif parameter.ndim == 4 and "decoder" in name:
-                parameter.data.mul_(3)
+                parameter.data.mul_(GAIN)
     return model.eval().requires_grad_(False)
 
 

@@ -8,11 +8,17 @@ import pytest
 import torch
 
 import neuralsim
+from neuralsim.catalog import list_worlds
 from neuralsim.check import WorldCheckError, check_world
 
 
 def test_it_is_public_and_passes_the_video_model(tiny_model):
     neuralsim.check_world(tiny_model)
+
+
+@pytest.mark.skipif("pusht" not in list_worlds(), reason="no weights in assets yet")
+def test_it_passes_the_shipped_world():
+    check_world(neuralsim.open_world("pusht", "cpu").model)
 
 
 def test_it_passes_another_persons_model_and_leaves_it_as_it_was(dot_model):

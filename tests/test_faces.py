@@ -15,6 +15,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check
 from stable_baselines3.common.vec_env import VecMonitor
 
 import neuralsim
+from neuralsim.catalog import list_worlds
 from neuralsim.envs.imagined import ImaginedEnv, ImaginedVectorEnv
 from neuralsim.envs.sb3 import ImaginedVecEnv
 from neuralsim.task import GoalImage
@@ -52,6 +53,16 @@ def test_every_registered_world_passes_both_checkers(make, name):
     env = make(name)
     gymnasium_check(env.unwrapped)
     sb3_check(make(name).unwrapped)
+
+
+@pytest.mark.skipif("pusht" not in list_worlds(), reason="no weights in assets yet")
+def test_the_shipped_world_passes_both_checkers():
+    env = gym.make("neuralsim/PushT-v0")
+    gymnasium_check(env.unwrapped)
+    sb3_check(env.unwrapped)
+    envs = gym.make_vec("neuralsim/PushT-v0", num_envs=3)
+    envs.reset(seed=0)
+    assert envs.step(envs.action_space.sample())[0].shape == (3, 64, 64, 3)
 
 
 @pytest.mark.parametrize(
@@ -451,19 +462,22 @@ def test_same_step_autoreset_and_its_infos(dot_world, pushes, observation):
 
 
 def test_only_finished_rows_have_a_terminal_observation(dot_world):
-    envs = ImaginedVecEnv(dot_world, 2, horizon=50, observation="features", temperature=0.0)
-    envs.set_options({"start": 0})
+    envs = ImaginedVecEnv(dot_world, 3, horizon=5, observation="features", temperature=0.0)
+    envs.set_options({"start": 0})  # at (0.6, 0), five steps from the end in the middle
     envs.reset()
-    moves = np.array([[-1, 0], [0, 0]], np.float32)
-    for _ in range(5):
+    moves = np.array([[-1, 0], [0, 0], [0, 0]], np.float32)
+    envs.step(moves)
+    envs.imagination.reset(np.array([False, False, True]), options={"start": 0})
+    for _ in range(4):
         observations, _, dones, infos = envs.step(moves)
-    assert dones.tolist() == [True, False]
+    assert dones.tolist() == [True, True, False]
     assert infos[0]["terminal_observation"] == pytest.approx([0.1, 0], abs=0.02)
-    assert infos[0]["TimeLimit.truncated"] is False  # it arrived; the clock had nothing to do with it
-    assert infos[0]["truncated_by"] is None
-    assert set(infos[1]) == {"uncertainty"}
+    assert infos[0]["TimeLimit.truncated"] is False  # it arrived with the bell: an end, not a cut
+    assert infos[1]["terminal_observation"] == pytest.approx([0.6, 0], abs=0.02)
+    assert infos[1]["TimeLimit.truncated"] is True
+    assert set(infos[2]) == {"uncertainty"}
     assert np.linalg.norm(observations[0]) == pytest.approx(0.6, abs=0.02)  # already on the ring again
-    assert observations[1] == pytest.approx([0.6, 0], abs=0.02)
+    assert observations[2] == pytest.approx([0.6, 0], abs=0.02)
 
 
 def test_options_per_slot(dot_world):

@@ -96,6 +96,19 @@ def test_a_row_of_32_dreams_what_its_seed_dreams_alone(dream, pushes, precision)
     assert other > 1  # the bound above can fail
 
 
+@pytest.mark.skipif("pusht" not in list_worlds(), reason="no weights in assets yet")
+def test_the_shipped_world_keeps_the_promise_in_its_default_precision(pushes):
+    world = open_world("pusht", "cpu")
+    moves = pushes(20, 32)
+    runs = []
+    for seeds, rows in ((range(32), slice(None)), (range(32), slice(None)), ([13], slice(13, 14))):
+        d = Imagination(world.model, num_slots=len(seeds), starts=world.starts)
+        d.reset(seeds=list(seeds))
+        runs.append(film(d, moves[:, rows]))
+    assert np.array_equal(runs[0], runs[1])
+    assert np.abs(runs[0][:, 13].astype(int) - runs[2][:, 0]).mean() < 1
+
+
 def test_other_seeds_are_other_dreams_and_cover_the_starts(dots, pushes):
     d = dots(200)
     d.reset(seeds=0)
@@ -142,6 +155,16 @@ def test_reset_without_a_seed_goes_on_in_the_slots_own_stream(dots, pushes):
     again = dots(3)
     again.reset(seeds=[5, None, 7])
     assert again.start[[0, 2]].tolist() == first[[0, 2]].tolist()
+
+
+def test_a_reset_right_after_a_reset_draws_anew(dots):
+    d = dots(4)
+    d.reset(seeds=5)
+    starts = [d.start]
+    for _ in range(12):
+        d.reset()
+        starts.append(d.start)
+    assert all(len(set(column)) > 2 for column in np.array(starts).T)
 
 
 def test_unseeded_imaginations_differ(dots):
@@ -327,6 +350,16 @@ def test_a_chunk_stops_each_slot_at_its_own_end(dots):
     assert d.snapshot().noise.count.tolist() == [5, 8]
 
 
+def test_each_step_of_a_chunk_is_judged_from_where_it_began(dots, pushes):
+    # A task that rewards the way gone: the sum over a chunk is the whole way, whichever way it was played.
+    way = FunctionTask(lambda before, action, after: (after.features - before.features)[:, 0])
+    d = Imagination(dots(1).model, way, num_slots=2, starts=dots(1).starts)
+    d.reset(seeds=0)
+    began = d.features()
+    reward = d.step_chunk(pushes(2, 5)).reward + d.step(pushes(2)).reward
+    assert reward == pytest.approx((d.features() - began)[:, 0], abs=1e-5)
+
+
 def test_a_chunk_ends_at_the_horizon(dots):
     d = dots(2, horizon=4)
     d.reset(seeds=0)
@@ -509,8 +542,10 @@ def test_denoising_steps_change_live_and_are_nobody_elses(dream, world, dots, pu
     snap = one.snapshot()
     one.denoise_steps = 3
     one.restore(snap)
-    one.step(pushes(1))
-    assert one.denoise_steps == 3
+    branch = one.fork(2)
+    one.denoise_steps = 2
+    assert (one.denoise_steps, branch.denoise_steps) == (2, 3)
+    branch.step(pushes(2))
     with pytest.raises(ValueError, match="denoise_steps: expected a whole number of at least 1, got 0"):
         one.denoise_steps = 0
     with pytest.raises(ValueError, match="DotWorld does not denoise"):
@@ -704,7 +739,9 @@ def test_what_raises_half_way_is_undone(dots, pushes):
 
 
 def test_a_world_opens_as_it_was_saved(tiny_world, tiny_model):
+    luck = torch.get_rng_state()
     world = open_world(tiny_world, "cpu")
+    assert torch.equal(luck, torch.get_rng_state())
     assert world.folder == tiny_world.resolve()
     assert world.card.startswith("# tiny")
     assert world.spec == tiny_model.spec

@@ -117,8 +117,10 @@ class TokenStream(nn.Module):
         the cache's shape.
         """
         b, t, n, _ = tokens.shape
-        level = levels[..., None] * (torch.arange(1, 17, device=levels.device) * (math.pi / 2))
-        x = self.token_in(fourier(tokens)) + self.level_in(torch.cat([level.cos(), level.sin()], -1)) + self.slot[1:]
+        waves = levels[..., None] * (torch.arange(1, 17, device=levels.device) * (math.pi / 2))
+        # What a token carries fades with its level; at level 1 it is noise alone, and nothing of it is let in.
+        x = self.token_in(fourier(tokens)) * (1 - levels[..., None])
+        x = x + self.level_in(torch.cat([waves.cos(), waves.sin()], -1)) + self.slot[1:]
         action = torch.where(led[..., None], self.action_in(actions).float(), self.no_action) + self.slot[0]
         x = torch.cat([action[:, :, None], x.float()], 2).flatten(1, 2)
         past = 0 if cache is None else cache.shape[-2] // (n + 1)

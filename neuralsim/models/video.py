@@ -175,7 +175,7 @@ class VideoWAM(WorldModel):
         return self.codec.decode(state.tokens)
 
     def uncertainty(self, state: VideoState) -> torch.Tensor:  # type: ignore[override]
-        """Predicted root-mean-square distance of the tokens from the truth, in standard deviations of the data.
+        """Predicted mean absolute distance of the tokens from the truth, in standard deviations of the data.
 
         A history whose last frame the codec cannot redraw starts with as much doubt as its redrawing error exceeds the
         known limit."""

@@ -1,0 +1,96 @@
+"""The card of a trained world: where its weights come from and how true they were measured to be, as README.md in its folder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neuralsim.episode import write_atomically
+
+
+@dataclass(frozen=True)
+class Card:
+    """Write a world's card from its training record and its measured figures."""
+
+    world: Path
+    """Folder of the world; holds training.json as 'neuralsim train' left it. README.md is written there."""
+    measured: Path = Path("runs/measure/measure.json")
+    """Figures from 'neuralsim measure --json'."""
+    benched: Path | None = None
+    """Figures from 'neuralsim bench --json', if the card should name speeds."""
+    note: str = ""
+    """A sentence on anything a reader of the figures should know."""
+
+
+def write_card(config: Card) -> Path:
+    """``README.md`` in the world's folder. Raises FileNotFoundError where a record is missing."""
+    training = json.loads((config.world / "training.json").read_text())
+    reports = [json.loads(p.read_text()) for p in (config.measured, config.benched) if p is not None]
+    target = config.world / "README.md"
+    write_atomically(target, card(training, reports, config.note))
+    return target
+
+
+def card(training: dict[str, Any], reports: list[dict[str, Any]], note: str = "") -> str:
+    """The card's Markdown."""
+    recipe = training["recipe"]
+    facts = {
+        "recipe": recipe["name"],
+        "commit": training.get("commit", "unknown"),
+        "data": f"{training['episodes']} episodes, {training['training_frames']} training frames, "
+        f"collection seeds {training['collection_seeds']}; one episode in twenty held out",
+        "steps": ", ".join(
+            f"{k.removesuffix('_stage')} {v['steps']}" for k, v in recipe.items() if k.endswith("_stage")
+        ),
+        "seed": training["seed"],
+        "time": f"{training['hours']} hours",
+        "hardware": training.get("hardware", "unknown"),
+        "precision": training["precision"],
+    }
+    lines = [f"# {recipe['name']}", "", "A world trained by NeuralSim; `neuralsim.open_world` opens this folder.", ""]
+    lines += ["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in facts.items()), ""]
+    if note:
+        lines += [note, ""]
+    for report in reports:
+        told = ", ".join(f"{k} {v}" for k, v in report["circumstances"].items() if isinstance(v, str | int | float))
+        lines += [f"## {report['title']}", "", told, "", *table(report["rows"]), ""]
+    return "\n".join(lines)
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """A report's rows as a Markdown table."""
+    head = ["", "step", "value", "95 %", "copy last", "floor", "n", "bar"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for r in rows:
+        bounds = "" if r["low"] is None or r["high"] is None else f"{number(r['low'])} to {number(r['high'])}"
+        bar = r["bar"] or {}
+        sides = [f"{sign} {number(bar[k])}" for k, sign in (("least", "≥"), ("most", "≤")) if bar.get(k) is not None]
+        met = "" if r["passed"] is None else (" met" if r["passed"] else " missed")
+        cells = [r["label"], r["step"], f"{number(r['value'])} {r['unit']}".strip(), bounds]
+        cells += [number(r["baseline"]), number(r["floor"]), r["n"], " and ".join(sides) + met]
+        lines.append("| " + " | ".join("" if c is None else str(c) for c in cells) + " |")
+    return lines
+
+
+def number(value: float | None) -> str:
+    """Three figures, or nothing."""
+    return "" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def source_commit() -> str:
+    """The commit of the checkout this code runs from, marked where files differ from it; "unknown" outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        short = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return short.stdout.strip()
