@@ -28,6 +28,12 @@ STEP_UNITS = 24.0
 PUSHER_RANGE = (16.0, 496.0)
 """The pusher's centre stays within these coordinates, so that it is always seen."""
 PUSHER_RADIUS = 15.0
+WALLS = (7.0, 504.0)
+"""Inner faces of the walls."""
+WALL_GIVES = 2.0
+"""How far into a wall the block may be pressed, in units."""
+PUSHER_GIVES = 4.0
+"""How far into a block that is held by a wall the pusher may reach before it stalls."""
 BLOCK_SLACK = 60.0
 """How far beyond the workspace the block's origin may be found: half the T's bar."""
 BLOCK_OUTSIDE = 128.0
@@ -119,10 +125,18 @@ class PushTRealEnv(gym.Env[np.ndarray, np.ndarray]):
         sim.n_contact_points = 0
         substeps = round(1 / (sim.dt * sim.control_hz))
         sim.agent.velocity = tuple((there - here) / (substeps * sim.dt))
+        stalled = False
         for _ in range(substeps):
+            place = sim.agent.position
             sim.space.step(sim.dt)
-        sim.agent.velocity = (0.0, 0.0)
-        sim.agent.position = tuple(there)  # cancels the rounding of ten additions
+            # The pusher has endless strength in gym-pusht and would press the block through a wall; a robot stalls.
+            if sim.n_contact_points and self._keep_inside() and self._overlap() > PUSHER_GIVES:
+                sim.agent.position = place
+                sim.space.reindex_shapes_for_body(sim.agent)
+                stalled = True
+        if not stalled:
+            sim.agent.position = tuple(there)  # cancels the rounding of ten additions
+        self._rest()
         info = self._info(sim.n_contact_points > 0)
         return self._observe(), info["coverage"], info["success"], False, info
 
@@ -168,6 +182,36 @@ class PushTRealEnv(gym.Env[np.ndarray, np.ndarray]):
         """The scene as uint8 ``(size, size, 3)``, area-averaged from gym-pusht's 512-pixel drawing."""
         surface = pygame.surfarray.pixels3d(self._sim._draw()).transpose(1, 0, 2)
         return cv2.resize(surface, (size, size), interpolation=cv2.INTER_AREA)
+
+    def _keep_inside(self) -> bool:
+        """Move the block back where it reaches more than ``WALL_GIVES`` into a wall; whether it touches one at all."""
+        block, low, high = self._sim.block, WALLS[0] - WALL_GIVES, WALLS[1] + WALL_GIVES
+        boxes = [shape.bb for shape in self._sim._block_shapes]
+        left, right = min(b.left for b in boxes), max(b.right for b in boxes)
+        bottom, top = min(b.bottom for b in boxes), max(b.top for b in boxes)
+        shift = (max(0.0, low - left) - max(0.0, right - high), max(0.0, low - bottom) - max(0.0, top - high))
+        if any(shift):
+            block.position += shift
+            self._sim.space.reindex_shapes_for_body(block)
+        return min(left, bottom) < WALLS[0] or max(right, top) > WALLS[1]
+
+    def _overlap(self) -> float:
+        """How far the pusher reaches into the block, in units; negative where they are apart."""
+        place = self._sim.agent.position
+        return PUSHER_RADIUS - min(shape.point_query(place).distance for shape in self._sim._block_shapes)
+
+    def _rest(self) -> None:
+        """Make places and angle the whole state: the simulator would carry velocities and the contact solver's memory into
+        the next step, which no frame shows and ``set_state`` could not give back."""
+        sim = self._sim
+        for body in (sim.agent, sim.block):
+            body.velocity = (0.0, 0.0)
+            body.angular_velocity = 0.0
+        shapes = [*sim.agent.shapes, *sim._block_shapes]
+        sim.space.remove(*shapes)
+        sim.space.add(*shapes)
+        for body in (sim.agent, sim.block):
+            sim.space.reindex_shapes_for_body(body)
 
     def _observe(self) -> np.ndarray:
         return self.render() if self.observation_kind == "pixels" else self.state().astype(np.float32)

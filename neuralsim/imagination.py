@@ -63,7 +63,7 @@ class Transition:
 
 @dataclass(frozen=True, eq=False)
 class Chunk(Transition):
-    """A Transition over k steps: rewards summed over the ``played`` ones. What was dreamt beyond those never happened."""
+    """A Transition over k steps: rewards summed over the ``played`` ones. What was dreamt beyond never happened."""
 
     view: View
     """All k states, slots outermost: ``(b * k, ...)``."""
@@ -245,7 +245,7 @@ class Imagination:
     # -- stepping ------------------------------------------------------------------------------------------------------
 
     def step(self, action: Any, mask: np.ndarray | None = None) -> Transition:
-        """One step with ``action`` ``(b, a)`` in [-1, 1]; slots where ``mask`` does not hold are held still, reward 0."""
+        """One step with ``action`` ``(b, a)`` in [-1, 1]; slots where ``mask`` does not hold stand still, reward 0."""
         now = self.snapshot()
         plan = self.check_action(action, (self.num_slots, self.model.spec.action_size))[:, None]
         live = self._check_mask(mask)
@@ -322,27 +322,22 @@ class Imagination:
         self, old: View, views: list[View], played: torch.Tensor, held: torch.Tensor, whole: View | None
     ) -> View:
         """The view where each slot stopped: after its last played step, or where it was if held."""
-        k, last = len(views), (played - 1).clamp(min=0)
-        still = bool(held.any())
-        if k == 1 and not still:
-            return views[0]
-        with inference(self.device, self.dtype):
-            state = (
-                views[0].state
-                if whole is None
-                else whole.state.index(torch.arange(len(last), device=last.device) * k + last)
-            )
-            if still:
-                return View(self.model, state.where(held, old.state), self.dtype)
         if whole is None:
-            return View(self.model, state, self.dtype)
-
-        def decoder() -> torch.Tensor:
-            if whole.decoded:
-                return whole.frame[torch.arange(len(last), device=last.device) * k + last]
-            return self.model.decode(state)
-
-        return View(self.model, state, self.dtype, decoder)
+            arrived = views[0]
+        else:
+            last = torch.arange(len(played), device=self.device) * len(views) + (played - 1).clamp(min=0)
+            with inference(self.device, self.dtype):
+                state = whole.state.index(last)
+            arrived = View(
+                self.model,
+                state,
+                self.dtype,
+                lambda: whole.frame[last] if whole.decoded else self.model.decode(state),
+            )
+        if not bool(held.any()):
+            return arrived
+        with inference(self.device, self.dtype):
+            return View(self.model, arrived.state.where(held, old.state), self.dtype)
 
     # -- keeping and branching -----------------------------------------------------------------------------------------
 
@@ -414,7 +409,7 @@ class Imagination:
     # -- the border: what comes in is checked here, before anything changes --------------------------------------------
 
     def check_action(self, action: Any, shape: tuple[int | None, ...]) -> torch.Tensor:
-        """``action`` as float32 of ``shape`` (None: any length of at least 1) on the model's device, or a ValueError."""
+        """``action`` as float32 of ``shape`` (None: any length from 1 on) on the model's device, or a ValueError."""
         if isinstance(action, torch.Tensor):
             action = action.detach().cpu().numpy()
         array = self.model.spec.check_actions(action)

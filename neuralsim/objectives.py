@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from neuralsim.models.stream import anchors
 from neuralsim.models.video import VideoState, VideoWAM
 from neuralsim.noise import Noise
 
@@ -70,9 +71,9 @@ def forcing_losses(model: VideoWAM, tokens: torch.Tensor, actions: torch.Tensor,
     led = torch.ones(b, t, dtype=torch.bool, device=device)
     led[:, 0] = False
     into = F.pad(actions, (0, 0, 1, 0))
-    change, _, _ = model.stream(noisy, levels, into, led)
-    before = F.pad(noisy[:, :-1] * (1 - levels[:, :-1, :, None]), (0, 0, 0, 0, 1, 0))
-    wrong = distance(change + before, tokens).mean(-1) * levels  # at level 0 there is nothing to ask
+    before = anchors(torch.zeros_like(noisy[:, 0]), noisy, levels)
+    guess, _, _ = model.stream(noisy, before, levels, into, led)
+    wrong = distance(guess, tokens).mean(-1) * levels  # at level 0 there is nothing to ask
     return {"forcing": wrong[:, 1:].mean((1, 2))}
 
 

@@ -44,11 +44,11 @@ def build_tiny_model() -> VideoWAM:
         # A fresh model hardly answers: layers begin near zero, and an untrained decoder draws all things grey.
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2 and not parameter.any():
-                torch.nn.init.normal_(parameter, std=ZERO)
+                torch.nn.init.normal_(parameter, std=0.02)
             elif parameter.ndim == 2 and parameter.std() < 0.1:
-                torch.nn.init.normal_(parameter, std=SMALL)
+                torch.nn.init.normal_(parameter, std=0.2)
             elif parameter.ndim == 4 and "decoder" in name:
-                parameter.data.mul_(GAIN)
+                parameter.data.mul_(3)
     return model.eval().requires_grad_(False)
 
 

@@ -275,6 +275,27 @@ def test_bad_settings_are_named(tiny_world, settings, message):
         ImaginedEnv(tiny_world, **settings)
 
 
+def test_every_setting_reaches_the_dream(tiny_world, endless):
+    settings = {
+        "task": endless,
+        "horizon": 17,
+        "denoise_steps": 2,
+        "temperature": 0.5,
+        "uncertainty_limit": 3.0,
+        "device": "cpu",
+        "precision": "float32",
+    }
+    for env in (
+        gym.make("neuralsim/PushT-v0", world=str(tiny_world), **settings).unwrapped,
+        gym.make_vec("neuralsim/PushT-v0", num_envs=2, world=str(tiny_world), **settings).unwrapped,
+        ImaginedVecEnv(tiny_world, 2, **settings),
+    ):
+        dream = env.imagination
+        assert dream.task == endless
+        assert (dream.horizon, dream.denoise_steps, dream.temperature, dream.uncertainty_limit) == (17, 2, 0.5, 3.0)
+        assert (dream.device.type, dream.dtype) == ("cpu", torch.float32)
+
+
 def test_another_wish_through_gym_make(make, pushes):
     env = make(observation="features")
     env.reset(seed=0)

@@ -176,6 +176,22 @@ def test_unseeded_imaginations_differ(dots):
     assert not np.array_equal(*starts)
 
 
+def test_the_precision_is_what_was_asked_for_whatever_the_caller_is_in(dream, pushes):
+    ends = {}
+    for precision in PRECISIONS:
+        for inside in (False, True):
+            d = dream(2, precision=precision)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inside):
+                d.reset(seeds=0)
+                d.step(pushes(2))
+                ends[precision, inside] = d.features()
+    assert np.array_equal(ends["float32", False], ends["float32", True])
+    assert np.array_equal(ends["bfloat16", False], ends["bfloat16", True])
+    apart = np.abs(ends["float32", False] - ends["bfloat16", False]).max()
+    assert 0 < apart < 0.3
+    assert dream(1).dtype in (torch.float32, torch.bfloat16)
+
+
 # -- slots -------------------------------------------------------------------------------------------------------------
 
 
@@ -416,6 +432,17 @@ def test_a_snapshot_may_go_to_another_imagination_on_the_same_weights(dream, pus
     one.step(pushes(2))
     two.restore(one.snapshot())
     assert np.array_equal(film(one, pushes(3, 2)), film(two, pushes(3, 2)))
+
+
+def test_a_snapshot_takes_on_the_temperature_of_where_it_goes(dots, pushes):
+    warm, cold = dots(1), dots(1, temperature=0.0)
+    warm.reset(seeds=0)
+    began = warm.features()
+    cold.restore(warm.snapshot())
+    cold.step(pushes(1))
+    warm.step(pushes(1))
+    assert cold.features() == pytest.approx(began + 0.1 * pushes(1), abs=1e-5)
+    assert not np.array_equal(cold.features(), warm.features())
 
 
 def test_a_snapshot_from_elsewhere_is_refused(dream, dots, tiny_model, world):

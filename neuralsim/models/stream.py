@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+CHANGE = 0.1
+"""What one unit of the output layer means: frames change little, and a unit step of the optimiser must not overshoot them."""
 OCTAVES = 4
 """Frequencies of the Fourier features: half a turn per unit, doubling."""
 
@@ -25,6 +27,16 @@ def fourier(x: torch.Tensor) -> torch.Tensor:
     (NeRF, 2003.08934)."""
     turns = x[..., None] * (math.pi / 2 * 2.0 ** torch.arange(OCTAVES, device=x.device))
     return torch.cat([x, turns.sin().flatten(-2), turns.cos().flatten(-2)], -1)
+
+
+def anchors(first: torch.Tensor, x: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    """What each frame of ``x`` ``(b t n d)`` is predicted as a change from: the frame before it as far as that is clean,
+    and for the rest what that one was predicted from. ``first`` ``(b n d)`` stands before the first frame."""
+    found = [first]
+    for i in range(x.shape[1] - 1):
+        level = levels[:, i, :, None]
+        found.append((1 - level) * x[:, i] + level * found[-1])
+    return torch.stack(found, 1)
 
 
 class Block(nn.Module):
@@ -69,6 +81,7 @@ class TokenStream(nn.Module):
             layers,
         )
         self.token_in = nn.Linear(size * (1 + 2 * OCTAVES), width)
+        self.before_in = nn.Linear(size * (1 + 2 * OCTAVES), width)
         self.action_in = nn.Sequential(nn.Linear(actions, width), nn.SiLU(), nn.Linear(width, width))
         self.no_action = nn.Parameter(torch.zeros(width))
         self.slot = nn.Parameter(torch.randn(tokens + 1, width) * 0.02)
@@ -104,6 +117,7 @@ class TokenStream(nn.Module):
     def forward(
         self,
         tokens: torch.Tensor,
+        before: torch.Tensor,
         levels: torch.Tensor,
         actions: torch.Tensor,
         led: torch.Tensor,
@@ -112,17 +126,18 @@ class TokenStream(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Denoise: predict each frame's clean tokens from itself at its level and the frames before.
 
+        ``before`` ``(b t n d)``: what each frame is predicted as a change from (see ``anchors``).
         ``actions[:, i]`` led to frame i where ``led[:, i]`` (a first frame has none). Returns the prediction ``(b t n
-        d)`` as a *change* to be added by the caller, hidden ``(b t n width)``, and the new frames' keys and values in
-        the cache's shape.
+        d)``, hidden ``(b t n width)``, and the new frames' keys and values in the cache's shape.
         """
         b, t, n, _ = tokens.shape
         waves = levels[..., None] * (torch.arange(1, 17, device=levels.device) * (math.pi / 2))
         # What a token carries fades with its level; at level 1 it is noise alone, and nothing of it is let in.
         x = self.token_in(fourier(tokens)) * (1 - levels[..., None])
         x = x + self.level_in(torch.cat([waves.cos(), waves.sin()], -1)) + self.slot[1:]
+        x = x + self.before_in(fourier(before)) * levels[..., None]  # a clean frame need not be told where it came from
         action = torch.where(led[..., None], self.action_in(actions).float(), self.no_action) + self.slot[0]
-        x = torch.cat([action[:, :, None], x.float()], 2).flatten(1, 2)
+        x = torch.cat([action[:, :, None], x.float() + action[:, :, None]], 2).flatten(1, 2)
         past = 0 if cache is None else cache.shape[-2] // (n + 1)
         bias = self.mask(t, past, age)
         own = []
@@ -130,4 +145,4 @@ class TokenStream(nn.Module):
             x, kv = block(x, None if cache is None else cache[:, i], bias[i])
             own.append(kv)
         hidden = self.norm(x).view(b, t, n + 1, -1)[:, :, 1:]
-        return self.token_out(hidden).float(), hidden, torch.stack(own, 1)
+        return before + CHANGE * self.token_out(hidden).float(), hidden, torch.stack(own, 1)

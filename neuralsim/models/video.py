@@ -20,7 +20,7 @@ from torch import nn
 
 from neuralsim.episode import Clip
 from neuralsim.models.codec import KeypointCodec
-from neuralsim.models.stream import OCTAVES, TokenStream, fourier
+from neuralsim.models.stream import OCTAVES, TokenStream, anchors, fourier
 from neuralsim.noise import Noise
 from neuralsim.spec import WorldSpec
 from neuralsim.world import State, WorldModel, stack_time
@@ -146,7 +146,7 @@ class VideoWAM(WorldModel):
         )
         if t > 1:
             levels = tokens.new_zeros(b, t - 1, n)
-            _, _, own = stream(tokens[:, :-1], levels, into[:, :-1], led[:, :-1])
+            _, _, own = stream(tokens[:, :-1], torch.zeros_like(tokens[:, :-1]), levels, into[:, :-1], led[:, :-1])
             cache = torch.cat([cache, own.to(cache.dtype)], -2)[..., -self.past * (n + 1) :, :]
         age = torch.full((b,), min(t - 1, self.past), dtype=torch.int64, device=tokens.device)
         if error is None:
@@ -222,19 +222,22 @@ class VideoWAM(WorldModel):
         cache, age, hidden = state.cache, state.age, x
         for i, level in enumerate(flow.sigmas[:-1].tolist()):
             levels = x.new_full((b, k, n), level)
+            before = anchors(clean[:, 0], x, levels)
             if i == 0:
-                tokens = torch.cat([clean, x], 1)
-                change, hidden, own = stream(tokens, F.pad(levels, (0, 0, 1, 0)), into, led, cache, age)
-                change, hidden = change[:, 1:], hidden[:, 1:]
+                tokens, sources = torch.cat([clean, x], 1), torch.cat([torch.zeros_like(clean), before], 1)
+                guess, hidden, own = stream(tokens, sources, F.pad(levels, (0, 0, 1, 0)), into, led, cache, age)
+                guess, hidden = guess[:, 1:], hidden[:, 1:]
                 cache = torch.cat([cache, own[..., : n + 1, :].to(cache.dtype)], -2)
                 age = age + 1
             else:
-                change, hidden, _ = stream(x, levels, into[:, 1:], led[:, 1:], cache, age)
-            guess = change + skip(clean, x, levels)
+                guess, hidden, _ = stream(x, before, levels, into[:, 1:], led[:, 1:], cache, age)
             velocity = (x - guess) / level
             x = flow.step(velocity, flow.timesteps[i], x, return_dict=False)[0] if self.denoise_steps > 1 else guess
         if k > 1:
-            _, _, own = stream(x[:, :-1], x.new_zeros(b, k - 1, n), into[:, 1:-1], led[:, 1:-1], cache, age)
+            done = x[:, :-1]
+            _, _, own = stream(
+                done, torch.zeros_like(done), x.new_zeros(b, k - 1, n), into[:, 1:-1], led[:, 1:-1], cache, age
+            )
             cache = torch.cat([cache, own.to(cache.dtype)], -2)
         width = self.past * (n + 1)
         states, error = [], state.error
@@ -258,8 +261,3 @@ class VideoWAM(WorldModel):
         joined = torch.cat([hidden.detach().float().mean(1), before.detach()[:, None]], 1)
         return F.softplus(self.error_head(joined).float()).squeeze(-1)
 
-
-def skip(clean: torch.Tensor, x: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    """What a frame is predicted as a change from: the frame before it, as far as that is clean. ``clean`` ``(b 1 n
-    d)`` precedes ``x``."""
-    return torch.cat([clean, x[:, :-1] * (1 - levels[:, :-1, :, None])], 1)
