@@ -58,8 +58,8 @@ class Noise:
         salt = (stream * _MIX_1 + 2**63) % 2**64 - 2**63  # Python's integers do not wrap by themselves
         key = _mix(key ^ (self.count * _GOLDEN + salt))
         index = torch.arange(1, size + 1, dtype=torch.int64, device=self.seed.device)
-        bits = _shift_right(_mix(key[:, None] + index[None, :] * _GOLDEN), 40)  # 24 bits: all that float32 holds
-        return (bits.to(torch.float32) + 0.5) * 2.0**-24
+        bits = _shift_right(_mix(key[:, None] + index[None, :] * _GOLDEN), 41)  # 23 bits: with a half, all of float32
+        return (bits.to(torch.float32) + 0.5) * 2.0**-23
 
     def normal(self, size: int, stream: int = 0) -> torch.Tensor:
         """float32 ``(b, size)``, standard normal times ``temperature``."""

@@ -23,14 +23,21 @@ def distance(guess: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 
 def rollout_losses(
-    model: VideoWAM, tokens: torch.Tensor, actions: torch.Tensor, context: int, rng: Noise, jitter: float
+    model: VideoWAM,
+    tokens: torch.Tensor,
+    actions: torch.Tensor,
+    context: int,
+    rng: Noise,
+    jitter: float = 0.0,
+    alone: bool = False,
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Dream from the first ``context`` frames through the rest, exactly as the simulator will, and compare each dreamt
     frame.
 
     Gradients run through the whole dream: what is learned is not one step but staying true for many (self-forcing;
-    Huang et al. 2025, arXiv 2506.08009). Returns losses and the dreamt tokens ``(b s n d)``. ``dynamics`` is in units
-    of the data's variance.
+    Huang et al. 2025, arXiv 2506.08009). ``jitter`` is noise on the tokens it starts from; ``alone``: with no history but
+    the newest frame. Returns losses (``doubt`` holds the predicted error against the mean absolute one) and the dreamt
+    tokens ``(b s n d)``.
     """
     _, t, n, d = tokens.shape
     past = tokens[:, :context]
@@ -38,7 +45,7 @@ def rollout_losses(
     state: VideoState = model.start(past, actions[:, : context - 1])
     dynamics, doubt, dreamt = [], [], []
     for i in range(context, t):
-        state = model.step(state, actions[:, i - 1], rng.advance(i))
+        state = (model.step_alone if alone else model.step)(state, actions[:, i - 1], rng.advance(i))
         dynamics.append(distance(state.tokens, tokens[:, i]).mean((1, 2)))
         size = (state.tokens - tokens[:, i]).detach().abs().mean((1, 2))
         doubt.append((torch.log(state.error + 1e-3) - torch.log(size + 1e-3)).square())

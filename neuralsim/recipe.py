@@ -28,24 +28,24 @@ class VideoRecipe:
     """Everything that decides a trained VideoWAM, data aside.
 
     Three stages: the codec on single frames; the dynamics on tokens, on the model's own rollouts; the readings
-    (reward, end) on true and imagined tokens. ``rollout`` are the lengths of the rollouts over the course of the
-    dynamics stage, in equal parts.
+    (reward, end) on true and imagined tokens. The dynamics stage's batch counts dreamt frames: rows times length.
+    ``rollout`` are the lengths of the rollouts over the course of the dynamics stage, in equal parts.
     """
 
     name: str
     codec: CodecConfig = field(default_factory=CodecConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     codec_stage: StageConfig = StageConfig(steps=3500, batch=64, lr=2e-3)
-    dynamics_stage: StageConfig = StageConfig(steps=6000, batch=64, lr=1e-3)
+    dynamics_stage: StageConfig = StageConfig(steps=6000, batch=768, lr=1e-3)
     readings_stage: StageConfig = StageConfig(steps=1500, batch=1024, lr=1e-3)
     emphasis: float = 15.0
     """Extra weight of pixels that differ from the background."""
     place_jitter: float = 0.003
     """Standard deviation of the noise on keypoints while the codec trains, in half frame widths."""
-    rollout: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12)
+    rollout: tuple[int, ...] = (1, 1, 2, 2, 3, 4, 6, 8, 12)
     forcing_every: int = 5
-    """Every how many dynamics steps diffusion forcing (random noise levels, chunks) is trained instead of a rollout."""
-    token_jitter: float = 0.01
+    """Every how many dynamics steps diffusion forcing (noise levels of all kinds, chunks) is trained instead of a rollout."""
+    token_jitter: float = 0.004
     """Standard deviation of the noise on the tokens a rollout starts from, in standard deviations of the data."""
     starts: int = 64
     """Start histories shipped with the world."""
@@ -63,7 +63,7 @@ def pusht_video_mini() -> VideoRecipe:
         codec=CodecConfig(tokens=2, size=8, conv_width=16),
         stream=StreamConfig(width=32, layers=2, heads=2, window=3),
         codec_stage=StageConfig(steps=200, batch=16, lr=4e-3, warmup=10, ema=0.95),
-        dynamics_stage=StageConfig(steps=60, batch=16, lr=2e-3, warmup=10),
+        dynamics_stage=StageConfig(steps=60, batch=32, lr=2e-3, warmup=10),
         readings_stage=StageConfig(steps=40, batch=64, lr=2e-3, warmup=10),
         rollout=(2, 3),
         starts=8,

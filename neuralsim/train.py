@@ -205,17 +205,18 @@ class Trainer:
 
         def loss(step: int, draws: np.random.Generator) -> Losses:
             if step % recipe.forcing_every == recipe.forcing_every - 1:
-                clip = windows.sample(stage.batch, forcing_length, draws, self.device)
-                losses = forcing_losses(model, clip.tokens, clip.actions, self._noise(draws, stage.batch))
+                rows = max(1, stage.batch // forcing_length)
+                clip = windows.sample(rows, forcing_length, draws, self.device)
+                losses = forcing_losses(model, clip.tokens, clip.actions, self._noise(draws, rows))
                 return {k: 0.1 * v.mean() / scale for k, v in losses.items()}
             length = recipe.rollout[min(step * len(recipe.rollout) // stage.steps, len(recipe.rollout) - 1)]
-            rows = max(
-                1, stage.batch * recipe.rollout[-1] // (2 * length)
-            )  # about as many dreamt frames at every length
-            context = int(draws.integers(1, model.past + 2)) if draws.random() < 0.5 else 1
+            rows = max(1, stage.batch // length)
+            # Half of the dreams see the newest frame only: half the work, and short histories work as well as long ones.
+            alone = bool(draws.random() < 0.5)
+            context = 1 if alone else int(draws.integers(1, model.past + 2))
             clip = windows.sample(rows, context + length, draws, self.device)
             noise = self._noise(draws, rows)
-            losses, _ = rollout_losses(model, clip.tokens, clip.actions, context, noise, recipe.token_jitter)
+            losses, _ = rollout_losses(model, clip.tokens, clip.actions, context, noise, recipe.token_jitter, alone)
             return {"dynamics": losses["dynamics"].mean() / scale, "doubt": 0.1 * losses["doubt"].mean()}
 
         moved = [*model.stream.parameters(), *model.error_head.parameters()]

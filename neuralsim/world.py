@@ -61,16 +61,16 @@ class WorldModel(ModelMixin, ConfigMixin, ABC):
     state.
     """
 
-    config_name = "config.json"
+    config_name = "config.json"  # type: ignore[assignment]
     spec: WorldSpec
     head_names: ClassVar[tuple[str, ...]] = ()
     """What ``read`` can tell of a state: e.g. ``("reward", "terminated")``."""
 
     @classmethod
-    def from_pretrained(cls, folder: Any, **options: Any) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Self:
         """diffusers' ``from_pretrained``, without its advice to install accelerate (it would save nothing on models
         this small)."""
-        return super().from_pretrained(folder, **{"low_cpu_mem_usage": False, **options})  # type: ignore[no-any-return]
+        return super().from_pretrained(pretrained_model_name_or_path, **{"low_cpu_mem_usage": False, **kwargs})
 
     @abstractmethod
     def encode(self, frames: torch.Tensor, actions: torch.Tensor) -> State:

@@ -64,7 +64,9 @@ def true_starts(count: int, seed: int = 0) -> Starts:
         history, moves, poses = [frame], [], [env.state()]
         for _ in range(HISTORY - 1):
             moves.append(rng.uniform(-1, 1, 2).astype(np.float32))
-            history.append(env.step(moves[-1])[0])
+            env.step(moves[-1])
+            env.set_state(env.state().astype(np.float32))  # as it is stored, so that frame and state agree to the bit
+            history.append(env.render())
             poses.append(env.state())
         frames.append(history)
         actions.append(moves)

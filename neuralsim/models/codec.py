@@ -71,7 +71,7 @@ class KeypointEncoder(nn.Module):
         x = F.relu(x + F.pixel_shuffle(self.up(self.coarse(self.down(x))), 2))
         heat = F.relu(self.heat(x).float().flatten(2)).square()
         share = heat / (heat.sum(-1, keepdim=True) + 1e-3)
-        return torch.einsum("bks,cs->bkc", share, self.cells.flatten(1).float())  # type: ignore[union-attr, operator]
+        return torch.einsum("bks,cs->bkc", share, self.cells.flatten(1).float())  # type: ignore[operator]
 
 
 class KeypointDecoder(nn.Module):
@@ -123,7 +123,7 @@ class KeypointCodec(nn.Module):
         self.register_buffer("background", torch.zeros(3, height, width))
         self.register_buffer("mean", torch.zeros(2 * self.keypoints))
         self.register_buffer("std", torch.ones(2 * self.keypoints))
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def places(self, pixels: torch.Tensor) -> torch.Tensor:
         """pixels ``(b 3 h w)`` -> places ``(b k 2)``."""

@@ -18,7 +18,7 @@ from torch import nn
 
 CHANGE = 0.1
 """What one unit of the output layer means: frames change little, and a unit step of the optimiser must not overshoot them."""
-OCTAVES = 4
+OCTAVES = 5
 """Frequencies of the Fourier features: half a turn per unit, doubling."""
 
 
@@ -92,9 +92,9 @@ class TokenStream(nn.Module):
         self.token_out = nn.Linear(width, size)
         nn.init.zeros_(self.token_out.weight)
         nn.init.zeros_(self.token_out.bias)
-        for block in self.blocks:
-            for layer in (block.out, block.down):
-                nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * layers))
+        for name, weight in self.blocks.named_parameters():
+            if name.endswith(("out.weight", "down.weight")):  # small at first, so that depth does not add up
+                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * layers))
 
     def mask(self, t: int, past: int, age: torch.Tensor | None) -> torch.Tensor:
         """Attention bias ``(layers, b or 1, heads, t*(n+1), (past+t)*(n+1))`` for t frames after ``past`` cached ones.

@@ -9,7 +9,7 @@ plus the one being made.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -30,8 +30,8 @@ from neuralsim.world import State, WorldModel, stack_time
 class CodecConfig:
     """Sizes of the codec: tokens per frame, numbers per token (two per keypoint), width of its convolutions."""
 
-    tokens: int = 2
-    size: int = 16
+    tokens: int = 1
+    size: int = 32
     conv_width: int = 64
 
 
@@ -197,7 +197,7 @@ class VideoWAM(WorldModel):
             torch.as_tensor(x, dtype=torch.float32).to(self.device)
             for x in (clip.actions, clip.rewards, clip.terminated)
         )
-        losses, dreamt = rollout_losses(self, tokens, actions, 1, rng, 0.0)
+        losses, dreamt = rollout_losses(self, tokens, actions, 1, rng)
         readings = reading_losses(self, dreamt.flatten(0, 1), reward.flatten(), ended.flatten())
         return losses | {k: v.view(reward.shape).mean(1) for k, v in readings.items()}
 
@@ -206,6 +206,15 @@ class VideoWAM(WorldModel):
     def _cache_dtype(self) -> torch.dtype:
         kind = self.device.type
         return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+
+    def step_alone(self, state: VideoState, action: torch.Tensor, rng: Noise) -> VideoState:
+        """One step that looks at the newest frame only, and leaves the cache as it is: half the work, for training."""
+        stream, b = self.stream, len(action)
+        x = rng.normal(stream.tokens * stream.size).view(b, 1, stream.tokens, stream.size)
+        led = torch.ones(b, 1, dtype=torch.bool, device=x.device)
+        guess, hidden, _ = stream(x, state.tokens[:, None], torch.ones_like(x[..., 0]), action[:, None], led)
+        error = self._error(hidden[:, 0], state.error)
+        return replace(state, tokens=guess[:, 0], action=action, led=led[:, 0], error=error)
 
     def _denoise(self, state: VideoState, actions: torch.Tensor, rng: Noise) -> list[VideoState]:
         """The states after each of ``actions`` ``(b k a)``, their frames denoised together."""
@@ -260,4 +269,3 @@ class VideoWAM(WorldModel):
         """Predicted error after a step, from what the network saw and the error before; never less than nothing."""
         joined = torch.cat([hidden.detach().float().mean(1), before.detach()[:, None]], 1)
         return F.softplus(self.error_head(joined).float()).squeeze(-1)
-
