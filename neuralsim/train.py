@@ -279,6 +279,7 @@ class Trainer:
         held-out dreams first."""
         target = self.folder / "world"
         self.model.eval()
+        ckpt.save_world(self.model, target)  # rounds the weights, so the threshold is that of what ships
         held_out = self.store.lengths[self.store.split(held_out=True)]
         if len(held_out):
             steps = min(CALIBRATION_STEPS, int(held_out.max()) + 1 - self.store.spec.context)
@@ -286,7 +287,7 @@ class Trainer:
                 self.model, self.store, steps=steps, seed=self.config.seed, precision=self.config.precision
             )
             self.model.uncertainty_threshold.fill_(limit)
-        self.model.save_pretrained(target)
+        ckpt.save_world(self.model, target)
         write_starts(self.store, target / "starts.npz", self.recipe.starts, self.store.spec.context, self.config.seed)
         write_atomically(
             target / "training.json",

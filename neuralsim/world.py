@@ -68,9 +68,9 @@ class WorldModel(ModelMixin, ConfigMixin, ABC):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Self:
-        """diffusers' ``from_pretrained``, without its advice to install accelerate (it would save nothing on models
-        this small)."""
-        return super().from_pretrained(pretrained_model_name_or_path, **{"low_cpu_mem_usage": False, **kwargs})
+        """diffusers' ``from_pretrained``, in float32 whatever the file holds, and without its advice to install
+        accelerate."""
+        return super().from_pretrained(pretrained_model_name_or_path, **{"low_cpu_mem_usage": False, **kwargs}).float()
 
     @abstractmethod
     def encode(self, frames: torch.Tensor, actions: torch.Tensor) -> State:
