@@ -1,10 +1,10 @@
 """PushTRealEnv: the true Push-T simulator (gym-pusht) behind NeuralSim's spaces.
 
-Physics, collision shapes, drawing and coverage are gym-pusht's own (pymunk). Two things are ours. The action is the
-pusher's displacement, moved at constant speed over the step, so one frame holds the whole state (gym-pusht damps the
-block to rest at once) and the same action means the same motion in the learned world. And frames are area-averaged
-rather than point-sampled, so a 64-pixel frame keeps sub-pixel places. The bare simulator's absolute targets are
-``target = pusher + 24 * action``.
+Physics, collision shapes, drawing and coverage are gym-pusht's own (pymunk). Four things are ours. The action is the
+pusher's displacement, moved at constant speed over the step. Every step begins at rest, so the five numbers of the
+state are all there is, a frame shows them, and a step repeats from them to the bit. The pusher stalls at a block that a
+wall holds (gym-pusht's has endless strength and presses the block out of the workspace). And frames are area-averaged
+rather than point-sampled, so a 64-pixel frame keeps sub-pixel places.
 """
 
 from __future__ import annotations
@@ -34,8 +34,6 @@ WALL_GIVES = 2.0
 """How far into a wall the block may be pressed, in units."""
 PUSHER_GIVES = 4.0
 """How far into a block that is held by a wall the pusher may reach before it stalls."""
-BLOCK_SLACK = 60.0
-"""How far beyond the workspace the block's origin may be found: half the T's bar."""
 BLOCK_OUTSIDE = 128.0
 """How far outside the workspace the block's origin may lie: gym-pusht's walls let it be squeezed out by about the T's
 length."""
@@ -119,6 +117,9 @@ class PushTRealEnv(gym.Env[np.ndarray, np.ndarray]):
         action = self.spec_world.check_actions(action)
         if action.shape != (2,):
             raise ValueError(f"action: expected shape (2,), got {action.shape}")
+        # The simulator would carry velocities and the contact solver's memory from step to step, which no frame shows.
+        # A fresh one makes places and angle the whole state, and every step repeatable from them to the bit.
+        self._place(self.state())
         sim = self._sim
         here = np.array(sim.agent.position)
         there = np.clip(here + STEP_UNITS * action.astype(np.float64), *PUSHER_RANGE)
@@ -136,7 +137,6 @@ class PushTRealEnv(gym.Env[np.ndarray, np.ndarray]):
                 stalled = True
         if not stalled:
             sim.agent.position = tuple(there)  # cancels the rounding of ten additions
-        self._rest()
         info = self._info(sim.n_contact_points > 0)
         return self._observe(), info["coverage"], info["success"], False, info
 
@@ -166,16 +166,7 @@ class PushTRealEnv(gym.Env[np.ndarray, np.ndarray]):
         ):
             if (place < low).any() or (place > high).any():
                 raise ValueError(f"state: the {name}'s place must lie in {low:g}..{high:g} units, got {place.tolist()}")
-        sim = self._sim
-        sim._setup()
-        sim.agent.position = tuple(np.clip(array[:2], *PUSHER_RANGE))
-        # Angle first: pymunk turns a body about its centre of gravity, which moves the position.
-        sim.block.angle = array[4]
-        sim.block.position = tuple(array[2:4])
-        sim.block.velocity = (0.0, 0.0)
-        sim.block.angular_velocity = 0.0
-        sim.space.reindex_shapes_for_body(sim.block)
-        sim.space.reindex_shapes_for_body(sim.agent)
+        self._place(np.concatenate([np.clip(array[:2], *PUSHER_RANGE), array[2:]]))
         self._ready = True
 
     def frame(self, size: int) -> np.ndarray:
@@ -200,16 +191,14 @@ class PushTRealEnv(gym.Env[np.ndarray, np.ndarray]):
         place = self._sim.agent.position
         return PUSHER_RADIUS - min(shape.point_query(place).distance for shape in self._sim._block_shapes)
 
-    def _rest(self) -> None:
-        """Make places and angle the whole state: the simulator would carry velocities and the contact solver's memory into
-        the next step, which no frame shows and ``set_state`` could not give back."""
+    def _place(self, state: np.ndarray) -> None:
+        """A fresh simulator at ``state``, everything at rest."""
         sim = self._sim
-        for body in (sim.agent, sim.block):
-            body.velocity = (0.0, 0.0)
-            body.angular_velocity = 0.0
-        shapes = [*sim.agent.shapes, *sim._block_shapes]
-        sim.space.remove(*shapes)
-        sim.space.add(*shapes)
+        sim._setup()
+        sim.agent.position = tuple(state[:2])
+        # Angle first: pymunk turns a body about its centre of gravity, which moves the position.
+        sim.block.angle = state[4]
+        sim.block.position = tuple(state[2:4])
         for body in (sim.agent, sim.block):
             sim.space.reindex_shapes_for_body(body)
 
