@@ -15,7 +15,7 @@ import numpy as np
 from neuralsim.agents.dream import Dream
 from neuralsim.agents.driver import Driver
 from neuralsim.agents.keyboard import Keyboard
-from neuralsim.envs.pusht import WORKSPACE, PushTRealEnv
+from neuralsim.envs.pusht import PushTRealEnv
 
 HISTORY = 300
 """Steps that can be rewound: half a minute. A step's snapshot of the dream is some 100 kB."""
@@ -68,16 +68,9 @@ class Session:
         self._rng = np.random.default_rng(seed)
         self._policy_state: Any = None
         self._policy_begins = True
-        self._actions: list[np.ndarray] = []
         self._history: deque[tuple[Moment, Any]] = deque(maxlen=HISTORY + 1)
-        # The simulator starts with the block's origin inside the workspace; a recorded block may have been pushed further.
-        places = dream.start_states[:, :4]
-        self._usable = np.flatnonzero(((places >= 0) & (places <= WORKSPACE)).all(1))
-        if not len(self._usable):
-            raise ValueError(
-                "starts: none of them has the block inside the workspace, so the true simulator cannot start there"
-            )
-        self.start = int(self._rng.choice(self._usable))
+        self._starts = np.arange(len(dream.start_states))
+        self.start = int(self._rng.choice(self._starts))
         self.take = -1
         self.moment = self.same_start()
 
@@ -85,7 +78,7 @@ class Session:
 
     def new_start(self) -> Moment:
         """Begin at another start state."""
-        others = self._usable[self._usable != self.start]
+        others = self._starts[self._starts != self.start]
         if len(others):
             self.start = int(self._rng.choice(others))
         return self.same_start()
@@ -95,7 +88,6 @@ class Session:
         self.take += 1
         self.dream.reset(self.start, self.seed + self.start)
         _, info = self.truth.reset(options={"state": self.dream.start_states[self.start]})
-        self._actions.clear()
         self._history.clear()
         self._policy_begins = True
         return self._observe(info, None, False, self.keyboard.serial, 0)
@@ -108,12 +100,7 @@ class Session:
             self._history.pop()
         past, snapshot = self._history[-1]
         self.dream.restore(snapshot)
-        # The simulator's contacts carry over from step to step, so five numbers do not bring it back; its own past does,
-        # exactly, at a fifth of a millisecond a step.
-        del self._actions[past.step :]
-        self.truth.set_state(self.dream.start_states[self.start])
-        for action in self._actions:
-            self.truth.step(action)
+        self.truth.set_state(past.state)
         self._policy_begins = True
         self.moment = replace(past, serial=self.moment.serial)
         return self.moment
@@ -163,7 +150,6 @@ class Session:
             self._policy_begins = False
         self.dream.step(action)
         *_, info = self.truth.step(action)
-        self._actions.append(action)
         return self._observe(info, action, human, press.serial, self.moment.step + 1)
 
     def close(self) -> None:
