@@ -27,7 +27,10 @@ class Card:
 
 def write_card(config: Card) -> Path:
     """``README.md`` in the world's folder. Raises FileNotFoundError where a record is missing."""
-    training = json.loads((config.world / "training.json").read_text())
+    record = config.world / "training.json"
+    if not record.is_file():
+        raise FileNotFoundError(f"{config.world}: no world as 'neuralsim train' leaves one (training.json is missing)")
+    training = json.loads(record.read_text())
     reports = [json.loads(p.read_text()) for p in (config.measured, config.benched) if p is not None]
     target = config.world / "README.md"
     write_atomically(target, card(training, reports, config.note))

@@ -187,6 +187,12 @@ def _bench(words: list[str]) -> None:
         report.save(config.json)
 
 
+def _card(words: list[str]) -> None:
+    from neuralsim.card import Card, write_card
+
+    print(f"wrote {write_card(_parse(Card, 'card', words, 'world'))}")
+
+
 @dataclass(frozen=True)
 class Export:
     """Write an episode store as a local Minari dataset."""
@@ -279,6 +285,7 @@ COMMANDS: Mapping[str, Command] = {
         _measure,
         "Episodes collected so far are kept; the measurement begins anew.",
     ),
+    "card": Command("card WORLD", "a world's card, from its training record and measured figures", _card),
     "bench": Command("bench [WORLD]", "how fast it is: a table, JSON", _bench),
     "data": Command("data export|import", "episode stores to and from local Minari datasets", _data),
     "info": Command("info [WORLD|STORE]", "this installation, a world, or an episode store", _info),
