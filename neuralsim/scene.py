@@ -91,7 +91,7 @@ def copy_last(reading: Reading) -> Reading:
 
 
 def scene_rows(r: Rollouts, reader: Reader, boot: Bootstrap, config: MeasureConfig) -> Iterator[Row]:
-    """Pusher, block and shape at every horizon, beside copying and the reader's floor; then motion that is made up and motion that is missing."""
+    """Pusher, block and shape at every horizon, beside copying and the reader's floor; then motion that is made up or missing."""
     assert r.reading is not None
     assert r.true_reading is not None
     if r.pusher is None:

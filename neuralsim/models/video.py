@@ -80,7 +80,8 @@ class Readout(nn.Module):
 
 
 class VideoWAM(WorldModel):
-    """See the module's text. ``denoise_steps`` (1 to 4) may be changed at any time."""
+    """See the module's text. ``denoise_steps`` (1 to 4) may be changed at any time; at 1 nothing of the noise is let in,
+    so a dream is a function of its start and actions alone."""
 
     head_names: ClassVar[tuple[str, ...]] = ("reward", "terminated")
 
