@@ -35,8 +35,7 @@ WALL_GIVES = 2.0
 PUSHER_GIVES = 4.0
 """How far into a block that is held by a wall the pusher may reach before it stalls."""
 BLOCK_OUTSIDE = 128.0
-"""How far outside the workspace the block's origin may lie: gym-pusht's walls let it be squeezed out by about the T's
-length."""
+"""How far outside the workspace a given state may put the block's origin: episodes of gym-pusht itself go that far."""
 GOAL_POSE = (256.0, 256.0, np.pi / 4)
 """Where the block should end: x, y in units, angle in radians."""
 SUCCESS_COVERAGE = 0.95
