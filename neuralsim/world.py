@@ -106,6 +106,13 @@ class WorldModel(ModelMixin, ConfigMixin, ABC):
             states.append(state)
         return stack_time(states)
 
+    def jump(self, state: State, actions: torch.Tensor, rng: Noise) -> State:
+        """``(b k a)``: the state after the last of k actions alone, which is all a planner asks of a block. By default,
+        k steps; a model that predicts blocks of actions at once overrides it."""
+        for i in range(actions.shape[1]):
+            state = self.step(state, actions[:, i], rng.advance(i))
+        return state
+
     def read(self, state: State) -> dict[str, torch.Tensor]:
         """Learned readings of a state, float32 ``(b,)`` each, named by ``head_names``."""
         return {}
