@@ -30,26 +30,32 @@ def rollout_losses(
     rng: Noise,
     jitter: float = 0.0,
     alone: bool = False,
+    chunk: int = 1,
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Dream from the first ``context`` frames through the rest, exactly as the simulator will, and compare each dreamt
     frame.
 
     Gradients run through the whole dream: what is learned is not one step but staying true for many (self-forcing;
     Huang et al. 2025, arXiv 2506.08009). ``jitter`` is noise on the tokens it starts from; ``alone``: with no history but
-    the newest frame. Returns losses (``doubt`` holds the predicted error against the mean absolute one) and the dreamt
-    tokens ``(b s n d)``.
+    the newest frame; ``chunk``: so many frames denoised together. Returns losses (``doubt`` holds the predicted error
+    against the mean absolute one) and the dreamt tokens ``(b s n d)``.
     """
     _, t, n, d = tokens.shape
     past = tokens[:, :context]
     past = past + jitter * rng.normal(context * n * d, stream=1).view(past.shape)
     state: VideoState = model.start(past, actions[:, : context - 1])
     dynamics, doubt, dreamt = [], [], []
-    for i in range(context, t):
-        state = (model.step_alone if alone else model.step)(state, actions[:, i - 1], rng.advance(i))
-        dynamics.append(distance(state.tokens, tokens[:, i]).mean((1, 2)))
-        size = (state.tokens - tokens[:, i]).detach().abs().mean((1, 2))
-        doubt.append((torch.log(state.error + 1e-3) - torch.log(size + 1e-3)).square())
-        dreamt.append(state.tokens)
+    for i in range(context, t, chunk):
+        if alone:
+            states = [model.step_alone(state, actions[:, i - 1], rng.advance(i))]
+        else:
+            states = model.denoise(state, actions[:, i - 1 : min(i + chunk, t) - 1], rng.advance(i))
+        for j, state in enumerate(states):
+            truth = tokens[:, i + j]
+            dynamics.append(distance(state.tokens, truth).mean((1, 2)))
+            size = (state.tokens - truth).detach().abs().mean((1, 2))
+            doubt.append((torch.log(state.error + 1e-3) - torch.log(size + 1e-3)).square())
+            dreamt.append(state.tokens)
     return (
         {"dynamics": torch.stack(dynamics, 1).mean(1), "doubt": torch.stack(doubt, 1).mean(1)},
         torch.stack(dreamt, 1),

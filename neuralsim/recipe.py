@@ -35,16 +35,21 @@ class VideoRecipe:
     name: str
     codec: CodecConfig = field(default_factory=CodecConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
-    codec_stage: StageConfig = StageConfig(steps=3500, batch=64, lr=2e-3)
-    dynamics_stage: StageConfig = StageConfig(steps=6000, batch=768, lr=1e-3)
+    codec_stage: StageConfig = StageConfig(steps=4000, batch=64, lr=2e-3)
+    dynamics_stage: StageConfig = StageConfig(steps=15000, batch=768, lr=1e-3)
     readings_stage: StageConfig = StageConfig(steps=600, batch=1024, lr=1e-3)
     emphasis: float = 15.0
     """Extra weight of pixels that differ from the background."""
     place_jitter: float = 0.003
     """Standard deviation of the noise on keypoints while the codec trains, in half frame widths."""
     rollout: tuple[int, ...] = (1, 1, 2, 2, 3, 4, 6, 8, 12)
-    forcing_every: int = 5
-    """Every how many dynamics steps diffusion forcing (noise levels of all kinds, chunks) is trained instead of a rollout."""
+    alone: float = 0.8
+    """Share of the rollouts that see the newest frame only: half the work, and where frames show the whole state as true
+    (measured on Push-T: IoU after 10 steps 0.750 alone, 0.749 with four frames)."""
+    sampler_every: int = 8
+    """Every how many dynamics steps the rollout is made in chunks and by up to four denoising passes."""
+    forcing_every: int = 16
+    """Every how many dynamics steps diffusion forcing (noise levels of all kinds) is trained instead of a rollout."""
     token_jitter: float = 0.004
     """Standard deviation of the noise on the tokens a rollout starts from, in standard deviations of the data."""
     starts: int = 64
@@ -92,6 +97,8 @@ class Train:
     """Episode store to learn from (see 'neuralsim collect')."""
     out: Path | None = None
     """Folder of the run; runs/<recipe> by default. Holds checkpoints, TensorBoard events and, at the end, the world."""
+    init: str | None = None
+    """Begin with the weights of this world (name or folder, of the recipe's shape) instead of random ones."""
     resume: bool = False
     """Go on from the run's last checkpoint."""
     seed: int = 0

@@ -25,6 +25,7 @@ from rich.progress import Progress as Bar
 
 from neuralsim import checkpoint as ckpt
 from neuralsim.card import source_commit
+from neuralsim.catalog import open_world
 from neuralsim.episode import EpisodeStore, WindowSampler, write_atomically
 from neuralsim.measure import calibrate_uncertainty
 from neuralsim.models.codec import to_pixels
@@ -80,9 +81,23 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = VideoWAM.build(spec, self.recipe.codec, self.recipe.stream).to(self.device)
+        if config.init and not self.found:
+            self._begin_with(config.init)
         self.model.train()
         self.progress = ckpt.Progress(0, 0, 0.0)
         self._stop = False
+
+    def _begin_with(self, world: str) -> None:
+        """Copy the weights of a trained world; a ValueError says where its shape differs."""
+        weights = open_world(world).model.state_dict()
+        own = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
+        odd = [name for name in own.keys() | weights.keys() if own.get(name) != getattr(weights.get(name), "shape", None)]
+        if odd:
+            raise ValueError(
+                f"--init {world}: differs from recipe {self.recipe.name!r} in {len(odd)} tensors, e.g. {min(odd)}; "
+                "choose a world that was trained with this recipe"
+            )
+        self.model.load_state_dict(weights)
 
     # -- the run
 
@@ -204,19 +219,23 @@ class Trainer:
         forcing_length = model.past + recipe.stream.window
 
         def loss(step: int, draws: np.random.Generator) -> Losses:
-            if step % recipe.forcing_every == recipe.forcing_every - 1:
+            if step % recipe.forcing_every == 0:
                 rows = max(1, stage.batch // forcing_length)
                 clip = windows.sample(rows, forcing_length, draws, self.device)
                 losses = forcing_losses(model, clip.tokens, clip.actions, self._noise(draws, rows))
                 return {k: 0.1 * v.mean() / scale for k, v in losses.items()}
             length = recipe.rollout[min(step * len(recipe.rollout) // stage.steps, len(recipe.rollout) - 1)]
             rows = max(1, stage.batch // length)
-            # Half of the dreams see the newest frame only: half the work, and short histories work as well as long ones.
-            alone = bool(draws.random() < 0.5)
+            sampler = step % recipe.sampler_every == recipe.sampler_every - 1
+            alone = bool(draws.random() < recipe.alone) and not sampler
             context = 1 if alone else int(draws.integers(1, model.past + 2))
             clip = windows.sample(rows, context + length, draws, self.device)
             noise = self._noise(draws, rows)
-            losses, _ = rollout_losses(model, clip.tokens, clip.actions, context, noise, recipe.token_jitter, alone)
+            chunk = int(draws.integers(1, model.past + 1)) if sampler else 1
+            with denoising(model, int(draws.integers(1, 5)) if sampler else 1):
+                losses, _ = rollout_losses(
+                    model, clip.tokens, clip.actions, context, noise, recipe.token_jitter, alone, chunk
+                )
             return {"dynamics": losses["dynamics"].mean() / scale, "doubt": 0.1 * losses["doubt"].mean()}
 
         moved = [*model.stream.parameters(), *model.error_head.parameters()]
@@ -295,6 +314,7 @@ class Trainer:
                 {
                     "recipe": asdict(self.recipe),
                     "seed": self.config.seed,
+                    "init": self.config.init,
                     "episodes": len(self.store),
                     "training_frames": int((self.store.lengths[self.store.split(False)] + 1).sum()),
                     "collection_seeds": sorted(
@@ -357,6 +377,16 @@ class Trainer:
         finally:
             for s, handler in previous.items():
                 signal.signal(s, handler)
+
+
+@contextmanager
+def denoising(model: VideoWAM, steps: int) -> Iterator[None]:
+    """``model`` denoises in so many passes."""
+    before, model.denoise_steps = model.denoise_steps, steps
+    try:
+        yield
+    finally:
+        model.denoise_steps = before
 
 
 def learning_rate(config: StageConfig, step: int) -> float:

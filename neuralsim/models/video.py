@@ -165,13 +165,13 @@ class VideoWAM(WorldModel):
 
     def step(self, state: VideoState, action: torch.Tensor, rng: Noise) -> VideoState:  # type: ignore[override]
         """See WorldModel."""
-        return self._denoise(state, action[:, None], rng)[0]
+        return self.denoise(state, action[:, None], rng)[0]
 
     def unroll(self, state: VideoState, actions: torch.Tensor, rng: Noise) -> VideoState:  # type: ignore[override]
         """k frames denoised together (k at most ``window - 1``; longer chunks go in pieces)."""
         states: list[VideoState] = []
         for i in range(0, actions.shape[1], self.past):
-            part = self._denoise(state, actions[:, i : i + self.past], rng.advance(i))
+            part = self.denoise(state, actions[:, i : i + self.past], rng.advance(i))
             states += part
             state = part[-1]
         return stack_time(states)
@@ -226,8 +226,8 @@ class VideoWAM(WorldModel):
         error = self._error(hidden[:, 0], state.error)
         return replace(state, tokens=guess[:, 0], action=action, led=led[:, 0], error=error)
 
-    def _denoise(self, state: VideoState, actions: torch.Tensor, rng: Noise) -> list[VideoState]:
-        """The states after each of ``actions`` ``(b k a)``, their frames denoised together."""
+    def denoise(self, state: VideoState, actions: torch.Tensor, rng: Noise) -> list[VideoState]:
+        """The states after each of ``actions`` ``(b k a)``, k at most ``window - 1``, their frames denoised together."""
         stream = self.stream
         b, k, _ = actions.shape
         n, d = stream.tokens, stream.size
