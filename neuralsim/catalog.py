@@ -27,7 +27,7 @@ from neuralsim.precision import pick_device
 from neuralsim.spec import WorldSpec
 from neuralsim.world import WorldModel
 
-ALIASES = {"pusht": "pusht-video"}
+ALIASES = {"pusht": "pusht-video", "tworoom": "tworoom-latent"}
 """Short names: the world that a task's plain name opens."""
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -108,9 +108,10 @@ class World:
 
 def known_models() -> dict[str, type[WorldModel]]:
     """The classes a world's ``config.json`` may name."""
+    from neuralsim.models.latent import LatentWorld
     from neuralsim.models.video import VideoWAM
 
-    return {"VideoWAM": VideoWAM}
+    return {"VideoWAM": VideoWAM, "LatentWorld": LatentWorld}
 
 
 def list_worlds() -> list[str]:

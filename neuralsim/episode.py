@@ -98,13 +98,14 @@ class StoreInfo:
 class EpisodeStore:
     """A folder of episodes; see the module's text for the layout.
 
-    Open an existing one with ``EpisodeStore(folder)``, make one with ``EpisodeStore.create(folder, spec, names)``.
+    Open an existing one with ``EpisodeStore(folder)`` (its first ``limit`` episodes where that is given), make one with
+    ``EpisodeStore.create(folder, spec, names)``.
     """
 
     ARRAYS = ("frames", "actions", "rewards", "terminated", "truncated")
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | os.PathLike[str], limit: int | None = None) -> None:
+        self.folder, self._limit = Path(folder), limit
         path = self.folder / "store.json"
         if not path.is_file():
             raise FileNotFoundError(
@@ -143,9 +144,12 @@ class EpisodeStore:
         self._entries: list[tuple[int, int, int, dict[str, Any]]] = []  # shard, first frame, first action, provenance
         lengths: list[int] = []
         for folder in sorted(self.folder.glob("shard-*")):
+            room = None if self._limit is None else self._limit - len(lengths)
+            if room == 0:
+                break
             arrays, entries = _open_shard(folder)
             frame = action = 0
-            for entry in entries:
+            for entry in entries[:room]:
                 self._entries.append((len(self.shards), frame, action, entry["provenance"]))
                 lengths.append(entry["length"])
                 frame += entry["length"] + 1

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from neuralsim.models.latent import LatentConfig
 from neuralsim.models.video import CodecConfig, StreamConfig
 
 
@@ -33,10 +34,12 @@ class VideoRecipe:
     """
 
     name: str
+    world: str = "pusht"
+    """The true world whose episodes are learned from; they lie in data/<world> unless said otherwise."""
     codec: CodecConfig = field(default_factory=CodecConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
-    codec_stage: StageConfig = StageConfig(steps=4000, batch=64, lr=2e-3)
-    dynamics_stage: StageConfig = StageConfig(steps=15000, batch=768, lr=1e-3)
+    codec_stage: StageConfig = StageConfig(steps=2500, batch=64, lr=2e-3)
+    dynamics_stage: StageConfig = StageConfig(steps=12000, batch=768, lr=1e-3)
     readings_stage: StageConfig = StageConfig(steps=600, batch=1024, lr=1e-3)
     emphasis: float = 15.0
     """Extra weight of pixels that differ from the background."""
@@ -54,6 +57,39 @@ class VideoRecipe:
     """Standard deviation of the noise on the tokens a rollout starts from, in standard deviations of the data."""
     starts: int = 64
     """Start histories shipped with the world."""
+
+
+@dataclass(frozen=True)
+class LatentRecipe:
+    """Everything that decides a trained LatentWorld, data aside.
+
+    Four stages: encoder, first predictors and state probe together; the decoder; the predictors alone; the readings. The
+    encoder stage's batch counts windows of three frames, the dynamics stage's predictions: rows times hops. ``hops`` are
+    the lengths of the rollouts over the course of the dynamics stage, in equal parts.
+    """
+
+    name: str
+    world: str = "pusht"
+    """The true world whose episodes are learned from; they lie in data/<world> unless said otherwise."""
+    latent: LatentConfig = field(default_factory=LatentConfig)
+    encoder_stage: StageConfig = StageConfig(steps=2000, batch=48, lr=1.5e-3)
+    decoder_stage: StageConfig = StageConfig(steps=1200, batch=64, lr=2e-3)
+    dynamics_stage: StageConfig = StageConfig(steps=8000, batch=1024, lr=1.5e-3)
+    readings_stage: StageConfig = StageConfig(steps=600, batch=1024, lr=1e-3)
+    regularity: float = 0.05
+    """Weight of the pull towards a standard normal (SIGReg): too little, and the vectors collapse."""
+    probe: float = 1.0
+    """Weight of the linear probe of the true state, where states are known; 0 learns without them."""
+    emphasis: float = 15.0
+    """Extra weight, for the decoder, of pixels that differ from the background."""
+    jitter: float = 0.01
+    """Standard deviation of the noise on the vectors that rollouts start from and the decoder sees."""
+    hops: tuple[int, ...] = (1, 1, 2, 2, 3, 4, 5)
+    starts: int = 64
+    """Start histories shipped with the world."""
+
+
+Recipe = VideoRecipe | LatentRecipe
 
 
 def pusht_video() -> VideoRecipe:
@@ -75,10 +111,34 @@ def pusht_video_mini() -> VideoRecipe:
     )
 
 
-RECIPES: dict[str, Callable[[], VideoRecipe]] = {"pusht-video": pusht_video, "pusht-video-mini": pusht_video_mini}
+def pusht_latent() -> LatentRecipe:
+    """The compact Push-T, for planners: half an hour on two cores."""
+    return LatentRecipe(name="pusht-latent")
 
 
-def find_recipe(name: str) -> VideoRecipe:
+def pusht_latent_mini() -> LatentRecipe:
+    """The same in miniature, for tests."""
+    return LatentRecipe(
+        name="pusht-latent-mini",
+        latent=LatentConfig(size=8, keypoints=8, conv_width=16, width=32, depth=1, members=2, block=3),
+        encoder_stage=StageConfig(steps=120, batch=16, lr=4e-3, warmup=10, ema=0.95),
+        decoder_stage=StageConfig(steps=60, batch=16, lr=4e-3, warmup=10, ema=0.95),
+        dynamics_stage=StageConfig(steps=100, batch=64, lr=4e-3, warmup=10),
+        readings_stage=StageConfig(steps=40, batch=64, lr=2e-3, warmup=10),
+        hops=(1, 2, 3),
+        starts=8,
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "pusht-video": pusht_video,
+    "pusht-video-mini": pusht_video_mini,
+    "pusht-latent": pusht_latent,
+    "pusht-latent-mini": pusht_latent_mini,
+}
+
+
+def find_recipe(name: str) -> Recipe:
     """The recipe called ``name``; an unknown one is a ValueError that names the nearest."""
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=1)
@@ -93,8 +153,10 @@ class Train:
 
     recipe: str = "pusht-video"
     """Name of the recipe."""
-    data: Path = Path("data/pusht")
-    """Episode store to learn from (see 'neuralsim collect')."""
+    data: Path | None = None
+    """Episode store to learn from (see 'neuralsim collect'); data/<the recipe's world> by default."""
+    episodes: int | None = None
+    """Learn from the store's first so many episodes only."""
     out: Path | None = None
     """Folder of the run; runs/<recipe> by default. Holds checkpoints, TensorBoard events and, at the end, the world."""
     init: str | None = None

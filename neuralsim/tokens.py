@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,40 +11,51 @@ import numpy as np
 import torch
 
 from neuralsim.episode import EpisodeStore, is_held_out
-from neuralsim.models.codec import KeypointCodec
 from neuralsim.precision import arithmetic
 
 
-def codec_fingerprint(codec: torch.nn.Module) -> str:
-    """A short hash of a codec's weights: tokens made with other weights are not ours."""
+def fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
+    """A short hash of an encoder's weights: tokens made with other weights are not ours."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(codec.state_dict().items()):
+    for name, tensor in sorted(weights.items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 @torch.inference_mode()
 def encode_store(
-    codec: KeypointCodec,
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    weights: Mapping[str, torch.Tensor],
     store: EpisodeStore,
     cache: Path,
     dtype: torch.dtype,
+    device: torch.device,
     bar: Callable[[str, int, int], Iterator[int]],
+    stack: int = 1,
 ) -> torch.Tensor:
-    """Tokens of every frame of the store, in order: float32 ``(frames, n, d)``. Kept in ``cache``, per shard, under
-    the codec's fingerprint."""
-    folder = cache / f"tokens-{codec_fingerprint(codec)}"
+    """Tokens of every frame of the store, in order: float32 ``(frames, n, d)``. Kept in ``cache``, per shard, under the
+    fingerprint of the encoder's ``weights``.
+
+    ``encode`` makes tokens ``(b n d)`` of uint8 ``(b stack h w c)``: each frame with the ones before it in its episode
+    (the first one repeated where there are fewer).
+    """
+    folder = cache / f"tokens-{fingerprint(weights)}"
     folder.mkdir(parents=True, exist_ok=True)
-    device = codec.background.device
+    firsts: dict[int, list[int]] = {}
+    for shard, first, _, _ in store._entries:
+        firsts.setdefault(shard, []).append(first)
     parts = []
     for i in bar("encode", 0, len(store.shards)):
         path = folder / f"{i:05d}.npy"
         frames = store.shards[i]["frames"]
         tokens = np.load(path, allow_pickle=False) if path.is_file() else None
         if tokens is None or len(tokens) != len(frames):
+            here = np.arange(len(frames))
+            begin = np.array(firsts[i])[np.searchsorted(firsts[i], here, side="right") - 1]
+            rows = np.maximum(here[:, None] + np.arange(1 - stack, 1), begin[:, None])
             with arithmetic(dtype, device):
                 made = [
-                    codec.encode(torch.as_tensor(np.array(frames[j : j + 512])).to(device)).float().cpu()
+                    encode(torch.as_tensor(frames[rows[j : j + 512]]).to(device)).float().cpu()
                     for j in range(0, len(frames), 512)
                 ]
             tokens = torch.cat(made).numpy()

@@ -1,7 +1,8 @@
 """train: episodes in, a world folder out; progress, TensorBoard, checkpoints, resume to the bit.
 
-Three stages (see ``neuralsim.recipe``): codec, dynamics, readings. Every draw is a function of (seed, stage, step), so
-a run that was killed at any moment goes on from its last checkpoint exactly as if it had not been.
+A course (see ``neuralsim.course``) says what is learned in which stages, a recipe how long. Every draw is a function of
+(seed, stage, step), so a run that was killed at any moment goes on from its last checkpoint exactly as if it had not
+been.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,32 +27,22 @@ from rich.progress import Progress as Bar
 from neuralsim import checkpoint as ckpt
 from neuralsim.card import source_commit
 from neuralsim.catalog import open_world
+from neuralsim.course import Course, Run, Stage
 from neuralsim.episode import EpisodeStore, WindowSampler, write_atomically
+from neuralsim.latent_course import LatentCourse
 from neuralsim.measure import calibrate_uncertainty
-from neuralsim.models.codec import to_pixels
-from neuralsim.models.video import VideoWAM
-from neuralsim.noise import Noise
-from neuralsim.objectives import forcing_losses, reading_losses, rollout_losses
 from neuralsim.precision import arithmetic, pick_device, pick_dtype
-from neuralsim.recipe import StageConfig, Train, VideoRecipe, find_recipe
+from neuralsim.recipe import LatentRecipe, Recipe, StageConfig, Train, find_recipe
 from neuralsim.report import cpu_model
-from neuralsim.tokens import TokenWindows, encode_store
+from neuralsim.video_course import VideoCourse
 
 CALIBRATION_STEPS = 30
 """Length of the held-out dreams that set ``uncertainty_threshold``: one in a hundred of them passes it."""
 
-Losses = dict[str, torch.Tensor]
 
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage at work: its config, the parameters it moves, and its loss at a step (the sum of the returned
-    scalars)."""
-
-    name: str
-    config: StageConfig
-    parameters: list[torch.nn.Parameter]
-    loss: Callable[[int, np.random.Generator], Losses]
+def course_of(recipe: Recipe, run: Run) -> Course:
+    """The course that ``recipe`` is for."""
+    return LatentCourse(recipe, run) if isinstance(recipe, LatentRecipe) else VideoCourse(recipe, run)
 
 
 class Stopped(Exception):
@@ -63,13 +54,13 @@ class Trainer:
 
     def __init__(self, config: Train) -> None:
         self.config = config
-        self.recipe: VideoRecipe = find_recipe(config.recipe)
+        self.recipe = find_recipe(config.recipe)
         self.folder = config.folder
         self.device = pick_device(config.device)
         self.dtype = pick_dtype(config.precision, self.device)
         if config.threads:
             torch.set_num_threads(config.threads)
-        self.store = EpisodeStore(config.data)
+        self.store = EpisodeStore(config.data or Path("data") / self.recipe.world, config.episodes)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.found = ckpt.latest_checkpoint(self.folder)
         if self.found and not config.resume:
@@ -77,10 +68,11 @@ class Trainer:
                 f"{self.folder}: holds a run already (at {self.found.name}); add --resume to go on with it or choose another --out"
             )
         write_atomically(self.folder / "recipe.json", json.dumps(asdict(self.recipe), indent=1))
-        spec = self.store.spec
+        run = Run(self.store, self.folder, config.seed, self.device, self.dtype, self._bar)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.model = VideoWAM.build(spec, self.recipe.codec, self.recipe.stream).to(self.device)
+            self.course = course_of(self.recipe, run)
+        self.model = self.course.model.to(self.device)
         if config.init and not self.found:
             self._begin_with(config.init)
         self.model.train()
@@ -91,7 +83,9 @@ class Trainer:
         """Copy the weights of a trained world; a ValueError says where its shape differs."""
         weights = open_world(world).model.state_dict()
         own = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
-        odd = [name for name in own.keys() | weights.keys() if own.get(name) != getattr(weights.get(name), "shape", None)]
+        odd = [
+            name for name in own.keys() | weights.keys() if own.get(name) != getattr(weights.get(name), "shape", None)
+        ]
         if odd:
             raise ValueError(
                 f"--init {world}: differs from recipe {self.recipe.name!r} in {len(odd)} tensors, e.g. {min(odd)}; "
@@ -111,10 +105,10 @@ class Trainer:
             self.progress = ckpt.read_progress(self.found)
             ckpt.load_model(self.found, self.model)
         else:
-            self._measure_background()
+            self.course.begin()
         begin, before = time.perf_counter(), self.progress.seconds
         writer = SummaryWriter(str(self.folder / "tensorboard"))
-        makers = [self._codec_stage, self._dynamics_stage, self._readings_stage]
+        makers = self.course.makers
         try:
             with self._stopping():
                 for index in range(self.progress.stage, len(makers)):
@@ -147,8 +141,7 @@ class Trainer:
                                     f"stopped in stage {stage.name!r} at step {step + 1}; add --resume to go on"
                                 )
                     average.copy_to(stage.parameters)  # the averaged weights are what the next stage and the user see
-                    if stage.name == "codec":
-                        self._standardise()
+                    self.course.finish(stage.name)
                     self._picture(stage.name, stage.config.steps, writer)
                     self.progress = ckpt.Progress(index + 1, 0, before + time.perf_counter() - begin)
                     ckpt.save_checkpoint(
@@ -177,118 +170,27 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(stage.parameters, 1.0)
         optimizer.step()
         average.step(stage.parameters)
+        shown = {k: float(v.detach()) for k, v in losses.items()}
         if step % 20 == 0:
-            for name, value in losses.items():
-                writer.add_scalar(f"{stage.name}/{name}", float(value.detach()), step)
+            self._watched = stage.watched()
+            for name, value in (shown | self._watched).items():
+                writer.add_scalar(f"{stage.name}/{name}", value, step)
             writer.add_scalar(f"{stage.name}/gradient_norm", float(norm), step)
             writer.add_scalar(f"{stage.name}/learning_rate", learning_rate(stage.config, step), step)
-        self._shown = " ".join(f"{k} {float(v.detach()):.4g}" for k, v in losses.items())
-
-    # -- stages
-
-    def _measure_background(self) -> None:
-        """The median training frame: what stands still."""
-        draws = np.random.default_rng([self.config.seed, 1001])
-        frames = WindowSampler(self.store, 1).sample(1024, draws).frames[:, 0]
-        median = torch.as_tensor(np.median(frames, axis=0), dtype=torch.float32).movedim(-1, 0) / 127.5 - 1
-        self.model.codec.background.copy_(median)
-
-    def _codec_stage(self) -> Stage:
-        codec, recipe = self.model.codec, self.recipe
-        windows = WindowSampler(self.store, 1)
-
-        def loss(step: int, draws: np.random.Generator) -> Losses:
-            frames = torch.as_tensor(windows.sample(recipe.codec_stage.batch, draws).frames[:, 0]).to(self.device)
-            noise = self._noise(draws, len(frames))
-            jitter = recipe.place_jitter * noise.normal(2 * codec.keypoints).view(-1, codec.keypoints, 2)
-            return {"pixels": codec.loss(frames, jitter, recipe.emphasis).mean()}
-
-        return Stage("codec", recipe.codec_stage, list(codec.parameters()), loss)
-
-    def _noise(self, draws: np.random.Generator, rows: int) -> Noise:
-        return Noise.from_seeds(draws.integers(2**62, size=rows).tolist(), self.device)
-
-    def _tokens(self) -> TokenWindows:
-        tokens = encode_store(self.model.codec, self.store, self.folder / "cache", self.dtype, self._bar)
-        return TokenWindows(self.store, tokens)
-
-    def _dynamics_stage(self) -> Stage:
-        model, recipe, stage = self.model, self.recipe, self.recipe.dynamics_stage
-        windows = self._tokens()
-        scale = windows.typical_change()
-        forcing_length = model.past + recipe.stream.window
-
-        def loss(step: int, draws: np.random.Generator) -> Losses:
-            if step % recipe.forcing_every == 0:
-                rows = max(1, stage.batch // forcing_length)
-                clip = windows.sample(rows, forcing_length, draws, self.device)
-                losses = forcing_losses(model, clip.tokens, clip.actions, self._noise(draws, rows))
-                return {k: 0.1 * v.mean() / scale for k, v in losses.items()}
-            length = recipe.rollout[min(step * len(recipe.rollout) // stage.steps, len(recipe.rollout) - 1)]
-            rows = max(1, stage.batch // length)
-            sampler = step % recipe.sampler_every == recipe.sampler_every - 1
-            alone = bool(draws.random() < recipe.alone) and not sampler
-            context = 1 if alone else int(draws.integers(1, model.past + 2))
-            clip = windows.sample(rows, context + length, draws, self.device)
-            noise = self._noise(draws, rows)
-            chunk = int(draws.integers(1, model.past + 1)) if sampler else 1
-            with denoising(model, int(draws.integers(1, 5)) if sampler else 1):
-                losses, _ = rollout_losses(
-                    model, clip.tokens, clip.actions, context, noise, recipe.token_jitter, alone, chunk
-                )
-            return {"dynamics": losses["dynamics"].mean() / scale, "doubt": 0.1 * losses["doubt"].mean()}
-
-        moved = [*model.stream.parameters(), *model.error_head.parameters()]
-        return Stage("dynamics", stage, moved, loss)
-
-    def _readings_stage(self) -> Stage:
-        model, recipe, stage = self.model, self.recipe, self.recipe.readings_stage
-        windows = self._tokens()
-        length = 12
-
-        def loss(step: int, draws: np.random.Generator) -> Losses:
-            """Half true tokens, half dreamt ones; half of each from windows in which something was achieved."""
-            rows = stage.batch // (2 * length)
-            clip = windows.sample(2 * rows, length + 1, draws, self.device, rewarding=True)
-            with torch.no_grad():
-                noise = self._noise(draws, len(clip.tokens))
-                _, dreamt = rollout_losses(model, clip.tokens, clip.actions, 1, noise, recipe.token_jitter)
-            tokens = torch.cat([clip.tokens[:, 1:], dreamt]).flatten(0, 1).float()
-            reward, terminated = (x.repeat(2, 1).flatten() for x in (clip.rewards, clip.terminated))
-            return {k: v.mean() for k, v in reading_losses(model, tokens, reward, terminated).items()}
-
-        return Stage("readings", stage, list(model.reward_head.parameters()), loss)
-
-    def _standardise(self) -> None:
-        """After the codec stage: mean and spread of the places, and how badly the codec may redraw what it knows."""
-        codec = self.model.codec
-        draws = np.random.default_rng([self.config.seed, 1002])
-        frames = torch.as_tensor(WindowSampler(self.store, 1).sample(2048, draws).frames[:, 0]).to(self.device)
-        with torch.no_grad(), arithmetic(self.dtype, self.device):
-            places = torch.cat([codec.places(to_pixels(part)).flatten(1) for part in frames.split(256)]).float()
-            codec.mean.copy_(places.mean(0))
-            codec.std.copy_(places.std(0).clamp(min=1e-3))
-            wrong = torch.cat([codec.redraw_error(part, codec.encode(part)) for part in frames.split(256)])
-        self.model.redraw_limit.copy_(wrong.quantile(0.999))
+        self._shown = " ".join(f"{k} {v:.4g}" for k, v in (shown | self._watched).items())
 
     def _picture(self, name: str, step: int, writer: Any) -> None:
         """Samples for TensorBoard: held-out truth above what the model makes of it, redrawn or dreamt 16 steps ahead."""
-        model = self.model
         steps = min(16, int(self.store.lengths.max()))
         held_out = bool((self.store.lengths[self.store.split(held_out=True)] >= steps).any())
         draws = np.random.default_rng([self.config.seed, 1004])
         clip = WindowSampler(self.store, steps + 1, held_out).sample(8, draws)
         frames, actions = (torch.as_tensor(x).to(self.device) for x in (clip.frames, clip.actions))
         with torch.no_grad(), arithmetic(self.dtype, self.device):
-            if name == "codec":
-                truth, made = frames[:, 0], model.codec.decode(model.codec.encode(frames[:, 0]))
-            else:
-                state = model.encode(frames[:, :1], actions[:, :0])
-                rng = Noise.from_seeds(range(8), self.device)
-                for i in range(steps):
-                    state = model.step(state, actions[:, i], rng.advance(i))
-                truth, made = frames[:, -1], model.decode(state)
-        strip = torch.cat([truth, made], 1).cpu().numpy()
+            drawn = self.course.redraw(name, frames, actions)
+        if drawn is None:
+            return
+        strip = torch.cat(drawn, 1).cpu().numpy()
         writer.add_images(f"{name}/truth_above_model", strip, step, dataformats="NHWC")
 
     # -- the finished world
@@ -301,13 +203,13 @@ class Trainer:
         ckpt.save_world(self.model, target)  # rounds the weights, so the threshold is that of what ships
         held_out = self.store.lengths[self.store.split(held_out=True)]
         if len(held_out):
-            steps = min(CALIBRATION_STEPS, int(held_out.max()) + 1 - self.store.spec.context)
+            steps = min(CALIBRATION_STEPS, int(held_out.max()) + 1 - self.model.spec.context)
             limit = calibrate_uncertainty(
                 self.model, self.store, steps=steps, seed=self.config.seed, precision=self.config.precision
             )
             self.model.uncertainty_threshold.fill_(limit)
         ckpt.save_world(self.model, target)
-        write_starts(self.store, target / "starts.npz", self.recipe.starts, self.store.spec.context, self.config.seed)
+        write_starts(self.store, target / "starts.npz", self.recipe.starts, self.model.spec.context, self.config.seed)
         write_atomically(
             target / "training.json",
             json.dumps(
@@ -337,7 +239,7 @@ class Trainer:
 
     def _bar(self, name: str, first: int, total: int) -> Iterator[int]:
         """Steps ``first`` to ``total``, shown with speed, ETA and the current losses."""
-        self._shown = ""
+        self._shown, self._watched = "", {}
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -377,16 +279,6 @@ class Trainer:
         finally:
             for s, handler in previous.items():
                 signal.signal(s, handler)
-
-
-@contextmanager
-def denoising(model: VideoWAM, steps: int) -> Iterator[None]:
-    """``model`` denoises in so many passes."""
-    before, model.denoise_steps = model.denoise_steps, steps
-    try:
-        yield
-    finally:
-        model.denoise_steps = before
 
 
 def learning_rate(config: StageConfig, step: int) -> float:

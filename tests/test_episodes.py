@@ -70,6 +70,16 @@ def test_what_goes_in_comes_out(tmp_path: Path, states: bool) -> None:
         assert_same(episode, coded_episode(number, lengths[number], states))
 
 
+@pytest.mark.parametrize("limit", [1, 3, 4, 5, 9])
+def test_a_limited_store_is_its_first_episodes(tmp_path: Path, limit: int) -> None:
+    lengths = [4, 1, 7, 2, 9]
+    filled_store(tmp_path / "store", lengths)
+    store = EpisodeStore(tmp_path / "store", limit)
+    assert store.lengths.tolist() == lengths[:limit]
+    for number, episode in enumerate(store):
+        assert_same(episode, coded_episode(number, lengths[number], True))
+
+
 def test_an_episode_must_have_one_frame_more_than_actions() -> None:
     good = coded_episode(1, 5)
     with pytest.raises(ValueError, match="frames has length 5, expected 6"):

@@ -1,0 +1,216 @@
+"""Promises of the compact world: the contract, prefixes that agree, no collapse unseen, and training that resumes to the bit."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from neuralsim.agents.collect import Collect, collect
+from neuralsim.catalog import open_world
+from neuralsim.check import check_world
+from neuralsim.envs.pusht import pusht_spec
+from neuralsim.episode import EpisodeStore, WindowSampler
+from neuralsim.models.latent import LatentConfig, LatentWorld, StateProbe, effective_rank, sigreg
+from neuralsim.noise import Noise
+from neuralsim.recipe import Train
+from neuralsim.tokens import encode_store
+from neuralsim.train import Stopped, train
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """44 short episodes, three of them held out."""
+    folder = tmp_path_factory.mktemp("data") / "pusht"
+    for _ in collect(Collect(out=folder, episodes=44, steps=30, workers=1)):
+        pass
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run in miniature."""
+    out = tmp_path_factory.mktemp("run") / "whole"
+    return train(Train(recipe="pusht-latent-mini", data=store, out=out, threads=1))
+
+
+def build(stack: int = 1) -> LatentWorld:
+    """A small compact world with random weights whose predictors do something."""
+    torch.manual_seed(0)
+    config = LatentConfig(size=6, keypoints=4, conv_width=8, stack=stack, width=16, depth=1, members=2, block=4)
+    model = LatentWorld.build(pusht_spec(), config, ("pusher_x", "block_angle")).eval()
+    torch.nn.init.normal_(model.predictors.weights[-1], std=1.0)
+    return model
+
+
+def begin(model: LatentWorld, rows: int) -> tuple[object, Noise]:
+    """A state of ``rows`` different rows, and noise for them."""
+    vectors = torch.randn(rows, 1, model.feature_size, generator=torch.Generator().manual_seed(1))
+    return type(model.encode(*blank(model)))(vectors.repeat(1, model.sizes.members, 1)), Noise.from_seeds(range(rows))
+
+
+def blank(model: LatentWorld) -> tuple[torch.Tensor, torch.Tensor]:
+    """One grey frame."""
+    return torch.full((1, 1, *model.spec.frame_shape), 128, dtype=torch.uint8), torch.zeros(1, 0, 2)
+
+
+def test_a_trained_world_keeps_the_contract(finished: Path) -> None:
+    world = open_world(finished)
+    assert isinstance(world.model, LatentWorld)
+    check_world(world.model)
+    assert world.spec.context == 1
+    assert torch.isfinite(world.model.uncertainty_threshold)
+
+
+def test_an_untrained_one_that_stacks_frames_keeps_it_too() -> None:
+    check_world(build(stack=3))
+
+
+@settings(deadline=None, max_examples=20)
+@given(k=st.integers(1, 11), rows=st.integers(1, 3))
+def test_a_jump_ends_where_an_unrolled_chunk_ends(k: int, rows: int) -> None:
+    model = build()
+    state, rng = begin(model, rows)
+    actions = torch.rand(rows, k, 2, generator=torch.Generator().manual_seed(k)) * 2 - 1
+    with torch.inference_mode():
+        jumped = model.jump(state, actions, rng)
+        unrolled = model.unroll(state, actions, rng)
+    assert unrolled.vectors.shape[:2] == (rows, k)
+    assert torch.allclose(jumped.vectors, unrolled.vectors[:, -1], atol=1e-5)
+
+
+def test_actions_beyond_a_prefix_change_nothing() -> None:
+    model = build()
+    state, _ = begin(model, 2)
+    actions = torch.rand(2, 4, 2)
+    other = torch.cat([actions[:, :2], -actions[:, 2:]], 1)
+    two = torch.tensor([2, 2])
+    with torch.inference_mode():
+        assert torch.equal(model.predictors(state.vectors, actions, two), model.predictors(state.vectors, other, two))
+        four = torch.tensor([4, 4])
+        assert not torch.equal(
+            model.predictors(state.vectors, actions, four), model.predictors(state.vectors, other, four)
+        )
+
+
+def test_doubt_is_how_far_the_members_came_apart() -> None:
+    model = build()
+    state, rng = begin(model, 2)
+    assert torch.equal(model.uncertainty(state), torch.zeros(2))
+    with torch.inference_mode():
+        after = model.step(state, torch.rand(2, 2), rng)
+    assert (model.uncertainty(after) > 0).all()
+    assert torch.allclose(model.features(after), after.vectors.mean(1))
+
+
+def test_training_in_whole_blocks_and_step_by_step_agrees(store: Path, finished: Path) -> None:
+    """The one network learns both ways: their dreams differ by less than frames do."""
+    model = open_world(finished).model
+    clip = WindowSampler(EpisodeStore(store), 4, held_out=True).sample(32, np.random.default_rng(0))
+    frames, actions = torch.as_tensor(clip.frames), torch.as_tensor(clip.actions)
+    rng = Noise.from_seeds(range(32))
+    with torch.inference_mode():
+        state = model.encode(frames[:, :1], actions[:, :0])
+        jumped, stepped = model.jump(state, actions, rng), state
+        for i in range(actions.shape[1]):
+            stepped = model.step(stepped, actions[:, i], rng)
+        moved = (model.features(jumped) - model.features(state)).norm(dim=1)
+        apart = (model.features(jumped) - model.features(stepped)).norm(dim=1)
+    assert apart.mean() < moved.mean()
+
+
+def test_dynamics_beat_standing_still(store: Path, finished: Path) -> None:
+    model = open_world(finished).model
+    clip = WindowSampler(EpisodeStore(store), 4).sample(256, np.random.default_rng(0))
+    frames, actions = torch.as_tensor(clip.frames), torch.as_tensor(clip.actions)
+    with torch.inference_mode():
+        state = model.encode(frames[:, :1], actions[:, :0])
+        truth = model.features(model.encode(frames[:, -1:], actions[:, :0]))
+        dreamt = model.features(model.jump(state, actions, Noise.from_seeds(range(256))))
+        wrong, lazy = (dreamt - truth).square().mean(), (model.features(state) - truth).square().mean()
+    assert wrong < 0.9 * lazy, f"squared error {wrong:.4f}, standing still {lazy:.4f}"
+
+
+def test_the_probe_tells_angles_and_places() -> None:
+    probe = StateProbe(3, ["x", "angle"])
+    states = torch.stack([torch.linspace(0, 500, 64), torch.linspace(-3, 3, 64)], 1)
+    probe.fit(states)
+    vectors = (probe.target(states) - probe.mean) / probe.std
+    with torch.no_grad():
+        probe.linear["weight"].copy_(torch.eye(3))
+        assert torch.allclose(probe(vectors), states, atol=1e-2)
+        assert probe.loss(vectors, states).max() < 1e-8
+        assert probe.loss(vectors, states.flip(0)).mean() > 0.5
+
+
+def test_a_world_without_known_states_has_an_empty_probe() -> None:
+    config = LatentConfig(size=6, keypoints=4, conv_width=8, width=16, depth=1, members=2, block=2)
+    model = LatentWorld.build(pusht_spec(), config, ()).eval()
+    with torch.inference_mode():
+        assert model.read_state(model.encode(*blank(model))).shape == (1, 0)
+
+
+def test_the_regulariser_knows_a_normal_from_a_collapse() -> None:
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.nn.functional.normalize(torch.randn(8, 256, generator=generator), dim=0)
+    normal = torch.randn(512, 8, generator=generator)
+    line = normal[:, :1].repeat(1, 8)
+    good, bad, point = (float(sigreg(x, directions)) for x in (normal, line, torch.zeros(512, 8)))
+    assert good < 2 < bad / 5 < point / 5
+    assert effective_rank(normal) > 7
+    assert effective_rank(line) < 1.5
+
+
+def test_stacked_frames_of_a_store_never_reach_into_another_episode(store: Path, tmp_path: Path) -> None:
+    opened = EpisodeStore(store)
+    seen: list[torch.Tensor] = []
+
+    def encode(frames: torch.Tensor) -> torch.Tensor:
+        seen.append(frames)
+        return frames.float().mean((2, 3, 4))[:, None]
+
+    def bar(name: str, first: int, total: int) -> range:
+        return range(first, total)
+
+    tokens = encode_store(
+        encode,
+        {},
+        opened,
+        tmp_path,
+        torch.float32,
+        torch.device("cpu"),
+        bar,
+        stack=3,  # type: ignore[arg-type]
+    )
+    at = 0
+    for episode in opened:
+        frames = torch.as_tensor(episode.frames.copy()).float().mean((1, 2, 3))
+        expected = torch.stack([frames[:1].expand(len(frames)), frames.roll(1), frames], 1)
+        expected[0, 1] = frames[0]
+        expected[2:, 0] = frames[:-2]
+        assert torch.allclose(tokens[at : at + len(frames), 0], expected)
+        at += len(frames)
+    assert at == len(tokens) == sum(len(x) for x in seen)
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(store: Path, finished: Path, tmp_path: Path) -> None:
+    stops, resume = 0, False
+    while True:
+        config = Train(
+            recipe="pusht-latent-mini", data=store, out=tmp_path / "run", threads=1, resume=resume, stop_after=0.02
+        )
+        try:
+            world = train(config)
+            break
+        except Stopped:
+            stops, resume = stops + 1, True
+        assert stops < 100
+    assert stops >= 2, "the run ended before it could be stopped"
+    ours, theirs = load_file(world / WEIGHTS), load_file(finished / WEIGHTS)
+    different = [k for k in ours if not torch.equal(ours[k], theirs[k])]
+    assert not different, f"differ after {stops} stops: {different[:5]}"
