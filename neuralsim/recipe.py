@@ -130,11 +130,25 @@ def pusht_latent_mini() -> LatentRecipe:
     )
 
 
+def tworoom_latent() -> LatentRecipe:
+    """The compact TwoRoom: a few minutes on two cores."""
+    return LatentRecipe(
+        name="tworoom-latent",
+        world="tworoom",
+        latent=LatentConfig(size=8, keypoints=4, conv_width=24, width=128, depth=2),
+        encoder_stage=StageConfig(steps=500, batch=32, lr=3e-3, ema=0.99),
+        decoder_stage=StageConfig(steps=300, batch=32, lr=3e-3, ema=0.99),
+        dynamics_stage=StageConfig(steps=3000, batch=512, lr=2e-3),
+        readings_stage=StageConfig(steps=300, batch=512, lr=2e-3),
+    )
+
+
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "pusht-video": pusht_video,
     "pusht-video-mini": pusht_video_mini,
     "pusht-latent": pusht_latent,
     "pusht-latent-mini": pusht_latent_mini,
+    "tworoom-latent": tworoom_latent,
 }
 
 

@@ -1,6 +1,6 @@
 """train: episodes in, a world folder out; progress, TensorBoard, checkpoints, resume to the bit.
 
-A course (see ``neuralsim.course``) says what is learned in which stages, a recipe how long. Every draw is a function of
+A curriculum (see ``neuralsim.curriculum``) says what is learned in which stages, a recipe how long. Every draw is a function of
 (seed, stage, step), so a run that was killed at any moment goes on from its last checkpoint exactly as if it had not
 been.
 """
@@ -27,22 +27,22 @@ from rich.progress import Progress as Bar
 from neuralsim import checkpoint as ckpt
 from neuralsim.card import source_commit
 from neuralsim.catalog import open_world
-from neuralsim.course import Course, Run, Stage
+from neuralsim.curriculum import Curriculum, Run, Stage
 from neuralsim.episode import EpisodeStore, WindowSampler, write_atomically
-from neuralsim.latent_course import LatentCourse
+from neuralsim.latent_curriculum import LatentCurriculum
 from neuralsim.measure import calibrate_uncertainty
 from neuralsim.precision import arithmetic, pick_device, pick_dtype
 from neuralsim.recipe import LatentRecipe, Recipe, StageConfig, Train, find_recipe
 from neuralsim.report import cpu_model
-from neuralsim.video_course import VideoCourse
+from neuralsim.video_curriculum import VideoCurriculum
 
 CALIBRATION_STEPS = 30
 """Length of the held-out dreams that set ``uncertainty_threshold``: one in a hundred of them passes it."""
 
 
-def course_of(recipe: Recipe, run: Run) -> Course:
+def curriculum_of(recipe: Recipe, run: Run) -> Curriculum:
     """The course that ``recipe`` is for."""
-    return LatentCourse(recipe, run) if isinstance(recipe, LatentRecipe) else VideoCourse(recipe, run)
+    return LatentCurriculum(recipe, run) if isinstance(recipe, LatentRecipe) else VideoCurriculum(recipe, run)
 
 
 class Stopped(Exception):
@@ -71,8 +71,8 @@ class Trainer:
         run = Run(self.store, self.folder, config.seed, self.device, self.dtype, self._bar)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.course = course_of(self.recipe, run)
-        self.model = self.course.model.to(self.device)
+            self.curriculum = curriculum_of(self.recipe, run)
+        self.model = self.curriculum.model.to(self.device)
         if config.init and not self.found:
             self._begin_with(config.init)
         self.model.train()
@@ -105,10 +105,10 @@ class Trainer:
             self.progress = ckpt.read_progress(self.found)
             ckpt.load_model(self.found, self.model)
         else:
-            self.course.begin()
+            self.curriculum.begin()
         begin, before = time.perf_counter(), self.progress.seconds
         writer = SummaryWriter(str(self.folder / "tensorboard"))
-        makers = self.course.makers
+        makers = self.curriculum.makers
         try:
             with self._stopping():
                 for index in range(self.progress.stage, len(makers)):
@@ -141,7 +141,7 @@ class Trainer:
                                     f"stopped in stage {stage.name!r} at step {step + 1}; add --resume to go on"
                                 )
                     average.copy_to(stage.parameters)  # the averaged weights are what the next stage and the user see
-                    self.course.finish(stage.name)
+                    self.curriculum.finish(stage.name)
                     self._picture(stage.name, stage.config.steps, writer)
                     self.progress = ckpt.Progress(index + 1, 0, before + time.perf_counter() - begin)
                     ckpt.save_checkpoint(
@@ -187,7 +187,7 @@ class Trainer:
         clip = WindowSampler(self.store, steps + 1, held_out).sample(8, draws)
         frames, actions = (torch.as_tensor(x).to(self.device) for x in (clip.frames, clip.actions))
         with torch.no_grad(), arithmetic(self.dtype, self.device):
-            drawn = self.course.redraw(name, frames, actions)
+            drawn = self.curriculum.redraw(name, frames, actions)
         if drawn is None:
             return
         strip = torch.cat(drawn, 1).cpu().numpy()

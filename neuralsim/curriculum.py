@@ -1,4 +1,4 @@
-"""Course: what a kind of world model learns, stage by stage. ``neuralsim.train`` walks through it; a recipe says how long."""
+"""Curriculum: what a kind of world model learns, stage by stage. ``neuralsim.train`` walks through it; a recipe says how long."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Run:
-    """Where and on what a course is held."""
+    """Where and on what a curriculum is held."""
 
     store: EpisodeStore
     folder: Path
@@ -53,7 +53,7 @@ class Run:
         return torch.as_tensor(np.median(frames, axis=0), dtype=torch.float32).movedim(-1, 0) / 127.5 - 1
 
 
-class Course(ABC):
+class Curriculum(ABC):
     """The model, and the stages it learns in. Every draw is a function of (seed, stage, step)."""
 
     model: Any

@@ -1,4 +1,4 @@
-"""VideoCourse: how a VideoWAM learns. The codec on single frames; the dynamics on tokens, on the model's own rollouts; the
+"""VideoCurriculum: how a VideoWAM learns. The codec on single frames; the dynamics on tokens, on the model's own rollouts; the
 readings (reward, end) on true and imagined tokens."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from neuralsim.course import Course, Losses, Run, Stage
+from neuralsim.curriculum import Curriculum, Losses, Run, Stage
 from neuralsim.episode import WindowSampler
 from neuralsim.models.codec import to_pixels
 from neuralsim.models.video import VideoWAM
@@ -19,7 +19,7 @@ from neuralsim.recipe import VideoRecipe
 from neuralsim.tokens import TokenWindows, encode_store
 
 
-class VideoCourse(Course):
+class VideoCurriculum(Curriculum):
     """See the module's text."""
 
     model: VideoWAM
@@ -30,7 +30,7 @@ class VideoCourse(Course):
 
     @property
     def makers(self) -> list[Callable[[], Stage]]:
-        """See Course."""
+        """See Curriculum."""
         return [self._codec, self._dynamics, self._readings]
 
     def begin(self) -> None:

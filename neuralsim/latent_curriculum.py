@@ -1,4 +1,4 @@
-"""LatentCourse: how a LatentWorld learns. Encoder, first predictors and state probe together; the decoder apart, so that
+"""LatentCurriculum: how a LatentWorld learns. Encoder, first predictors and state probe together; the decoder apart, so that
 people can look; then the predictors alone, on vectors encoded once and on their own rollouts; the readings (reward, end)."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from neuralsim.course import Course, Losses, Run, Stage
+from neuralsim.curriculum import Curriculum, Losses, Run, Stage
 from neuralsim.episode import WindowSampler
 from neuralsim.models.codec import to_pixels
 from neuralsim.models.latent import LatentState, LatentWorld, effective_rank, sigreg
@@ -22,7 +22,7 @@ DIRECTIONS = 512
 """Random directions a step along which the vectors are held against a normal."""
 
 
-class LatentCourse(Course):
+class LatentCurriculum(Curriculum):
     """See the module's text."""
 
     model: LatentWorld
@@ -34,7 +34,7 @@ class LatentCourse(Course):
 
     @property
     def makers(self) -> list[Callable[[], Stage]]:
-        """See Course."""
+        """See Curriculum."""
         return [self._encoder, self._decoder, self._dynamics, self._readings]
 
     def begin(self) -> None:
