@@ -179,6 +179,12 @@ class _Check:
         self._expect_state(
             self._call("step", last, self.plan[:, 0], self.noise.advance(k)), "step after unroll", (self.rows,)
         )
+        jumped = self._call("jump", self.state, self.plan, self.noise)
+        self._expect_state(jumped, f"jump over {k} actions", (self.rows,))
+        again = self._call("jump", self.state, self.plan, self.noise)
+        _expect(
+            _equal(jumped, again), "jump, twice from one state with the same actions and noise", "two futures", "one"
+        )
 
     def _dream(self, state: State, plan: torch.Tensor, noise: Noise) -> State:
         for i in range(plan.shape[1]):

@@ -41,7 +41,7 @@ CALIBRATION_STEPS = 30
 
 
 def curriculum_of(recipe: Recipe, run: Run) -> Curriculum:
-    """The course that ``recipe`` is for."""
+    """The curriculum that ``recipe`` is for."""
     return LatentCurriculum(recipe, run) if isinstance(recipe, LatentRecipe) else VideoCurriculum(recipe, run)
 
 

@@ -16,9 +16,9 @@ def test_it_is_public_and_passes_the_video_model(tiny_model):
     neuralsim.check_world(tiny_model)
 
 
-@pytest.mark.skipif("pusht" not in list_worlds(), reason="no weights in assets yet")
-def test_it_passes_the_shipped_world():
-    check_world(neuralsim.open_world("pusht", "cpu").model)
+@pytest.mark.parametrize("name", list_worlds())
+def test_it_passes_the_shipped_worlds(name):
+    check_world(neuralsim.open_world(name, "cpu").model)
 
 
 def test_it_passes_another_persons_model_and_leaves_it_as_it_was(dot_model):
@@ -80,6 +80,13 @@ def _time_first(base):
     return {"unroll": unroll}
 
 
+def _jump_with_time(base):
+    def jump(self, state, actions, rng):
+        return base.unroll(self, state, actions, rng).map(lambda x: x[:1])
+
+    return {"jump": jump}
+
+
 def _raises(base):
     def encode(self, frames, actions):
         raise RuntimeError("out of cheese")
@@ -112,6 +119,7 @@ def _raises(base):
         (_hidden_state, "step, twice .* expected one, got two states"),
         (_batch_norm, "row 0 in a batch of 3 .* features: expected at most 0.01"),
         (_time_first, r"unroll of 1 actions, field place: expected shape \(3, 1\)"),
+        (_jump_with_time, r"jump over 3 actions, field place: expected shape \(3,\)"),
         (_raises, "encode: raised RuntimeError on valid input: out of cheese"),
         (lambda base: {"feature_size": 2.5}, "feature_size: expected a whole number"),
         (lambda base: {"spec": "pusht"}, "spec: expected a WorldSpec, got pusht"),
