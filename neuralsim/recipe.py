@@ -39,7 +39,7 @@ class VideoRecipe:
     codec: CodecConfig = field(default_factory=CodecConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     codec_stage: StageConfig = StageConfig(steps=2500, batch=64, lr=2e-3)
-    dynamics_stage: StageConfig = StageConfig(steps=12000, batch=768, lr=1e-3)
+    dynamics_stage: StageConfig = StageConfig(steps=9000, batch=768, lr=1e-3)
     readings_stage: StageConfig = StageConfig(steps=600, batch=1024, lr=1e-3)
     emphasis: float = 15.0
     """Extra weight of pixels that differ from the background."""
@@ -74,7 +74,7 @@ class LatentRecipe:
     latent: LatentConfig = field(default_factory=LatentConfig)
     encoder_stage: StageConfig = StageConfig(steps=2000, batch=48, lr=1.5e-3)
     decoder_stage: StageConfig = StageConfig(steps=1200, batch=64, lr=2e-3)
-    dynamics_stage: StageConfig = StageConfig(steps=8000, batch=1024, lr=1.5e-3)
+    dynamics_stage: StageConfig = StageConfig(steps=16000, batch=1024, lr=1.5e-3)
     readings_stage: StageConfig = StageConfig(steps=600, batch=1024, lr=1e-3)
     regularity: float = 0.05
     """Weight of the pull towards a standard normal (SIGReg): too little, and the vectors collapse."""
@@ -136,10 +136,24 @@ def tworoom_latent() -> LatentRecipe:
         name="tworoom-latent",
         world="tworoom",
         latent=LatentConfig(size=8, keypoints=4, conv_width=24, width=128, depth=2),
-        encoder_stage=StageConfig(steps=500, batch=32, lr=3e-3, ema=0.99),
-        decoder_stage=StageConfig(steps=300, batch=32, lr=3e-3, ema=0.99),
-        dynamics_stage=StageConfig(steps=3000, batch=512, lr=2e-3),
+        encoder_stage=StageConfig(steps=700, batch=32, lr=3e-3, ema=0.99),
+        decoder_stage=StageConfig(steps=900, batch=32, lr=3e-3, ema=0.99),
+        dynamics_stage=StageConfig(steps=4000, batch=512, lr=2e-3),
         readings_stage=StageConfig(steps=300, batch=512, lr=2e-3),
+    )
+
+
+def tworoom_latent_mini() -> LatentRecipe:
+    """The same in miniature, for tests."""
+    return LatentRecipe(
+        name="tworoom-latent-mini",
+        world="tworoom",
+        latent=LatentConfig(size=6, keypoints=4, conv_width=16, width=64, depth=1, members=2),
+        encoder_stage=StageConfig(steps=120, batch=16, lr=4e-3, warmup=10, ema=0.95),
+        decoder_stage=StageConfig(steps=40, batch=16, lr=4e-3, warmup=10, ema=0.95),
+        dynamics_stage=StageConfig(steps=500, batch=128, lr=4e-3, warmup=10),
+        readings_stage=StageConfig(steps=40, batch=64, lr=2e-3, warmup=10),
+        starts=8,
     )
 
 
@@ -149,6 +163,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "pusht-latent": pusht_latent,
     "pusht-latent-mini": pusht_latent_mini,
     "tworoom-latent": tworoom_latent,
+    "tworoom-latent-mini": tworoom_latent_mini,
 }
 
 

@@ -106,7 +106,9 @@ class VideoCurriculum(Curriculum):
                 losses, _ = rollout_losses(
                     model, clip.tokens, clip.actions, context, noise, recipe.token_jitter, alone, chunk
                 )
-            return {"dynamics": losses["dynamics"].mean() / scale, "doubt": 0.1 * losses["doubt"].mean()}
+            # By other ways a dream strays further; its gradients must not drown those of the way that is used.
+            weight = 0.25 if sampler else 1.0
+            return {"dynamics": weight * losses["dynamics"].mean() / scale, "doubt": 0.1 * losses["doubt"].mean()}
 
         moved = [*model.stream.parameters(), *model.error_head.parameters()]
         return Stage("dynamics", stage, moved, loss)

@@ -26,6 +26,10 @@ from neuralsim.spec import WorldSpec
 from neuralsim.world import State, WorldModel, stack_time
 
 
+MOST_DOUBT = 4.0
+"""Predicted errors above this, in standard deviations, count alike in predicting the next."""
+
+
 @dataclass(frozen=True)
 class CodecConfig:
     """Sizes of the codec: tokens per frame, numbers per token (two per keypoint), width of its convolutions."""
@@ -298,5 +302,7 @@ class VideoWAM(WorldModel):
 
     def _error(self, hidden: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
         """Predicted error after a step, from what the network saw and the error before; never less than nothing."""
-        joined = torch.cat([hidden.detach().float().mean(1), before.detach()[:, None]], 1)
+        # What feeds on itself must not run away: beyond a few standard deviations nothing is known in any case.
+        known = before.detach().clamp(max=MOST_DOUBT)
+        joined = torch.cat([hidden.detach().float().mean(1), known[:, None]], 1)
         return F.softplus(self.error_head(joined).float()).squeeze(-1)
