@@ -2,18 +2,23 @@
 
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.utils.env_checker import check_env as gymnasium_check
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from stable_baselines3.common.env_checker import check_env as sb3_check
 
 from neuralsim.agents.collect import Collect, collect
 from neuralsim.catalog import open_world
 from neuralsim.check import check_world
 from neuralsim.envs.pusht import pusht_spec
+from neuralsim.envs.sb3 import ImaginedVecEnv
 from neuralsim.episode import EpisodeStore, WindowSampler
+from neuralsim.imagination import Imagination
 from neuralsim.models.latent import LatentConfig, LatentWorld, StateProbe, effective_rank, sigreg
 from neuralsim.noise import Noise
 from neuralsim.recipe import Train
@@ -65,6 +70,26 @@ def test_a_trained_world_keeps_the_contract(finished: Path) -> None:
     check_world(world.model)
     assert world.spec.context == 1
     assert torch.isfinite(world.model.uncertainty_threshold)
+
+
+def test_every_face_takes_it(finished: Path) -> None:
+    gymnasium_check(gym.make("neuralsim/PushT-v0", world=finished).unwrapped, skip_render_check=True)
+    sb3_check(gym.make("neuralsim/PushT-v0", world=finished).unwrapped)
+    envs = ImaginedVecEnv(finished, num_envs=4, observation="features", horizon=3)
+    assert envs.reset().shape == (4, 8)
+    for _ in range(3):
+        _, rewards, dones, infos = envs.step(np.zeros((4, 2), np.float32))
+    assert np.isfinite(rewards).all()
+    assert dones.all()
+    assert all(info["terminal_observation"].shape == (8,) for info in infos)
+    imagination = Imagination(open_world(finished).model, num_slots=2, starts=open_world(finished).starts)
+    imagination.reset(seeds=0)
+    snap = imagination.snapshot()
+    imagination.step(np.ones((2, 2), np.float32))
+    first = imagination.view.features
+    imagination.restore(snap)
+    imagination.step(np.ones((2, 2), np.float32))
+    assert torch.equal(imagination.view.features, first)
 
 
 def test_an_untrained_one_that_stacks_frames_keeps_it_too() -> None:
