@@ -1,4 +1,4 @@
-"""collect: make episodes of a true world with scripted explorers, on all cores, resumable.
+"""collect: make episodes of a true world with a scripted explorer or an expert, on all cores, resumable.
 
 Episode i of a collection is a function of ``(seed, i)`` alone, so neither the number of workers nor an interruption changes
 the data: shard s always ends up holding episodes 100 s to 100 s + 99.
@@ -17,12 +17,13 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import gymnasium as gym
 import numpy as np
 
 import neuralsim
-from neuralsim.agents.explorer import PushTExplorer
-from neuralsim.envs.pusht import STATE_NAMES, PushTRealEnv, pusht_spec, random_state
+from neuralsim.agents.collector import Collector, find_collector
 from neuralsim.episode import Episode, EpisodeStore
 
 EPISODES_PER_SHARD = 100
@@ -32,10 +33,12 @@ SPARE_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Collect:
-    """Collect episodes of the true world."""
+    """Collect episodes of a true world."""
 
-    out: Path = Path("data/pusht")
-    """Folder of the episode store."""
+    world: str = "pusht"
+    """Name of the world: pusht or tworoom."""
+    out: Path | None = None
+    """Folder of the episode store; data/<world> by default."""
     episodes: int = 2000
     """How many episodes there should be in the end; existing ones count, so the same command resumes."""
     steps: int = 100
@@ -44,8 +47,10 @@ class Collect:
     """Seed of the collection."""
     size: int = 64
     """Frame side in pixels."""
+    policy: Literal["explorer", "oracle"] = "explorer"
+    """Who acts: explorer shows what can happen; oracle demonstrates the task, by looking ahead in the true simulator."""
     near_goal: float = 0.2
-    """Share of episodes that start with the block near its goal, so that success is seen from both sides."""
+    """Share of episodes that start near the goal (Push-T's block, TwoRoom's agent), so that success is seen from both sides."""
     workers: int = 2
     """Processes."""
     json: Path | None = None
@@ -57,7 +62,19 @@ class Collect:
                 raise ValueError(f"--{name}: expected {least} or more, got {getattr(self, name)}")
         if not 0 <= self.near_goal <= 1:
             raise ValueError(f"--near-goal: expected a share from 0 to 1, got {self.near_goal:g}")
-        pusht_spec(self.size)  # says what sizes there are
+        self.collector.spec(self.size)  # says what worlds and sizes there are
+        if self.policy == "oracle" and self.collector.expert is None:
+            raise ValueError(f"--policy oracle: nobody demonstrates world {self.world!r}; there is --policy explorer")
+
+    @property
+    def collector(self) -> Collector:
+        """How the world's episodes are made."""
+        return find_collector(self.world)
+
+    @property
+    def folder(self) -> Path:
+        """Where the episodes go."""
+        return Path("data") / self.world if self.out is None else self.out
 
     @property
     def bytes_per_episode(self) -> int:
@@ -65,20 +82,25 @@ class Collect:
         return (self.steps + 1) * (self.size * self.size * 3 + 64)
 
 
-def collect_episode(config: Collect, index: int, env: PushTRealEnv | None = None) -> Episode:
-    """Episode ``index`` of the collection: ``config.steps`` steps of the scripted explorer, going on after success."""
+def collect_episode(config: Collect, index: int, env: gym.Env[np.ndarray, np.ndarray] | None = None) -> Episode:
+    """Episode ``index`` of the collection: ``config.steps`` steps of ``config.policy``, going on after success.
+
+    ``env``, one of the collector's, saves making a new one.
+    """
     number = config.seed * 1_000_003 + index
     rng, near_goal = _begin(config, index)
-    env = env or PushTRealEnv(size=config.size, observation="state")
-    explorer = PushTExplorer(seed=int(rng.integers(2**31)))
-    observation, _ = env.reset(options={"state": random_state(rng, near_goal)})
-    frames, states, actions = [env.render()], [observation], []
+    collector = config.collector
+    env = env or collector.env(config.size)
+    make = collector.expert if config.policy == "oracle" and collector.expert else collector.explorer
+    policy = make(int(rng.integers(2**31)))
+    observation, _ = env.reset(options={"state": collector.start(rng, near_goal)})
+    frames, states, actions = [np.asarray(env.render())], [observation], []
     rewards, terminated = [], []
-    segment = None
+    memory = None
     for _ in range(config.steps):
-        action, segment = explorer.predict(observation, segment)
+        action, memory = policy.predict(observation, memory)
         observation, reward, success, _, _ = env.step(action)
-        frames.append(env.render())
+        frames.append(np.asarray(env.render()))
         states.append(observation)
         actions.append(action)
         rewards.append(reward)
@@ -96,7 +118,7 @@ def collect_episode(config: Collect, index: int, env: PushTRealEnv | None = None
             "seed": number,
             "collection_seed": config.seed,
             "index": index,
-            "policy": _policy_name(near_goal),
+            "policy": _policy_name(config, near_goal),
             "version": neuralsim.__version__,
         },
     )
@@ -106,10 +128,11 @@ def collect(config: Collect) -> Generator[tuple[int, int, float], None, None]:
     """Run the collection; yields (episodes done, episodes wanted, seconds) first and after every shard.
 
     Interrupt and call again to resume. A later call may ask for more episodes: what is there stays, a short last shard is
-    filled up. Raises ValueError where ``config.out`` holds anything but this collection, BlockingIOError where another
+    filled up. Raises ValueError where ``config.folder`` holds anything but this collection, BlockingIOError where another
     process is collecting there, OSError when the disk is full.
     """
-    store = EpisodeStore.create(config.out, pusht_spec(config.size), STATE_NAMES)
+    collector = config.collector
+    store = EpisodeStore.create(config.folder, collector.spec(config.size), collector.state_names)
     with _alone_in(store.folder):
         present = _check_same_collection(store, config)
         jobs = [
@@ -141,8 +164,8 @@ def _run(jobs: list[tuple[Collect, int]], workers: int) -> Iterator[int]:
 def _collect_shard(job: tuple[Collect, int]) -> int:
     """Write shard number ``job[1]``, or fill it up; returns how many episodes were made."""
     config, shard = job
-    store = EpisodeStore(config.out)
-    env = PushTRealEnv(size=config.size, observation="state")
+    store = EpisodeStore(config.folder)
+    env = config.collector.env(config.size)
     # A short shard stems from a collection that asked for fewer episodes; what it holds is kept.
     where = {store.provenance(i)["index"]: i for i in range(len(store))}
     old = {index: i for index, i in where.items() if index // EPISODES_PER_SHARD == shard}
@@ -161,7 +184,7 @@ def _collect_shard(job: tuple[Collect, int]) -> int:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        message = f"{config.out}: the disk is full; make room and run the same command again"
+        message = f"{config.folder}: the disk is full; make room and run the same command again"
         raise OSError(errno.ENOSPC, message) from error
     return len(indices) - len(old)
 
@@ -172,8 +195,8 @@ def _begin(config: Collect, index: int) -> tuple[np.random.Generator, bool]:
     return rng, bool(rng.random() < config.near_goal)
 
 
-def _policy_name(near_goal: bool) -> str:
-    return "explorer" + ("-near-goal" if near_goal else "")
+def _policy_name(config: Collect, near_goal: bool) -> str:
+    return config.policy + ("-near-goal" if near_goal else "")
 
 
 def _indices(config: Collect, shard: int) -> range:
@@ -191,7 +214,7 @@ def _check_same_collection(store: EpisodeStore, config: Collect) -> set[int]:
         ours = {
             "--seed": (origin["collection_seed"], config.seed),
             "--steps": (int(store.lengths[i]), config.steps),
-            "--near-goal, policy": (origin["policy"], _policy_name(_begin(config, index)[1])),
+            "--near-goal, policy": (origin["policy"], _policy_name(config, _begin(config, index)[1])),
         }
         for name, (there, asked) in ours.items():
             if there != asked:

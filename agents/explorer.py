@@ -6,28 +6,15 @@ and push it, hold a key for many steps, visit waypoints, wiggle, stand still; at
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from neuralsim.agents.segment import Segment
 from neuralsim.envs.pusht import PUSHER_RADIUS, PUSHER_RANGE, STEP_UNITS, block_polygons
 
 BEHAVIOURS = {"seek": 0.62, "hold": 0.20, "waypoint": 0.06, "wiggle": 0.06, "still": 0.06}
 """Each behaviour's share of the segments (not of the steps)."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One short behaviour under way: go to each of ``targets`` at ``speed``, then repeat ``action`` (if any) for
-    ``steps`` steps."""
-
-    kind: str
-    steps: int
-    speed: float = 1.0
-    targets: tuple[tuple[float, float], ...] = ()
-    action: tuple[float, float] = (0.0, 0.0)
-    noise: float = 0.0
 
 
 class PushTExplorer:
@@ -49,17 +36,7 @@ class PushTExplorer:
         if state is None or state.steps <= 0 or (episode_start is not None and np.any(episode_start)):
             state = self._next_segment(np.asarray(observation, dtype=np.float64))
         pusher = np.asarray(observation[:2], dtype=np.float64)
-        if state.targets:
-            action, arrived = _towards(pusher, np.array(state.targets[0]), state.speed)
-            rest = state.targets[1:] if arrived else state.targets
-            # A target that cannot be reached (the block is in the way) is given up with the segment's steps.
-            following = replace(state, targets=rest, steps=state.steps - (0 if arrived and rest else 1))
-        else:
-            action = np.array(state.action)
-            following = replace(state, steps=state.steps - 1)
-        if state.noise:
-            action = action + self.rng.normal(size=2) * state.noise
-        return np.clip(action, -1, 1).astype(np.float32), following
+        return state.follow(pusher, STEP_UNITS, self.rng)
 
     def _next_segment(self, observation: np.ndarray) -> Segment:
         rng = self.rng
@@ -98,8 +75,8 @@ class PushTExplorer:
         slant = rng.normal() * 0.5
         turn = np.array([[np.cos(slant), -np.sin(slant)], [np.sin(slant), np.cos(slant)]])
         direction = turn @ -normal
-        near = touch - direction * (PUSHER_RADIUS + rng.uniform(2, 30))
-        far = touch + direction * rng.uniform(10, 150)
+        near = np.clip(touch - direction * (PUSHER_RADIUS + rng.uniform(2, 30)), *PUSHER_RANGE)
+        far = np.clip(touch + direction * rng.uniform(10, 150), *PUSHER_RANGE)
         push = float(np.clip(speed * rng.uniform(0.5, 1.2), 0.1, 1.0))
         along = tuple(direction * push / max(1.0, np.abs(direction * push).max()))
         if rng.random() < 0.5:  # push by holding the direction: the pusher may slide off, as a person's does
@@ -109,10 +86,3 @@ class PushTExplorer:
 
 def _centre(block: np.ndarray) -> np.ndarray:
     return np.concatenate(block_polygons(block)).mean(0)
-
-
-def _towards(here: np.ndarray, there: np.ndarray, speed: float) -> tuple[np.ndarray, bool]:
-    """An action of at most ``speed`` (largest component) from here to there, and whether it arrives."""
-    wanted = (np.clip(there, *PUSHER_RANGE) - here) / STEP_UNITS
-    size = np.abs(wanted).max()
-    return (wanted, True) if size <= speed else (wanted * (speed / size), False)

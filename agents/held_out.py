@@ -13,6 +13,11 @@ HELD_OUT_SEED = 1_000_000
 """Collection seed of measuring. Training data come from small seeds (0 by default), so the two never share an episode."""
 
 
+def held_out_folder(world: str, size: int = 64) -> Path:
+    """Where held-out episodes of ``world`` at ``size`` pixels lie by default."""
+    return Path("data") / (f"{world}-held-out" + ("" if size == 64 else f"-{size}"))
+
+
 def held_out_store(
     folder: str | os.PathLike[str],
     episodes: int = 256,
@@ -20,12 +25,15 @@ def held_out_store(
     size: int = 64,
     workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
+    world: str = "pusht",
 ) -> EpisodeStore:
-    """The store of held-out Push-T episodes in ``folder``, made or completed first where episodes are missing.
+    """The store of held-out episodes of ``world`` in ``folder``, made or completed first where episodes are missing.
 
     All of its episodes are held out: pass ``all_held_out=True`` to whatever measures on it. ``progress`` is told (done, wanted).
     """
-    config = Collect(out=Path(folder), episodes=episodes, steps=steps, seed=HELD_OUT_SEED, size=size, workers=workers)
+    config = Collect(
+        world, out=Path(folder), episodes=episodes, steps=steps, seed=HELD_OUT_SEED, size=size, workers=workers
+    )
     for done, wanted, _ in collect(config):
         if progress:
             progress(done, wanted)

@@ -54,6 +54,15 @@ def _register() -> None:
     gymnasium.register(
         id="neuralsim/PushTReal-v0", entry_point="neuralsim.envs.pusht:PushTRealEnv", max_episode_steps=300
     )
+    gymnasium.register(
+        id="neuralsim/TwoRoom-v0",
+        entry_point="neuralsim.envs.imagined:ImaginedEnv",
+        vector_entry_point="neuralsim.envs.imagined:ImaginedVectorEnv",
+        kwargs={"world": "tworoom"},
+    )
+    gymnasium.register(
+        id="neuralsim/TwoRoomReal-v0", entry_point="neuralsim.envs.tworoom:TwoRoomRealEnv", max_episode_steps=200
+    )
 
 
 _register()

@@ -20,8 +20,6 @@ Config = TypeVar("Config")
 
 WRONG, INTERRUPTED = 2, 130
 """Exit codes: what was asked for cannot be done; ctrl-C."""
-COLLECTED = ("pusht",)
-"""True worlds that there is a collector for."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +101,7 @@ def _collect(words: list[str]) -> None:
     from neuralsim.agents.collect import Collect, collect
     from neuralsim.episode import EpisodeStore
 
-    world = words.pop(0) if words and not words[0].startswith("-") else "pusht"
-    if world not in COLLECTED:
-        there = ", ".join(COLLECTED)
-        raise ValueError(f"no collector for world {world!r}{_nearest(world, COLLECTED)}; there is one for {there}")
-    config = _parse(Collect, "collect [WORLD]", words)
+    config = _parse(Collect, "collect", words, "world")
     before, done, seconds = -1, 0, 0.0
     with _progress() as bar, contextlib.closing(collect(config)) as steps:
         task = bar.add_task("episodes", total=config.episodes)
@@ -117,9 +111,9 @@ def _collect(words: list[str]) -> None:
                 before = done
                 bar.reset(task, total=wanted, completed=done)  # the rate counts what is made now
             bar.update(task, completed=done)
-    store, made = EpisodeStore(config.out), done - before
+    store, made = EpisodeStore(config.folder), done - before
     figures = {
-        "store": str(config.out),
+        "store": str(config.folder),
         "episodes": len(store),
         "frames": int((store.lengths + 1).sum()),
         "collected_now": made,
@@ -127,7 +121,7 @@ def _collect(words: list[str]) -> None:
         "frames_per_second": round(made * (config.steps + 1) / seconds, 1) if made else None,
     }
     now = f"{made} of them now, {figures['frames_per_second']} frames/s" if made else "there was nothing to add"
-    print(f"{config.out}: {figures['episodes']} episodes, {figures['frames']} frames; {now}")
+    print(f"{config.folder}: {figures['episodes']} episodes, {figures['frames']} frames; {now}")
     _save(config.json, figures)
 
 
@@ -151,6 +145,16 @@ def _measure(words: list[str]) -> None:
     from neuralsim.agents.measurement import Measure, measure_world
 
     report, files = measure_world(_parse(Measure, "measure", words, "world"))
+    _print(report.table())
+    _tell_missed(report.missed)
+    for path in files:
+        print(f"wrote {path}")
+
+
+def _plan(words: list[str]) -> None:
+    from neuralsim.agents.plan import Planning, plan
+
+    report, files = plan(_parse(Planning, "plan", words, "world"), show=True)
     _print(report.table())
     _tell_missed(report.missed)
     for path in files:
@@ -284,6 +288,12 @@ COMMANDS: Mapping[str, Command] = {
         "how true the dream is: a table, curves, JSON",
         _measure,
         "Episodes collected so far are kept; the measurement begins anew.",
+    ),
+    "plan": Command(
+        "plan [WORLD]",
+        "plan in the learned world, act in the true one: success, time per decision, a video",
+        _plan,
+        "Finished attempts are kept; the same command goes on.",
     ),
     "card": Command("card WORLD", "a world's card, from its training record and measured figures", _card),
     "bench": Command("bench [WORLD]", "how fast it is: a table, JSON", _bench),

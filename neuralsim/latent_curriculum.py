@@ -46,15 +46,20 @@ class LatentCurriculum(Curriculum):
             self.model.probe.fit(torch.as_tensor(states[:, 0]).to(self.run.device))
 
     def finish(self, stage: str) -> None:
-        """After the encoder stage: mean and spread of the vectors."""
-        if stage != "encoder":
+        """After the encoder stage: mean and spread of the vectors. After the decoder's: how badly it redraws what it knows."""
+        if stage not in ("encoder", "decoder"):
             return
         model, run, stack = self.model, self.run, self.model.sizes.stack
-        frames = WindowSampler(run.store, stack).sample(4096, np.random.default_rng([run.seed, 1002])).frames
+        sample = WindowSampler(run.store, stack).sample(4096, np.random.default_rng([run.seed, 1002])).frames
+        parts = [part.to(run.device) for part in torch.as_tensor(sample).split(256)]
         with torch.no_grad(), arithmetic(run.dtype, run.device):
-            raw = torch.cat([model.raw(part.to(run.device)) for part in torch.as_tensor(frames).split(256)])
-        model.mean.copy_(raw.mean(0))
-        model.std.copy_(raw.std(0).clamp(min=1e-4))
+            raw = [model.raw(part) for part in parts]
+            if stage == "encoder":
+                model.mean.copy_(torch.cat(raw).mean(0))
+                model.std.copy_(torch.cat(raw).std(0).clamp(min=1e-4))
+            else:
+                wrong = [model.redraw_error(p[:, -1], model.standard(r)) for p, r in zip(parts, raw, strict=True)]
+                model.redraw_limit.copy_(torch.cat(wrong).quantile(0.999))
 
     def redraw(
         self, stage: str, frames: torch.Tensor, actions: torch.Tensor
@@ -179,7 +184,8 @@ class LatentCurriculum(Curriculum):
             rows = max(1, stage.batch // (2 * length))
             clip = windows.sample(2 * rows, length + 1, draws, run.device, rewarding=True)
             with torch.no_grad():
-                state = LatentState(self._start(clip, draws))
+                first = self._start(clip, draws)
+                state = LatentState(first, first.new_zeros(len(first)))
                 dreamt = model.unroll(state, clip.actions, run.noise(draws, 2 * rows)).vectors.mean(2)
             vectors = torch.cat([clip.tokens[:, 1:, 0], dreamt]).flatten(0, 1)
             reward, ended = (x.repeat(2, 1).flatten() for x in (clip.rewards, clip.terminated))

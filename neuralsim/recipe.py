@@ -39,7 +39,7 @@ class VideoRecipe:
     codec: CodecConfig = field(default_factory=CodecConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     codec_stage: StageConfig = StageConfig(steps=2500, batch=64, lr=2e-3)
-    dynamics_stage: StageConfig = StageConfig(steps=9000, batch=768, lr=1e-3)
+    dynamics_stage: StageConfig = StageConfig(steps=7500, batch=768, lr=1e-3)
     readings_stage: StageConfig = StageConfig(steps=600, batch=1024, lr=1e-3)
     emphasis: float = 15.0
     """Extra weight of pixels that differ from the background."""
@@ -136,9 +136,9 @@ def tworoom_latent() -> LatentRecipe:
         name="tworoom-latent",
         world="tworoom",
         latent=LatentConfig(size=8, keypoints=4, conv_width=24, width=128, depth=2),
-        encoder_stage=StageConfig(steps=700, batch=32, lr=3e-3, ema=0.99),
-        decoder_stage=StageConfig(steps=900, batch=32, lr=3e-3, ema=0.99),
-        dynamics_stage=StageConfig(steps=4000, batch=512, lr=2e-3),
+        encoder_stage=StageConfig(steps=600, batch=32, lr=3e-3, ema=0.99),
+        decoder_stage=StageConfig(steps=600, batch=32, lr=3e-3, ema=0.99),
+        dynamics_stage=StageConfig(steps=3500, batch=512, lr=2e-3),
         readings_stage=StageConfig(steps=300, batch=512, lr=2e-3),
     )
 

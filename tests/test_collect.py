@@ -11,13 +11,17 @@ import time
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from neuralsim import cli
 from neuralsim.agents import collect as module
 from neuralsim.agents.collect import Collect, collect, collect_episode
-from neuralsim.envs.pusht import STEP_UNITS, pusht_spec
+from neuralsim.agents.collector import COLLECTORS
+from neuralsim.envs import tworoom
+from neuralsim.envs.pusht import STEP_UNITS
 from neuralsim.episode import EpisodeStore
 
 
@@ -34,9 +38,9 @@ def run(config: Collect) -> list[tuple[int, int]]:
     return [(done, wanted) for done, wanted, _ in collect(config)]
 
 
-@pytest.fixture
-def small(tmp_path: Path) -> Collect:
-    return Collect(out=tmp_path / "store", episodes=11, steps=3, size=16, workers=1)
+@pytest.fixture(params=COLLECTORS)
+def small(request: pytest.FixtureRequest, tmp_path: Path) -> Collect:
+    return Collect(request.param, tmp_path / "store", episodes=11, steps=3, size=16, workers=1)
 
 
 @pytest.fixture
@@ -44,8 +48,9 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "EPISODES_PER_SHARD", 4)
 
 
-def test_an_episode_is_a_function_of_seed_and_index() -> None:
-    config = Collect(seed=3, steps=12)
+@pytest.mark.parametrize("world", COLLECTORS)
+def test_an_episode_is_a_function_of_seed_and_index(world: str) -> None:
+    config = Collect(world, seed=3, steps=12)
     one, again, other = collect_episode(config, 7), collect_episode(config, 7), collect_episode(config, 8)
     for name in ("frames", "actions", "rewards", "terminated", "truncated", "states"):
         np.testing.assert_array_equal(getattr(one, name), getattr(again, name), err_msg=name)
@@ -67,6 +72,44 @@ def test_frames_actions_and_states_of_an_episode_agree() -> None:
     assert free.sum() > 0.9 * inside.sum()  # the rest are pushes against a block that a wall holds
     assert (np.abs(moved) <= np.abs(wanted) + 1e-3).all()
     assert episode.truncated.tolist() == [False] * 59 + [True]
+
+
+def test_a_tworoom_episode_repeats_from_its_own_states_and_actions() -> None:
+    """Frames, actions, rewards and ends agree with the true world stepped again from the states as stored."""
+    episode = collect_episode(Collect("tworoom", seed=1, steps=60, near_goal=1.0), 4)
+    assert episode.states is not None
+    env = tworoom.TwoRoomRealEnv()
+    for i, action in enumerate(episode.actions):
+        env.reset(options={"state": episode.states[i]})
+        assert np.abs(env.render().astype(int) - episode.frames[i]).max() <= 1  # the stored state is rounded
+        _, reward, terminated, *_ = env.step(action)
+        np.testing.assert_allclose(env.state(), episode.states[i + 1], atol=1e-3)
+        assert reward == pytest.approx(episode.rewards[i], abs=1e-5)
+        assert terminated == episode.terminated[i]
+
+
+def test_wanderers_cover_what_the_world_must_know() -> None:
+    """Over 60 episodes: both rooms alike, the door often and both ways, walls touched and left, gentle, full and no actions,
+    standing at the goal and not."""
+    episodes = [collect_episode(Collect("tworoom", steps=100, size=8), i) for i in range(60)]
+    states = np.stack([e.states for e in episodes if e.states is not None]).astype(np.float64)
+    actions = np.stack([e.actions for e in episodes])
+    right = states[..., 0] > np.mean(tworoom.WALL)
+    assert 0.35 < right.mean() < 0.65
+    for before in (True, False):
+        passed = (right[:, :-1] == before) & (right[:, 1:] != before)
+        assert passed.sum() > 0.3 * len(episodes)
+    assert np.mean((right != right[:, :1]).any(1)) > 0.6
+    free = np.abs(np.diff(states, axis=1) - tworoom.STEP_UNITS * actions).max(2) < 1e-2
+    assert 0.6 < free.mean() < 0.9
+    size = np.abs(actions).max(2)
+    assert (size == 0).mean() > 0.03
+    assert (size > 0.99).mean() > 0.15
+    assert ((size > 0) & (size < 0.5)).mean() > 0.2
+    cells = np.unique((states[:, :, :] // 64).astype(int).reshape(-1, 2), axis=0)
+    assert len(cells) == 64, "a part of the arena was never visited"
+    ended = [e.terminated.any() for e in episodes]
+    assert 0.05 < np.mean(ended) < 0.5
 
 
 def test_explorers_cover_the_behaviours_the_world_must_know() -> None:
@@ -153,20 +196,21 @@ def test_leftovers_of_killed_writers_are_swept_up(small: Collect) -> None:
         ({"steps": 4}, "--steps 3, asked for 4"),
         ({"near_goal": 1.0}, "--near-goal"),
         ({"size": 24}, "choose another folder"),
+        ({"world": "the other"}, "choose another folder"),
     ],
 )
-def test_another_collection_in_the_same_folder_is_refused(
-    small: Collect, change: dict[str, float], message: str
-) -> None:
+def test_another_collection_in_the_same_folder_is_refused(small: Collect, change: dict[str, Any], message: str) -> None:
+    if "world" in change:
+        change = {"world": next(world for world in COLLECTORS if world != small.world)}
     run(small)
     before = contents(small.out)
     with pytest.raises(ValueError, match=message):
-        run(replace(small, **change))  # type: ignore[arg-type]
+        run(replace(small, **change))
     assert contents(small.out) == before
 
 
 def test_episodes_that_were_not_collected_are_not_mixed_in(small: Collect) -> None:
-    store = EpisodeStore.create(small.out, pusht_spec(16))
+    store = EpisodeStore.create(small.out, small.collector.spec(16))
     store.add([replace(collect_episode(small, 0), provenance={"seed": 5, "policy": "human"})])
     with pytest.raises(ValueError, match="not collected"):
         run(small)
@@ -185,7 +229,7 @@ def test_a_disk_too_small_is_told_before_the_first_episode(small: Collect, monke
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 10**8, 10**8))
     with pytest.raises(OSError, match=r"need 1\.2 GB, the disk has 0\.1 GB left"):
-        run(Collect(out=small.out, episodes=1000))
+        run(Collect(small.world, small.out, episodes=1000))
 
 
 def test_a_disk_that_fills_up_says_so_and_leaves_whole_shards(
@@ -216,8 +260,27 @@ def test_a_disk_that_fills_up_says_so_and_leaves_whole_shards(
         ({"seed": -1}, "--seed"),
         ({"near_goal": 1.5}, "--near-goal: expected a share"),
         ({"size": 65}, "multiple of 8, got 65x65"),
+        ({"world": "tworoom", "size": 65}, "multiple of 8, got 65x65"),
+        ({"world": "towroom"}, r"no collector for world 'towroom' \(did you mean 'tworoom'\?\)"),
+        ({"world": "maze"}, "there is one for pusht, tworoom"),
     ],
 )
-def test_wrong_arguments_are_named(arguments: dict[str, float], message: str) -> None:
+def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Collect(**arguments)  # type: ignore[arg-type]
+        Collect(**arguments)
+
+
+@pytest.mark.parametrize("words", [["tworoom"], ["--world", "tworoom"], []])
+def test_the_command_names_the_world_and_the_folder_follows(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--episodes", "2", "--steps", "3", "--size", "16", "--workers", "1"]
+    assert cli.main(["collect", *words, *options]) == 0
+    world = "tworoom" if words else "pusht"
+    store = EpisodeStore(Path("data") / world)
+    assert store.spec.name == world
+    assert len(store) == 2
+    assert f"data/{world}: 2 episodes, 8 frames" in capsys.readouterr().out
+    assert cli.main(["collect", *words, *options]) == 0
+    assert "there was nothing to add" in capsys.readouterr().out

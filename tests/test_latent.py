@@ -19,7 +19,7 @@ from neuralsim.envs.pusht import pusht_spec
 from neuralsim.envs.sb3 import ImaginedVecEnv
 from neuralsim.episode import EpisodeStore, WindowSampler
 from neuralsim.imagination import Imagination
-from neuralsim.models.latent import LatentConfig, LatentWorld, StateProbe, effective_rank, sigreg
+from neuralsim.models.latent import LatentConfig, LatentState, LatentWorld, StateProbe, effective_rank, sigreg
 from neuralsim.noise import Noise
 from neuralsim.recipe import Train
 from neuralsim.tokens import encode_store
@@ -56,7 +56,7 @@ def build(stack: int = 1) -> LatentWorld:
 def begin(model: LatentWorld, rows: int) -> tuple[object, Noise]:
     """A state of ``rows`` different rows, and noise for them."""
     vectors = torch.randn(rows, 1, model.feature_size, generator=torch.Generator().manual_seed(1))
-    return type(model.encode(*blank(model)))(vectors.repeat(1, model.sizes.members, 1)), Noise.from_seeds(range(rows))
+    return LatentState(vectors.repeat(1, model.sizes.members, 1), torch.zeros(rows)), Noise.from_seeds(range(rows))
 
 
 def blank(model: LatentWorld) -> tuple[torch.Tensor, torch.Tensor]:
@@ -131,6 +131,19 @@ def test_doubt_is_how_far_the_members_came_apart() -> None:
         after = model.step(state, torch.rand(2, 2), rng)
     assert (model.uncertainty(after) > 0).all()
     assert torch.allclose(model.features(after), after.vectors.mean(1))
+
+
+def test_a_frame_it_cannot_redraw_is_strange_from_the_start(store: Path, finished: Path) -> None:
+    model = open_world(finished).model
+    known = torch.as_tensor(np.stack([e.frames[:1] for e in EpisodeStore(store)]))
+    noise = torch.randint(0, 256, known[:8].shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    none = torch.zeros(len(known), 0, 2)
+    with torch.inference_mode():
+        assert model.uncertainty(model.encode(known, none)).median() == 0
+        strange = model.encode(noise, none[:8])
+        assert (model.uncertainty(strange) > 0.5).all()
+        after = model.jump(strange, torch.zeros(8, 3, 2), Noise.from_seeds(range(8)))
+        assert (model.uncertainty(after) > 0.5).all()
 
 
 def test_training_in_whole_blocks_and_step_by_step_agrees(store: Path, finished: Path) -> None:

@@ -50,9 +50,11 @@ class LatentConfig:
 
 @dataclass(frozen=True)
 class LatentState(State):
-    """vectors ``(b m d)``: what each of the m predictors believes."""
+    """vectors ``(b m d)``: what each of the m predictors believes. strange ``(b,)``: by how much redrawing the frame that the
+    dream began with went wrong beyond what is known, in units of that."""
 
     vectors: torch.Tensor
+    strange: torch.Tensor
 
 
 class StateProbe(nn.Module):
@@ -144,6 +146,7 @@ class LatentWorld(WorldModel):
     background: torch.Tensor
     mean: torch.Tensor
     std: torch.Tensor
+    redraw_limit: torch.Tensor
     uncertainty_threshold: torch.Tensor
 
     @register_to_config
@@ -170,6 +173,9 @@ class LatentWorld(WorldModel):
         self.register_buffer("background", torch.zeros(3, *shape))
         self.register_buffer("mean", torch.zeros(sizes.size))
         self.register_buffer("std", torch.ones(sizes.size))
+        # What the decoder gets wrong on all but one in a thousand training frames, in grey levels.
+        self.register_buffer("redraw_limit", torch.tensor(float("inf")))
+        # Calibrated on held-out dreams (see neuralsim.measure): beyond this, ``uncertainty`` counts as "does not know".
         self.register_buffer("uncertainty_threshold", torch.tensor(float("inf")))
         for part in (self.eye, self.drawing):
             part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -194,8 +200,11 @@ class LatentWorld(WorldModel):
 
     def encode(self, frames: torch.Tensor, actions: torch.Tensor) -> LatentState:
         """See WorldModel. Only the newest ``stack`` frames are read; a shorter history is padded with its first frame."""
-        vectors = self.standard(self.raw(self.stacked(frames)))
-        return LatentState(vectors[:, None].repeat(1, self.sizes.members, 1))
+        stacked = self.stacked(frames)
+        vectors = self.standard(self.raw(stacked))
+        # A frame that cannot be redrawn is a frame the model does not know: doubt begins there.
+        strange = (self.redraw_error(stacked[:, -1], vectors) / self.redraw_limit - 1).clamp(min=0)
+        return LatentState(vectors[:, None].repeat(1, self.sizes.members, 1), strange)
 
     def step(self, state: LatentState, action: torch.Tensor, rng: Noise) -> LatentState:  # type: ignore[override]
         """See WorldModel."""
@@ -207,7 +216,7 @@ class LatentWorld(WorldModel):
             part = actions[:, i : i + self.block]
             length = torch.full((len(part),), part.shape[1], device=part.device)
             padded = F.pad(part, (0, 0, 0, self.block - part.shape[1]))
-            state = LatentState(self.predictors(state.vectors, padded, length))
+            state = replace(state, vectors=self.predictors(state.vectors, padded, length))
         return state
 
     def unroll(self, state: LatentState, actions: torch.Tensor, rng: Noise) -> LatentState:  # type: ignore[override]
@@ -219,7 +228,7 @@ class LatentWorld(WorldModel):
             padded = F.pad(part, (0, 0, 0, self.block - k)).repeat_interleave(k, 0)
             length = torch.arange(1, k + 1, device=part.device).repeat(b)
             made = self.predictors(state.vectors.repeat_interleave(k, 0), padded, length).unflatten(0, (b, k))
-            states += [LatentState(made[:, j]) for j in range(k)]
+            states += [replace(state, vectors=made[:, j]) for j in range(k)]
             state = states[-1]
         return stack_time(states)
 
@@ -232,8 +241,11 @@ class LatentWorld(WorldModel):
         return to_frames(self.draw(state.vectors[:, 0]))
 
     def uncertainty(self, state: LatentState) -> torch.Tensor:  # type: ignore[override]
-        """Root-mean-square spread of the members' vectors around their mean, in standard deviations of the data."""
-        return state.vectors.float().var(1, correction=0).mean(-1).sqrt()
+        """Root-mean-square spread of the members' vectors around their mean, in standard deviations of the data.
+
+        A history whose last frame cannot be redrawn starts with as much doubt as its redrawing error exceeds the known
+        limit."""
+        return state.vectors.float().var(1, correction=0).mean(-1).sqrt() + state.strange
 
     def read(self, state: LatentState) -> dict[str, torch.Tensor]:  # type: ignore[override]
         """reward and terminated (probability)."""
@@ -261,6 +273,10 @@ class LatentWorld(WorldModel):
     def standard(self, raw: torch.Tensor) -> torch.Tensor:
         """Vectors in standard deviations of the data."""
         return (raw - self.mean) / self.std
+
+    def redraw_error(self, frames: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+        """Root-mean-square error ``(b,)`` in grey levels of drawing ``frames`` uint8 ``(b h w c)`` from their ``vectors``."""
+        return (to_frames(self.draw(vectors)).float() - frames.float()).square().mean((1, 2, 3)).sqrt()
 
     def draw(self, vectors: torch.Tensor) -> torch.Tensor:
         """Vectors ``(b d)`` -> pixels ``(b 3 h w)`` in [-1, 1]."""

@@ -25,7 +25,6 @@ from neuralsim.noise import Noise
 from neuralsim.spec import WorldSpec
 from neuralsim.world import State, WorldModel, stack_time
 
-
 MOST_DOUBT = 4.0
 """Predicted errors above this, in standard deviations, count alike in predicting the next."""
 
