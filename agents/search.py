@@ -17,7 +17,7 @@ from typing import Literal
 import gymnasium as gym
 import torch
 
-from neuralsim.agents.belief import Belief, about_rest, anything
+from neuralsim.agents.belief import Belief, Categorical, about_rest, anything
 from neuralsim.agents.knots import SPREADS, Spread, lay_knots
 from neuralsim.task import inference
 
@@ -156,6 +156,10 @@ class Search:
         points = min(self.knots or lookahead, lookahead)
         knots = lay_knots(lookahead, points, self.spread)
         belief = self._belief(space, points)
+        if isinstance(belief, Categorical) and self.spread != "hold" and points < lookahead:
+            raise ValueError(
+                f"{self._name}: choices cannot be interpolated; with knots in {space}, spread must be 'hold', got {self.spread!r}"
+            )
         rest = belief.rest.expand(lookahead, -1)
         wished = rest[None][:0] if proposals is None else _contained(proposals, belief, lookahead)
         if warm is None:
