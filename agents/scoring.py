@@ -77,7 +77,9 @@ class Scorer:
             )
         self.model, self.task, self.state, self.noise, self.dtype = model, task, state, noise, dtype
         self.scoring = scoring or Scoring()
-        self._crowd = state
+        if not self.scoring.uncertainty_penalty:
+            self.state = model.lean(state)
+        self._crowd = self.state
         # Where nothing on the way to the end counts, nobody is asked about it.
         self._looks = self.scoring.when != "end" or self.scoring.uncertainty_penalty > 0 or may_end(task)
 

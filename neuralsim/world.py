@@ -113,6 +113,11 @@ class WorldModel(ModelMixin, ConfigMixin, ABC):
             state = self.step(state, actions[:, i], rng.advance(i))
         return state
 
+    def lean(self, state: State) -> State:
+        """As little of ``state`` as its future's features need, for whoever does not ask for ``uncertainty``. By default,
+        all of it."""
+        return state
+
     def read(self, state: State) -> dict[str, torch.Tensor]:
         """Learned readings of a state, float32 ``(b,)`` each, named by ``head_names``."""
         return {}

@@ -109,6 +109,16 @@ def test_a_jump_ends_where_an_unrolled_chunk_ends(k: int, rows: int) -> None:
     assert torch.allclose(jumped.vectors, unrolled.vectors[:, -1], atol=1e-5)
 
 
+def test_a_lean_state_dreams_as_the_first_member_does() -> None:
+    model = build()
+    state, rng = begin(model, 3)
+    actions = torch.rand(3, 6, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.inference_mode():
+        whole, lean = model.jump(state, actions, rng), model.jump(model.lean(state), actions, rng)
+    assert lean.vectors.shape[1] == 1
+    assert torch.allclose(lean.vectors[:, 0], whole.vectors[:, 0], atol=1e-5)
+
+
 def test_actions_beyond_a_prefix_change_nothing() -> None:
     model = build()
     state, _ = begin(model, 2)

@@ -120,7 +120,8 @@ class Predictors(nn.Module):
         nn.init.zeros_(self.weights[-1])
 
     def _linear(self, k: int, x: torch.Tensor) -> torch.Tensor:
-        return torch.baddbmm(self.biases[k].to(x.dtype), x, self.weights[k].to(x.dtype))
+        m = len(x)  # the first m members, where a state has fewer
+        return torch.baddbmm(self.biases[k][:m].to(x.dtype), x, self.weights[k][:m].to(x.dtype))
 
     def forward(self, vectors: torch.Tensor, actions: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
         """vectors ``(b m d)``, actions ``(b block a)``, of which the first ``length`` ``(b,)`` count -> ``(b m d)``."""
@@ -231,6 +232,10 @@ class LatentWorld(WorldModel):
             states += [replace(state, vectors=made[:, j]) for j in range(k)]
             state = states[-1]
         return stack_time(states)
+
+    def lean(self, state: LatentState) -> LatentState:  # type: ignore[override]
+        """The first member alone: a third of the work. Measured on Push-T: plans made with it are as good."""
+        return replace(state, vectors=state.vectors[:, :1])
 
     def features(self, state: LatentState) -> torch.Tensor:  # type: ignore[override]
         """The mean of the members' vectors, in standard deviations of the data."""
