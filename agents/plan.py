@@ -42,6 +42,8 @@ HELD_OUT_EPISODES = 256
 ORACLE = "oracle"
 """The model that is the true simulator; also the name of the planner that has it inside."""
 PLANNER = "planner"
+FILMABLE = 20
+"""Pairs among which those to be filmed are looked for."""
 REDRAWN = 8.0
 """A goal picture shows the world where what was read off it, drawn again, differs by at most this many grey levels."""
 BARS = {
@@ -89,12 +91,12 @@ class Planning:
     """Also try without planning: random actions, none, straight to the goal, and the demonstration again."""
     report: bool = False
     """Also measure the gap to planning in the true simulator: its success, regret, rank correlation. Slow."""
-    oracle_episodes: int = 50
+    oracle_episodes: int = 20
     """Pairs for that."""
     quality: bool = False
     """Also compare the search with the field's CEM of 300 x 30 in the same model: cost of the plans, evaluations."""
     video: int = 1
-    """Attempts to film, the first ones; 0 for none."""
+    """Attempts to film, of the first twenty pairs those that are farthest apart; 0 for none."""
     data: Path | None = None
     """Episode store whose held-out episodes give the pairs; by default fresh ones, collected once into data/<world>-held-out."""
     out: Path | None = None
@@ -216,7 +218,7 @@ def plan(config: Planning, show: bool = False) -> tuple[Report, list[Path]]:
         report = report_of(stage, journal)
     files = [report.save(config.folder / "plan.json")]
     if config.video:
-        pairs = [stage.pair(i) for i in range(min(config.video, config.episodes))]
+        pairs = _far_apart([stage.pair(i) for i in range(min(FILMABLE, config.episodes))], stage.course)[: config.video]
         files += film(config.folder / "plan.mp4", stage.course, pairs, stage.actor, stage.oracle, config.budget)
     if config.json is not None:
         files.append(report.save(config.json))
@@ -380,6 +382,11 @@ def _gap(stage: Stage, index: int) -> Gap:
 def _thrift(stage: Stage, index: int) -> Thrift:
     pair = stage.pair(index)
     return thrift_of(pair, lambda search: stage.planner(pair, search), stage.config.searcher, stage.oracle)
+
+
+def _far_apart(pairs: list[Pair], course: Course) -> list[Pair]:
+    """Those with most to do first."""
+    return sorted(pairs, key=lambda p: -next(iter(course.measure(p.start, p.goal).values())))
 
 
 def _attempts(journal: Journal) -> list[Attempt]:
