@@ -22,7 +22,7 @@ from neuralsim.control import PLANS, control_rows
 from neuralsim.curves import curves_of, moving_first
 from neuralsim.dreaming import Rollouts, roll_out, sample_windows
 from neuralsim.episode import EpisodeStore
-from neuralsim.models.video import VideoWAM
+from neuralsim.models.latent import LatentWorld
 from neuralsim.picture import draw_curves, draw_strip
 from neuralsim.reading import Reader, Truth
 from neuralsim.report import Bar, Report, Row, circumstances, row_of
@@ -134,7 +134,7 @@ def measure(
             rows += variant_rows(model, windows.index(slice(small)), rollouts, reader, config, variants, tick)
             if truth is not None:
                 rows += restart_rows(windows.index(slice(small)), rollouts, reader, truth, config)
-    if isinstance(model, VideoWAM):
+    if not isinstance(model, LatentWorld):
         rows = [replace(row, bar=BARS.get((row.key, row.step))) for row in rows]
     return Measurement(
         title=f"{store.spec.name}: {config.rollouts} held-out rollouts, {len(np.unique(rollouts.episodes))} episodes",

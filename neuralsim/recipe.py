@@ -40,7 +40,7 @@ class VideoRecipe:
     stream: StreamConfig = field(default_factory=StreamConfig)
     codec_stage: StageConfig = StageConfig(steps=2500, batch=64, lr=2e-3)
     dynamics_stage: StageConfig = StageConfig(steps=7500, batch=768, lr=1e-3)
-    readings_stage: StageConfig = StageConfig(steps=600, batch=1024, lr=1e-3)
+    readings_stage: StageConfig = StageConfig(steps=1500, batch=1024, lr=1e-3)
     emphasis: float = 15.0
     """Extra weight of pixels that differ from the background."""
     place_jitter: float = 0.003

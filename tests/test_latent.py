@@ -1,5 +1,6 @@
 """Promises of the compact world: the contract, prefixes that agree, no collapse unseen, and training that resumes to the bit."""
 
+import math
 from pathlib import Path
 
 import gymnasium as gym
@@ -22,6 +23,7 @@ from neuralsim.imagination import Imagination
 from neuralsim.models.latent import LatentConfig, LatentState, LatentWorld, StateProbe, effective_rank, sigreg
 from neuralsim.noise import Noise
 from neuralsim.recipe import Train
+from neuralsim.task import LearnedTask
 from neuralsim.tokens import encode_store
 from neuralsim.train import Stopped, train
 
@@ -75,7 +77,8 @@ def test_a_trained_world_keeps_the_contract(finished: Path) -> None:
 def test_every_face_takes_it(finished: Path) -> None:
     gymnasium_check(gym.make("neuralsim/PushT-v0", world=finished).unwrapped, skip_render_check=True)
     sb3_check(gym.make("neuralsim/PushT-v0", world=finished).unwrapped)
-    envs = ImaginedVecEnv(finished, num_envs=4, observation="features", horizon=3)
+    endless = {"task": LearnedTask(threshold=math.inf), "uncertainty_limit": math.inf}
+    envs = ImaginedVecEnv(finished, num_envs=4, observation="features", horizon=3, **endless)
     assert envs.reset().shape == (4, 8)
     for _ in range(3):
         _, rewards, dones, infos = envs.step(np.zeros((4, 2), np.float32))
