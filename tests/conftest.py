@@ -4,6 +4,7 @@ is known.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,6 +76,11 @@ def true_starts(count: int, seed: int = 0) -> Starts:
     return Starts(
         np.array(frames), np.array(actions), np.array(states, np.float32), np.arange(seed, seed + count, dtype=np.int64)
     )
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell's background job ignores ctrl-C, and so does all it starts; some tests send one.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
