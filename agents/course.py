@@ -11,7 +11,7 @@ import numpy as np
 
 from neuralsim.agents.collector import Collector, find_collector
 from neuralsim.envs import tworoom
-from neuralsim.envs.pusht import PUSHER_RADIUS
+from neuralsim.envs.pusht import BLOCK_OUTLINE, PUSHER_RADIUS
 from neuralsim.score import turn
 from neuralsim.spec import WorldSpec
 
@@ -127,14 +127,12 @@ def agent_there(state: np.ndarray, goal: np.ndarray) -> bool:
     return hand_distance(state, goal) < tworoom.SUCCESS_DISTANCE
 
 
-TEE = np.array([(-60, 0), (60, 0), (60, 30), (15, 30), (15, 120), (-15, 120), (-15, 30), (-60, 30)], np.float64)
-"""Push-T: the corners of the block in its own frame, in order."""
 _ROUND = np.stack([f(np.linspace(0, 2 * np.pi, 25)[:-1]) for f in (np.cos, np.sin)], 1)
 
 
 def _pusht_outlines(state: np.ndarray) -> list[np.ndarray]:
     sine, cosine = np.sin(state[4]), np.cos(state[4])
-    turned = TEE @ np.array([[cosine, sine], [-sine, cosine]])
+    turned = BLOCK_OUTLINE @ np.array([[cosine, sine], [-sine, cosine]])
     return [turned + state[2:4], PUSHER_RADIUS * _ROUND + state[:2]]
 
 

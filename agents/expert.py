@@ -16,10 +16,16 @@ import torch
 
 from neuralsim.agents.segment import Segment
 from neuralsim.envs.oracle import PushTSimulator
-from neuralsim.envs.pusht import GOAL_POSE, PUSHER_RADIUS, PUSHER_RANGE, STEP_UNITS, SUCCESS_COVERAGE, WORKSPACE
+from neuralsim.envs.pusht import (
+    BLOCK_OUTLINE,
+    GOAL_POSE,
+    PUSHER_RADIUS,
+    PUSHER_RANGE,
+    STEP_UNITS,
+    SUCCESS_COVERAGE,
+    WORKSPACE,
+)
 
-CORNERS = np.array([(-60, 0), (60, 0), (60, 30), (15, 30), (15, 120), (-15, 120), (-15, 30), (-60, 30)], np.float64)
-"""The T's outline in its own frame, clockwise on the screen."""
 MIDDLE = np.array([0.0, 45.0])
 """The T's centre of mass in its own frame."""
 AROUND = 98.0
@@ -128,12 +134,12 @@ class PushTExpert:
         pose = here[2:]
         sine, cosine = np.sin(pose[2]), np.cos(pose[2])
         turn = np.array([[cosine, -sine], [sine, cosine]])
-        edges = np.roll(CORNERS, -1, 0) - CORNERS
+        edges = np.roll(BLOCK_OUTLINE, -1, 0) - BLOCK_OUTLINE
         lengths = np.linalg.norm(edges, axis=1)
         at = push.place * lengths.sum()
         edge = int(np.searchsorted(np.cumsum(lengths), at, side="right"))
         along = edges[edge] / lengths[edge]
-        touch = CORNERS[edge] + along * (at - lengths[:edge].sum())
+        touch = BLOCK_OUTLINE[edge] + along * (at - lengths[:edge].sum())
         c, s = np.cos(push.slant), np.sin(push.slant)
         inward = np.array([[c, -s], [s, c]]) @ np.array([-along[1], along[0]])
         # From the touch back along the push until the circle: |touch - t inward - MIDDLE| = AROUND.

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import pymunk
@@ -176,10 +176,8 @@ class PushTSimulator:
 
     def __init__(self, size: int, context: int) -> None:
         self.spec = pusht_spec(size, context)
-        self._env = _UnscoredPushT(size=size, observation="state")
-        self._judge = PushTRealEnv(size=size, observation="state")
+        self._env = PushTRealEnv(size=size, observation="state")
         self._env.reset(seed=0)
-        self._judge.reset(seed=0)
         self._body = pymunk.Body(1, 1)
         self._body.center_of_gravity = self._env._sim.block.center_of_gravity
 
@@ -190,21 +188,21 @@ class PushTSimulator:
             [
                 self._moved_pusher(state, place)
                 if _pusher_misses(state, place) and _block_is_free(state)
-                else self._env.follow(state, action)
+                else self._pushed(state, action)
                 for state, action, place in zip(states, actions, there, strict=True)
             ]
         ).reshape(states.shape)
 
     def judge(self, state: np.ndarray) -> tuple[float, bool]:
         """See Simulator."""
-        self._judge.set_state(state)
-        coverage = float(self._judge._info(False)["coverage"])
+        self._env.set_state(state)
+        coverage = self._env.coverage()
         return coverage, coverage > SUCCESS_COVERAGE
 
     def draw(self, state: np.ndarray) -> np.ndarray:
         """See Simulator."""
-        self._judge.set_state(state)
-        return self._judge.render()
+        self._env.set_state(state)
+        return self._env.render()
 
     def read(self, frames: np.ndarray) -> np.ndarray:
         """See Simulator. What cannot be found is put where it does no harm: the pusher into the middle."""
@@ -229,6 +227,10 @@ class PushTSimulator:
     def _reader(self) -> PushTReader:
         return PushTReader(self.spec.height)
 
+    def _pushed(self, state: np.ndarray, action: np.ndarray) -> np.ndarray:
+        self._env.advance(state, action)
+        return self._env.state()
+
     def _moved_pusher(self, state: np.ndarray, there: np.ndarray) -> np.ndarray:
         """Nothing but the pusher moves. The block's numbers pass through the body as they do in the simulator, which
         rounds their last bits."""
@@ -236,27 +238,6 @@ class PushTSimulator:
         body.angle = state[4]
         body.position = tuple(state[2:4])
         return np.array([*there, *body.position, (body.angle + np.pi) % (2 * np.pi) - np.pi])
-
-
-class _UnscoredPushT(PushTRealEnv):
-    """PushTRealEnv without the coverage, which costs as much as the physics, stepped from any state to the bit."""
-
-    _given: np.ndarray | None = None
-
-    def follow(self, state: np.ndarray, action: np.ndarray) -> np.ndarray:
-        self._given = state
-        return self.step(action)[0]
-
-    def state(self) -> np.ndarray:
-        # A step begins by placing state(). Read back from the simulator, a given state would have lost its last bits.
-        given, self._given = self._given, None
-        return super().state() if given is None else given
-
-    def _observe(self) -> np.ndarray:
-        return self.state()
-
-    def _info(self, contact: bool) -> dict[str, Any]:
-        return {"coverage": 0.0, "success": False}
 
 
 def _pusher_misses(state: np.ndarray, there: np.ndarray) -> bool:

@@ -39,6 +39,10 @@ BLOCK_OUTSIDE = 128.0
 GOAL_POSE = (256.0, 256.0, np.pi / 4)
 """Where the block should end: x, y in units, angle in radians."""
 SUCCESS_COVERAGE = 0.95
+BLOCK_OUTLINE = np.array(
+    [(-60, 0), (60, 0), (60, 30), (15, 30), (15, 120), (-15, 120), (-15, 30), (-60, 30)], np.float64
+)
+"""The T's corners in units of its own frame, clockwise on the screen, ``(8, 2)``."""
 STATE_NAMES = ("pusher_x", "pusher_y", "block_x", "block_y", "block_angle")
 
 
@@ -116,27 +120,7 @@ class PushTRealEnv(gym.Env[np.ndarray, np.ndarray]):
         action = self.spec_world.check_actions(action)
         if action.shape != (2,):
             raise ValueError(f"action: expected shape (2,), got {action.shape}")
-        # The simulator would carry velocities and the contact solver's memory from step to step, which no frame shows.
-        # A fresh one makes places and angle the whole state, and every step repeatable from them to the bit.
-        self._place(self.state())
-        sim = self._sim
-        here = np.array(sim.agent.position)
-        there = np.clip(here + STEP_UNITS * action.astype(np.float64), *PUSHER_RANGE)
-        sim.n_contact_points = 0
-        substeps = round(1 / (sim.dt * sim.control_hz))
-        sim.agent.velocity = tuple((there - here) / (substeps * sim.dt))
-        stalled = False
-        for _ in range(substeps):
-            place = sim.agent.position
-            sim.space.step(sim.dt)
-            # The pusher has endless strength in gym-pusht and would press the block through a wall; a robot stalls.
-            if sim.n_contact_points and self._keep_inside() and self._overlap() > PUSHER_GIVES:
-                sim.agent.position = place
-                sim.space.reindex_shapes_for_body(sim.agent)
-                stalled = True
-        if not stalled:
-            sim.agent.position = tuple(there)  # cancels the rounding of ten additions
-        info = self._info(sim.n_contact_points > 0)
+        info = self._info(self.advance(self.state(), action))
         return self._observe(), info["coverage"], info["success"], False, info
 
     def render(self) -> np.ndarray:
@@ -167,6 +151,34 @@ class PushTRealEnv(gym.Env[np.ndarray, np.ndarray]):
                 raise ValueError(f"state: the {name}'s place must lie in {low:g}..{high:g} units, got {place.tolist()}")
         self._place(np.concatenate([np.clip(array[:2], *PUSHER_RANGE), array[2:]]))
         self._ready = True
+
+    def advance(self, state: np.ndarray, action: np.ndarray) -> bool:
+        """The physics of a step alone, from any valid ``state`` ``(5,)`` to the bit; whether the pusher touched the block."""
+        # The simulator would carry velocities and the contact solver's memory from step to step, which no frame shows.
+        # A fresh one makes places and angle the whole state, and every step repeatable from them to the bit.
+        self._place(state)
+        sim = self._sim
+        here = np.array(sim.agent.position)
+        there = np.clip(here + STEP_UNITS * action.astype(np.float64), *PUSHER_RANGE)
+        sim.n_contact_points = 0
+        substeps = round(1 / (sim.dt * sim.control_hz))
+        sim.agent.velocity = tuple((there - here) / (substeps * sim.dt))
+        stalled = False
+        for _ in range(substeps):
+            place = sim.agent.position
+            sim.space.step(sim.dt)
+            # The pusher has endless strength in gym-pusht and would press the block through a wall; a robot stalls.
+            if sim.n_contact_points and self._keep_inside() and self._overlap() > PUSHER_GIVES:
+                sim.agent.position = place
+                sim.space.reindex_shapes_for_body(sim.agent)
+                stalled = True
+        if not stalled:
+            sim.agent.position = tuple(there)  # cancels the rounding of ten additions
+        return bool(sim.n_contact_points > 0)
+
+    def coverage(self) -> float:
+        """The share of the goal that the block covers now, 0..1."""
+        return float(np.clip(self._sim._get_coverage(), 0.0, 1.0))
 
     def frame(self, size: int) -> np.ndarray:
         """The scene as uint8 ``(size, size, 3)``, area-averaged from gym-pusht's 512-pixel drawing."""
@@ -206,7 +218,7 @@ class PushTRealEnv(gym.Env[np.ndarray, np.ndarray]):
 
     def _info(self, contact: bool) -> dict[str, Any]:
         state = self.state()
-        coverage = float(np.clip(self._sim._get_coverage(), 0.0, 1.0))
+        coverage = self.coverage()
         return {
             "pusher": state[:2],
             "block": state[2:4],
