@@ -6,6 +6,7 @@ action space: the space of the bounds is the space of the candidates. All on the
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -90,23 +91,15 @@ class Uniform(Box):
 
 
 @dataclass(frozen=True, eq=False)
-class Gaussian(Box):
-    """Normals clipped to the box, each number for itself: mean and sigma ``(m, a)``, sigma not below ``floor`` half
-    widths. ``beta``: see :func:`coloured`."""
+class Normal(Box, ABC):
+    """Normals clipped to the box, about ``mean`` ``(m, a)``."""
 
     mean: torch.Tensor
-    sigma: torch.Tensor
-    floor: float
-    beta: float
 
     @property
     def mode(self) -> torch.Tensor:
         """See Belief."""
         return self.mean
-
-    def draw(self, n: int, rng: torch.Generator) -> torch.Tensor:
-        """See Belief."""
-        return self.contain(torch.addcmul(self.mean, self.sigma, coloured((n, *self.mean.shape), self.beta, rng)))
 
     def around(self, points: torch.Tensor) -> Self:
         """See Belief."""
@@ -115,16 +108,34 @@ class Gaussian(Box):
     def fit(self, points: torch.Tensor, weights: torch.Tensor, momentum: float, widths: bool) -> Self:
         """See Belief."""
         mean = (weights @ points.flatten(1)).view_as(self.mean)
-        moved = replace(self, mean=torch.lerp(mean, self.mean, momentum))
-        if not widths:
-            return moved
-        sigma = (weights @ (points - mean).square().flatten(1)).sqrt().view_as(mean)
-        return replace(moved, sigma=torch.maximum(torch.lerp(sigma, self.sigma, momentum), self.floor * self.half))
+        moved = self.around(torch.lerp(mean, self.mean, momentum))
+        return moved._widened(points - mean, weights, momentum) if widths else moved
+
+    @abstractmethod
+    def _widened(self, away: torch.Tensor, weights: torch.Tensor, momentum: float) -> Self:
+        """The width of ``fit``, for points ``away`` ``(e, m, a)`` from their mean."""
 
 
 @dataclass(frozen=True, eq=False)
-class Correlated(Box):
-    """Normals clipped to the box that vary together: mean ``(m, a)`` and covariance float64 ``(m * a, m * a)``.
+class Gaussian(Normal):
+    """Each number for itself: sigma ``(m, a)``, not below ``floor`` half widths. ``beta``: see :func:`coloured`."""
+
+    sigma: torch.Tensor
+    floor: float
+    beta: float
+
+    def draw(self, n: int, rng: torch.Generator) -> torch.Tensor:
+        """See Belief."""
+        return self.contain(torch.addcmul(self.mean, self.sigma, coloured((n, *self.mean.shape), self.beta, rng)))
+
+    def _widened(self, away: torch.Tensor, weights: torch.Tensor, momentum: float) -> Self:
+        sigma = (weights @ away.square().flatten(1)).sqrt().view_as(self.mean)
+        return replace(self, sigma=torch.maximum(torch.lerp(sigma, self.sigma, momentum), self.floor * self.half))
+
+
+@dataclass(frozen=True, eq=False)
+class Correlated(Normal):
+    """Numbers that vary together: covariance float64 ``(m * a, m * a)``, and ``floor`` half widths for each on top.
 
     Where a plan arrives is a sum of its actions: one may do less if another does more. Numbers that vary each for
     themselves cannot say so and close in from all sides at once; these can, and need a fraction of the candidates.
@@ -132,14 +143,8 @@ class Correlated(Box):
     which this is the rank-mu update alone.
     """
 
-    mean: torch.Tensor
     covariance: torch.Tensor
     floor: float
-
-    @property
-    def mode(self) -> torch.Tensor:
-        """See Belief."""
-        return self.mean
 
     @cached_property
     def factor(self) -> torch.Tensor:
@@ -153,19 +158,9 @@ class Correlated(Box):
         white = torch.randn(n, self.mean.numel(), generator=rng)
         return self.contain(self.mean + (white @ self.factor.T).view(n, *self.mean.shape))
 
-    def around(self, points: torch.Tensor) -> Self:
-        """See Belief."""
-        return replace(self, mean=points)
-
-    def fit(self, points: torch.Tensor, weights: torch.Tensor, momentum: float, widths: bool) -> Self:
-        """See Belief."""
-        flat = points.flatten(1)
-        mean = weights @ flat
-        moved = replace(self, mean=torch.lerp(mean.view_as(self.mean), self.mean, momentum))
-        if not widths:
-            return moved
-        away = (flat - mean).double()
-        return replace(moved, covariance=torch.lerp((away.T * weights) @ away, self.covariance, momentum))
+    def _widened(self, away: torch.Tensor, weights: torch.Tensor, momentum: float) -> Self:
+        flat = away.flatten(1).double()
+        return replace(self, covariance=torch.lerp((flat.T * weights) @ flat, self.covariance, momentum))
 
 
 @dataclass(frozen=True, eq=False)

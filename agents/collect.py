@@ -127,13 +127,13 @@ def collect_episode(config: Collect, index: int, env: gym.Env[np.ndarray, np.nda
 def collect(config: Collect) -> Generator[tuple[int, int, float], None, None]:
     """Run the collection; yields (episodes done, episodes wanted, seconds) first and after every shard.
 
-    Interrupt and call again to resume. A later call may ask for more episodes: what is there stays, a short last shard is
-    filled up. Raises ValueError where ``config.folder`` holds anything but this collection, BlockingIOError where another
-    process is collecting there, OSError when the disk is full.
+    Interrupt or kill it and call again to resume. A later call may ask for more episodes: what is there stays, a short
+    last shard is filled up. Raises ValueError where ``config.folder`` holds anything but this collection, BlockingIOError
+    where another process is collecting there, OSError when the disk is full.
     """
     collector = config.collector
-    store = EpisodeStore.create(config.folder, collector.spec(config.size), collector.state_names)
-    with _alone_in(store.folder):
+    with _alone_in(config.folder):
+        store = EpisodeStore.create(config.folder, collector.spec(config.size), collector.state_names)
         present = _check_same_collection(store, config)
         jobs = [
             (config, shard)
@@ -164,6 +164,11 @@ def _run(jobs: list[tuple[Collect, int]], workers: int) -> Iterator[int]:
 def _collect_shard(job: tuple[Collect, int]) -> int:
     """Write shard number ``job[1]``, or fill it up; returns how many episodes were made."""
     config, shard = job
+    with _shards_locked(config.folder, fcntl.LOCK_SH):
+        return _make_shard(config, shard)
+
+
+def _make_shard(config: Collect, shard: int) -> int:
     store = EpisodeStore(config.folder)
     env = config.collector.env(config.size)
     # A short shard stems from a collection that asked for fewer episodes; what it holds is kept.
@@ -174,7 +179,7 @@ def _collect_shard(job: tuple[Collect, int]) -> int:
     episodes = []
     for i in indices:
         if parent is not None and not parent.is_alive():
-            sys.exit(1)  # killed: whoever resumes writes this shard
+            sys.exit(1)  # killed: whoever resumes makes this shard
         episodes.append(store[old[i]] if i in old else collect_episode(config, i, env))
     try:
         if old:
@@ -239,18 +244,34 @@ def _check_space(folder: Path, config: Collect, episodes: int) -> None:
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which goes with the process however it dies, and sweep up what killed writers left."""
+    """Hold the folder's lock, which goes with the process however it dies, and sweep up what killed writers left.
+
+    Workers whose parent was killed may still finish the shard they have begun; they are waited for.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".collecting", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             message = f"{folder}: another process is collecting here; wait for it or choose another --out"
             raise BlockingIOError(errno.EWOULDBLOCK, message) from error
-        try:
+        with _shards_locked(folder, fcntl.LOCK_EX):
             _sweep(folder)
+        try:
             yield
         finally:
             _sweep(folder)
+
+
+@contextmanager
+def _shards_locked(folder: Path, how: int) -> Iterator[None]:
+    """Hold the lock of the folder's shards: LOCK_SH while one is made, LOCK_EX to wait until nobody makes any.
+
+    A worker that has it and then sees its parent alive knows that whoever collects here next will wait.
+    """
+    with open(folder / ".making", "w") as lock:
+        fcntl.flock(lock, how)
+        yield
 
 
 def _sweep(folder: Path) -> None:

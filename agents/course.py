@@ -5,15 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import cast
 
 import numpy as np
 
 from neuralsim.agents.collector import Collector, find_collector
 from neuralsim.envs import tworoom
 from neuralsim.envs.pusht import BLOCK_OUTLINE, PUSHER_RADIUS
+from neuralsim.envs.true_env import TrueEnv
 from neuralsim.score import turn
-from neuralsim.spec import WorldSpec
 
 EXTENT = 512.0
 """Side of every course's square world, in its units."""
@@ -25,27 +25,6 @@ NEAR_ANGLE = 20.0
 
 Measure = Callable[[np.ndarray, np.ndarray], float]
 """A true state ``(s,)`` and the goal's ``(s,)`` -> how far apart."""
-
-
-class TrueEnv(Protocol):
-    """What a course asks of a true environment that shows its state."""
-
-    spec_world: WorldSpec
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, Any]:
-        """Start at ``options["state"]``."""
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, Any, bool, bool, Any]:
-        """One true step."""
-
-    def state(self) -> np.ndarray:
-        """The true state, float64 ``(s,)``."""
-
-    def set_state(self, state: object) -> None:
-        """Put everything at ``state``."""
-
-    def frame(self, size: int) -> np.ndarray:
-        """The scene, uint8 ``(size, size, 3)``."""
 
 
 @dataclass(frozen=True)

@@ -6,37 +6,19 @@ and push it, hold a key for many steps, visit waypoints, wiggle, stand still; at
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from neuralsim.agents.segment import Segment
+from neuralsim.agents.segment import Explorer, Segment
 from neuralsim.envs.pusht import PUSHER_RADIUS, PUSHER_RANGE, STEP_UNITS, block_polygons
 
 BEHAVIOURS = {"seek": 0.62, "hold": 0.20, "waypoint": 0.06, "wiggle": 0.06, "still": 0.06}
 """Each behaviour's share of the segments (not of the steps)."""
 
 
-class PushTExplorer:
-    """Stable-Baselines3's ``predict`` on state observations; the segment under way travels as the policy's
-    ``state``."""
+class PushTExplorer(Explorer):
+    """Acts on states ``(5,)``: pusher x, y, block x, y, angle."""
 
-    def __init__(self, seed: int = 0) -> None:
-        self.rng = np.random.default_rng(seed)
-
-    def predict(
-        self,
-        observation: np.ndarray,
-        state: Segment | None = None,
-        episode_start: Any = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, Segment]:
-        """``observation`` is ``(5,)``: pusher x, y, block x, y, angle. Returns an action ``(2,)`` and the segment to
-        pass back."""
-        if state is None or state.steps <= 0 or (episode_start is not None and np.any(episode_start)):
-            state = self._next_segment(np.asarray(observation, dtype=np.float64))
-        pusher = np.asarray(observation[:2], dtype=np.float64)
-        return state.follow(pusher, STEP_UNITS, self.rng)
+    step_units = STEP_UNITS
 
     def _next_segment(self, observation: np.ndarray) -> Segment:
         rng = self.rng

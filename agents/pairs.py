@@ -8,7 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
-from neuralsim.agents.course import Course, TrueEnv
+from neuralsim.agents.course import Course
+from neuralsim.envs.true_env import TrueEnv
 from neuralsim.episode import EpisodeStore
 
 TRIES = 10_000

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 import torch
 
 from neuralsim.agents.attempt import Decision
-from neuralsim.agents.course import TrueEnv
 from neuralsim.agents.gap import see
 from neuralsim.agents.plan_picture import Thought
 from neuralsim.agents.planner import Memory, Planner
 from neuralsim.agents.search import Plan, Round
 from neuralsim.envs.oracle import Oracle, OracleState
+from neuralsim.envs.true_env import TrueEnv
 from neuralsim.noise import Noise
 from neuralsim.world import State, WorldModel
 
@@ -21,7 +23,7 @@ STRIDE = 5
 """Steps between the points of a path that must be read off decoded frames."""
 
 
-class PlannerActor:
+class PlannerActor(ABC):
     """What both actors below share: the planner, and what it had in mind at the last decision. ``plan``: the plan chosen;
     ``fan`` ``(n, l, a)``: that, the last round's elites, and the first round's best, best first."""
 
@@ -35,9 +37,9 @@ class PlannerActor:
             self._first = heard
 
     @property
+    @abstractmethod
     def memory(self) -> Memory | None:
         """What the planner remembers; None before the first action."""
-        raise NotImplementedError
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
@@ -145,6 +147,8 @@ def _told(model: WorldModel, state: State, oracle: Oracle) -> np.ndarray | None:
     """The true states ``(b, s)`` that a model without pixels believes in; None where it must be drawn to know."""
     if isinstance(state, OracleState):
         return state.values.cpu().numpy()
-    probe = getattr(model, "read_state", None)
-    told = None if probe is None else probe(state).double().cpu().numpy()
-    return told if told is not None and told.shape[-1] == len(oracle.simulator.state_names) else None
+    try:
+        told = model.read_state(state).double().cpu().numpy()
+    except TypeError:  # it knows none
+        return None
+    return told if told.shape[-1] == len(oracle.simulator.state_names) else None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -33,6 +35,36 @@ class Segment:
         if self.noise:
             action = action + rng.normal(size=2) * self.noise
         return np.clip(action, -1, 1).astype(np.float32), following
+
+
+class Explorer(ABC):
+    """Stable-Baselines3's ``predict`` on state observations; the segment under way travels as the policy's ``state``.
+
+    step_units: how far an action of 1 moves.
+    """
+
+    step_units: ClassVar[float]
+
+    def __init__(self, seed: int = 0) -> None:
+        self.rng = np.random.default_rng(seed)
+
+    def predict(
+        self,
+        observation: np.ndarray,
+        state: Segment | None = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, Segment]:
+        """``observation`` is the true state ``(s,)``, which begins with the x, y of what the actions move. Returns an
+        action ``(2,)`` and the segment to pass back."""
+        observation = np.asarray(observation, dtype=np.float64)
+        if state is None or state.steps <= 0 or (episode_start is not None and np.any(episode_start)):
+            state = self._next_segment(observation)
+        return state.follow(observation[:2], self.step_units, self.rng)
+
+    @abstractmethod
+    def _next_segment(self, observation: np.ndarray) -> Segment:
+        """What to do next in the state ``observation``, float64 ``(s,)``."""
 
 
 def _towards(here: np.ndarray, there: np.ndarray, speed: float, step_units: float) -> tuple[np.ndarray, bool]:

@@ -6,11 +6,9 @@ visit places along the shortest path, pass the door, press along a wall, wiggle,
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from neuralsim.agents.segment import Segment
+from neuralsim.agents.segment import Explorer, Segment
 from neuralsim.envs.tworoom import AGENT_RANGE, ARENA, DOOR, RADIUS, STEP_UNITS, WALL, move, random_state
 from neuralsim.envs.tworoom_path import shortest_path
 
@@ -20,25 +18,10 @@ KEYS = np.array([(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1
 """Directions a person at a keyboard has."""
 
 
-class Wanderer:
-    """Stable-Baselines3's ``predict`` on state observations; the segment under way travels as the policy's
-    ``state``."""
+class Wanderer(Explorer):
+    """Acts on states ``(2,)``: the agent's x, y."""
 
-    def __init__(self, seed: int = 0) -> None:
-        self.rng = np.random.default_rng(seed)
-
-    def predict(
-        self,
-        observation: np.ndarray,
-        state: Segment | None = None,
-        episode_start: Any = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, Segment]:
-        """``observation`` is ``(2,)``: the agent's x, y. Returns an action ``(2,)`` and the segment to pass back."""
-        here = np.asarray(observation, dtype=np.float64)
-        if state is None or state.steps <= 0 or (episode_start is not None and np.any(episode_start)):
-            state = self._next_segment(here)
-        return state.follow(here, STEP_UNITS, self.rng)
+    step_units = STEP_UNITS
 
     def _next_segment(self, here: np.ndarray) -> Segment:
         rng = self.rng

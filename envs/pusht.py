@@ -19,6 +19,7 @@ import pymunk
 from gym_pusht.envs.pusht import PushTEnv as GymPushT
 from gymnasium import spaces
 
+from neuralsim.envs.true_env import TrueEnv
 from neuralsim.spec import WorldSpec
 
 WORKSPACE = 512.0
@@ -60,7 +61,7 @@ def pusht_spec(size: int = 64, context: int = 4) -> WorldSpec:
     )
 
 
-class PushTRealEnv(gym.Env[np.ndarray, np.ndarray]):
+class PushTRealEnv(TrueEnv):
     """True Push-T: push the grey T onto the green one with the blue pusher.
 
     Observation: uint8 ``(size, size, 3)``, or with ``observation="state"`` float32 ``(5,)``: pusher x, y, block x, y
@@ -73,29 +74,15 @@ class PushTRealEnv(gym.Env[np.ndarray, np.ndarray]):
     ``reset(options={"state": (5,)})`` starts exactly there.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (Gymnasium's own form)
-
     def __init__(
         self,
         size: int = 64,
         observation: Literal["pixels", "state"] = "pixels",
         render_mode: str | None = None,
     ) -> None:
-        if observation not in ("pixels", "state"):
-            raise ValueError(f"observation: expected 'pixels' or 'state', got {observation!r}")
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode: expected None or 'rgb_array', got {render_mode!r}")
-        self.spec_world = pusht_spec(size)
-        self.observation_kind = observation
-        self.render_mode = render_mode
-        self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
-        if observation == "pixels":
-            self.observation_space = spaces.Box(0, 255, self.spec_world.frame_shape, np.uint8)
-        else:
-            self.observation_space = spaces.Box(
-                np.array([0, 0, 0, 0, -np.pi], np.float32),
-                np.array([WORKSPACE, WORKSPACE, WORKSPACE, WORKSPACE, np.pi], np.float32),
-            )
+        least = np.array([0, 0, 0, 0, -np.pi], np.float32)
+        most = np.array([WORKSPACE, WORKSPACE, WORKSPACE, WORKSPACE, np.pi], np.float32)
+        super().__init__(pusht_spec(size), spaces.Box(least, most), observation, render_mode)
         self._sim = GymPushT(obs_type="state", observation_width=size, observation_height=size)
         self._ready = False
 
@@ -117,15 +104,8 @@ class PushTRealEnv(gym.Env[np.ndarray, np.ndarray]):
         """Move the pusher by ``24 * action`` units in 0.1 s; stops at the workspace's rim."""
         if not self._ready:
             raise gym.error.ResetNeeded("PushTRealEnv.step before reset: call env.reset(seed=...) first")
-        action = self.spec_world.check_actions(action)
-        if action.shape != (2,):
-            raise ValueError(f"action: expected shape (2,), got {action.shape}")
-        info = self._info(self.advance(self.state(), action))
+        info = self._info(self.advance(self.state(), self._checked(action)))
         return self._observe(), info["coverage"], info["success"], False, info
-
-    def render(self) -> np.ndarray:
-        """The current frame, uint8 ``(size, size, 3)``."""
-        return self.frame(self.spec_world.height)
 
     def close(self) -> None:
         self._sim.close()
@@ -212,9 +192,6 @@ class PushTRealEnv(gym.Env[np.ndarray, np.ndarray]):
         sim.block.position = tuple(state[2:4])
         for body in (sim.agent, sim.block):
             sim.space.reindex_shapes_for_body(body)
-
-    def _observe(self) -> np.ndarray:
-        return self.render() if self.observation_kind == "pixels" else self.state().astype(np.float32)
 
     def _info(self, contact: bool) -> dict[str, Any]:
         state = self.state()

@@ -16,6 +16,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from neuralsim.envs.true_env import TrueEnv
 from neuralsim.spec import WorldSpec
 
 ARENA = 512.0
@@ -73,7 +74,7 @@ def tworoom_spec(size: int = 64, context: int = 1) -> WorldSpec:
     )
 
 
-class TwoRoomRealEnv(gym.Env[np.ndarray, np.ndarray]):
+class TwoRoomRealEnv(TrueEnv):
     """True TwoRoom: bring the round agent to a place, perhaps through the door into the other room.
 
     Observation: uint8 ``(size, size, 3)``, or with ``observation="state"`` float32 ``(2,)``: the agent's x, y in units
@@ -86,26 +87,14 @@ class TwoRoomRealEnv(gym.Env[np.ndarray, np.ndarray]):
     is learned from frames must be seen in them.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (Gymnasium's own form)
-
     def __init__(
         self,
         size: int = 64,
         observation: Literal["pixels", "state"] = "pixels",
         render_mode: str | None = None,
     ) -> None:
-        if observation not in ("pixels", "state"):
-            raise ValueError(f"observation: expected 'pixels' or 'state', got {observation!r}")
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode: expected None or 'rgb_array', got {render_mode!r}")
-        self.spec_world = tworoom_spec(size)
-        self.observation_kind = observation
-        self.render_mode = render_mode
-        self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
-        if observation == "pixels":
-            self.observation_space = spaces.Box(0, 255, self.spec_world.frame_shape, np.uint8)
-        else:
-            self.observation_space = spaces.Box(0.0, ARENA, (2,), np.float32)
+        states = spaces.Box(0.0, ARENA, (2,), np.float32)
+        super().__init__(tworoom_spec(size), states, observation, render_mode)
         self._place: np.ndarray | None = None
         self._goal = np.array(GOAL)
 
@@ -131,16 +120,9 @@ class TwoRoomRealEnv(gym.Env[np.ndarray, np.ndarray]):
         """Move the agent by ``16 * action`` units, as far as the walls allow."""
         if self._place is None:
             raise gym.error.ResetNeeded("TwoRoomRealEnv.step before reset: call env.reset(seed=...) first")
-        action = self.spec_world.check_actions(action)
-        if action.shape != (2,):
-            raise ValueError(f"action: expected shape (2,), got {action.shape}")
-        self._place = move(self._place[None], STEP_UNITS * action[None].astype(np.float64))[0]
+        self._place = move(self._place[None], STEP_UNITS * self._checked(action)[None].astype(np.float64))[0]
         info = self._info()
         return self._observe(), -info["distance"] / ARENA, info["success"], False, info
-
-    def render(self) -> np.ndarray:
-        """The current frame, uint8 ``(size, size, 3)``."""
-        return self.frame(self.spec_world.height)
 
     # -- the world's own state
 
@@ -160,9 +142,6 @@ class TwoRoomRealEnv(gym.Env[np.ndarray, np.ndarray]):
         if self._place is None:
             raise gym.error.ResetNeeded("TwoRoomRealEnv has no state before reset: call env.reset(seed=...) first")
         return self._place
-
-    def _observe(self) -> np.ndarray:
-        return self.render() if self.observation_kind == "pixels" else self._here().astype(np.float32)
 
     def _info(self) -> dict[str, Any]:
         here = self._here()

@@ -16,6 +16,7 @@ import pytest
 import torch
 from diffusers.configuration_utils import register_to_config
 
+from neuralsim.agents.collect import Collect, collect
 from neuralsim.catalog import Starts, World
 from neuralsim.models.video import CodecConfig, StreamConfig, VideoWAM
 from neuralsim.noise import Noise
@@ -76,6 +77,15 @@ def true_starts(count: int, seed: int = 0) -> Starts:
     return Starts(
         np.array(frames), np.array(actions), np.array(states, np.float32), np.arange(seed, seed + count, dtype=np.int64)
     )
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """44 short episodes of Push-T, three of them held out; not to be written to."""
+    folder = tmp_path_factory.mktemp("data") / "pusht"
+    for _ in collect(Collect(out=folder, episodes=44, steps=30, workers=1)):
+        pass
+    return folder
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

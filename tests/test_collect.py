@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from neuralsim.agents.collect import Collect, collect, collect_episode
 from neuralsim.agents.collector import COLLECTORS
 from neuralsim.envs import tworoom
 from neuralsim.envs.pusht import STEP_UNITS
-from neuralsim.episode import EpisodeStore
+from neuralsim.episode import Episode, EpisodeStore
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -177,6 +178,68 @@ if __name__ == "__main__":
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
     run(replace(killed, workers=1))
+    assert contents(killed.out) == straight
+    assert not list(killed.out.glob(".writing-*"))
+
+
+def test_a_resumed_collection_waits_for_the_workers_of_a_killed_one(
+    tmp_path: Path, small_shards: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers are about to write when their parent is killed, and do so at the worst moment for whoever does not wait:
+    between its look for their shards and its writing of the same ones."""
+    config = Collect(out=tmp_path / "one", episodes=11, steps=2, size=8, workers=1)
+    run(config)
+    straight = contents(config.out)
+    killed, go = replace(config, out=tmp_path / "two"), tmp_path / "go"
+    script = tmp_path / "collect.py"
+    script.write_text(f"""
+import time
+from pathlib import Path
+from neuralsim.agents import collect as module
+from neuralsim.episode import EpisodeStore
+
+here, add = Path({str(tmp_path)!r}), EpisodeStore.add
+
+def held_up(store, episodes, shard):
+    (here / f"writing-{{shard}}").touch()
+    while not (here / "go").exists():
+        time.sleep(0.005)
+    return add(store, episodes, shard)
+
+module.EPISODES_PER_SHARD, EpisodeStore.add = 4, held_up
+if __name__ == "__main__":
+    for _ in module.collect(module.Collect(out=here / "two", episodes=11, steps=2, size=8, workers=2)): pass
+""")
+
+    def wait_for(folder: Path, *names: str) -> None:
+        deadline = time.monotonic() + 60
+        while not all((folder / name).exists() for name in names):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+    flock = fcntl.flock
+
+    def waits(file: Any, how: int) -> None:
+        if how == fcntl.LOCK_EX:
+            go.touch()
+        flock(file, how)
+
+    def does_not_wait(*arguments: Any) -> Episode:
+        go.touch()
+        wait_for(killed.out, "shard-00000", "shard-00001")
+        return collect_episode(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", waits)
+    monkeypatch.setattr(module, "collect_episode", does_not_wait)
+    try:
+        with subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL) as process:
+            try:
+                wait_for(tmp_path, "writing-0", "writing-1")
+            finally:
+                process.kill()
+        assert run(killed) == [(8, 11), (11, 11)]
+    finally:
+        go.touch()
     assert contents(killed.out) == straight
     assert not list(killed.out.glob(".writing-*"))
 

@@ -24,11 +24,13 @@ from neuralsim.agents.film import HOLD
 from neuralsim.agents.gap import gap_of, goal_distance, goal_state
 from neuralsim.agents.journal import Journal
 from neuralsim.agents.pairs import HeldOutPairs, Pair, PicturePairs, RandomPairs
-from neuralsim.agents.plan import Planning, open_stage, plan, read_goal
+from neuralsim.agents.plan import plan
 from neuralsim.agents.plan_actor import FAN, OracleActor, imagine
 from neuralsim.agents.plan_picture import AIM, PANEL, PlanPainter, PlanScene
 from neuralsim.agents.planner import Planner, goal_image
+from neuralsim.agents.planning import Planning
 from neuralsim.agents.search import CEM, ICEM
+from neuralsim.agents.stage import open_stage, read_goal
 from neuralsim.agents.thrift import FIELD, thrift_of
 from neuralsim.catalog import World
 from neuralsim.envs.oracle import Oracle, OracleState

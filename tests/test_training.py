@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from neuralsim.agents.collect import Collect, collect
 from neuralsim.episode import EpisodeStore
 from neuralsim.models.codec import to_pixels
 from neuralsim.models.video import VideoWAM
@@ -32,15 +31,6 @@ train(Train(recipe="pusht-video-mini", data=Path(sys.argv[1]), out=Path(sys.argv
 threads=1,
             checkpoint_every=0.3))
 """
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """44 short episodes, three of them held out."""
-    folder = tmp_path_factory.mktemp("data") / "pusht"
-    for _ in collect(Collect(out=folder, episodes=44, steps=30, workers=1)):
-        pass
-    return folder
 
 
 @pytest.fixture(scope="module")
