@@ -4,8 +4,9 @@ Alignment, everywhere in NeuralSim: ``actions[i]`` carries ``frames[i]`` to ``fr
 and T + 1 frames.
 
 A store is a folder: ``store.json`` (format version, world spec, names of the state) and numbered shards, each a folder of
-plain ``.npy`` arrays with the episodes laid end to end plus ``episodes.json`` (length and provenance of each). Shards
-appear by rename, so a killed writer leaves nothing half-written, and nothing is ever unpickled.
+plain ``.npy`` arrays with the episodes laid end to end plus ``episodes.json`` (length and provenance of each). A shard of
+video without actions has no ``actions.npy``. Shards appear by rename, so a killed writer leaves nothing half-written, and
+nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,41 @@ HELD_OUT_EVERY = 20
 """Episodes whose seed is a multiple of this are held out: the split is by episode seed, never by window."""
 
 
+class ActionsAbsent(ValueError, AttributeError):
+    """Actions were asked of video that has none."""
+
+    def __init__(self) -> None:
+        super().__init__("this is video without actions: learn from its frames alone, or use episodes with actions")
+
+
+class _Acted:
+    """What holds ``actions``, or was made with None for them: asking it then is an error, never a made-up number."""
+
+    actions: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.__dict__["actions"] is None:
+            object.__delattr__(self, "actions")
+
+    def __getattr__(self, name: str) -> Any:  # only what is not there is looked up here
+        if name == "actions":
+            raise ActionsAbsent
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    @property
+    def has_actions(self) -> bool:
+        """Whether the actions are known; those of video alone are not."""
+        return "actions" in self.__dict__
+
+
 @dataclass(frozen=True)
-class Episode:
+class Episode(_Acted):
     """One whole episode of T steps.
 
     frames uint8 ``(T+1, h, w, 3)``; actions float32 ``(T, a)`` in [-1, 1]; rewards float32 ``(T,)``; terminated and
     truncated bool ``(T,)`` (what the true task said after each step; a collector may go on after success); states float32
     ``(T+1, s)`` where the true state is known, else None; provenance: seed, policy, version and whatever else is known of
-    its origin.
+    its origin. Video without actions is made by ``Episode.of_video``; its ``actions`` raise ActionsAbsent.
     """
 
     frames: np.ndarray
@@ -55,7 +83,12 @@ class Episode:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        t = len(self.actions)
+        super().__post_init__()
+        if self.has_actions != knows_actions(self.provenance):
+            raise ValueError(
+                "Episode: made with actions that provenance calls absent, or the other way round; see of_video"
+            )
+        t = len(self.actions) if self.has_actions else len(self.frames) - 1
         if t < 1:
             raise ValueError("Episode: needs at least one action, got none")
         wrong = [
@@ -72,13 +105,26 @@ class Episode:
         if wrong:
             raise ValueError(f"Episode with {t} actions: " + "; ".join(wrong))
 
+    @classmethod
+    def of_video(cls, frames: np.ndarray, provenance: dict[str, Any], states: np.ndarray | None = None) -> Episode:
+        """Frames ``(T+1, h, w, 3)`` whose actions nobody knows: ``provenance["actions"]`` says "absent"; no reward, no end."""
+        t = len(frames) - 1
+        off = np.zeros(max(t, 0), bool)
+        absent: Any = None
+        return cls(frames, absent, off.astype(np.float32), off, off, states, provenance | {"actions": "absent"})
+
     def __len__(self) -> int:
-        return len(self.actions)
+        return len(self.rewards)
 
     @property
     def held_out(self) -> bool:
         """Whether this episode belongs to the held-out split (decided by its seed)."""
         return is_held_out(self.provenance)
+
+
+def knows_actions(provenance: dict[str, Any]) -> bool:
+    """Whether the episode of this provenance has actions; video alone has none."""
+    return provenance.get("actions") != "absent"
 
 
 def is_held_out(provenance: dict[str, Any]) -> bool:
@@ -88,11 +134,16 @@ def is_held_out(provenance: dict[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class StoreInfo:
-    """What a store says of itself in ``store.json``."""
+    """What a store says of itself in ``store.json``.
+
+    ``source`` is empty for collected episodes; imported ones say there where they come from, ``action_offset`` in physical
+    units (physical action = offset + scale * action), which dimensions were constant, and what was left out.
+    """
 
     spec: WorldSpec
     state_names: tuple[str, ...]
     version: int = FORMAT_VERSION
+    source: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 class EpisodeStore:
@@ -117,7 +168,7 @@ class EpisodeStore:
             raise ValueError(
                 f"{path}: store version {raw.get('version')!r}, this NeuralSim reads version {FORMAT_VERSION}"
             )
-        self.info = StoreInfo(WorldSpec(**raw["spec"]), tuple(raw["state_names"]))
+        self.info = StoreInfo(WorldSpec(**raw["spec"]), tuple(raw["state_names"]), source=raw.get("source", {}))
         self.refresh()
 
     @property
@@ -137,6 +188,12 @@ class EpisodeStore:
         if store.spec != spec:
             raise ValueError(f"{root}: holds episodes of {store.spec}, asked for {spec}; choose another folder")
         return store
+
+    def set_source(self, source: dict[str, Any]) -> None:
+        """Put on record where the episodes come from, as plain JSON; see ``StoreInfo.source``."""
+        path = self.folder / "store.json"
+        write_atomically(path, json.dumps(json.loads(path.read_text()) | {"source": source}, indent=1))
+        self.info = replace(self.info, source=source)
 
     def refresh(self) -> None:
         """Read the list of shards again (another process may have added some)."""
@@ -168,11 +225,16 @@ class EpisodeStore:
         shard, frame, action, provenance = self._entries[index]
         t = int(self.lengths[index])
         arrays = self.shards[shard]
+        per_step: dict[str, Any] = {
+            name: np.asarray(arrays[name][action : action + t]) if name in arrays else None
+            for name in self.ARRAYS
+            if name != "frames"
+        }
         return Episode(
             frames=np.asarray(arrays["frames"][frame : frame + t + 1]),
             states=np.asarray(arrays["states"][frame : frame + t + 1]) if "states" in arrays else None,
             provenance=provenance,
-            **{name: np.asarray(arrays[name][action : action + t]) for name in self.ARRAYS if name != "frames"},
+            **per_step,
         )
 
     def __iter__(self) -> Iterator[Episode]:
@@ -181,6 +243,10 @@ class EpisodeStore:
     def provenance(self, index: int) -> dict[str, Any]:
         """Where episode ``index`` comes from, without reading its arrays."""
         return self._entries[index][3]
+
+    def first_frames(self, shard: int) -> np.ndarray:
+        """Where each episode of ``self.shards[shard]`` begins in its array of frames, in order."""
+        return np.array([frame for there, frame, _, _ in self._entries if there == shard], np.int64)
 
     def split(self, held_out: bool) -> np.ndarray:
         """Indices of the held-out episodes, or of the training ones."""
@@ -202,12 +268,17 @@ class EpisodeStore:
             raise ValueError("EpisodeStore: got no episodes to write")
         for i, episode in enumerate(episodes):
             self.spec.check_frames(episode.frames, f"episode {i}: frames")
-            self.spec.check_actions(episode.actions, f"episode {i}: actions")
+            if episode.has_actions:
+                self.spec.check_actions(episode.actions, f"episode {i}: actions")
+        acted = {episode.has_actions for episode in episodes}
+        if len(acted) > 1:
+            raise ValueError("EpisodeStore: got episodes with and without actions for one shard; write them apart")
         work = Path(tempfile.mkdtemp(prefix=".writing-", dir=self.folder))
         try:
             shard = work / "new"
             shard.mkdir()
-            names = list(self.ARRAYS) + (["states"] if all(e.states is not None for e in episodes) else [])
+            names = [name for name in self.ARRAYS if name != "actions" or acted == {True}]
+            names += ["states"] if all(e.states is not None for e in episodes) else []
             for name in names:
                 whole: np.ndarray = np.concatenate([getattr(e, name) for e in episodes]).astype(
                     DTYPES[name], copy=False
@@ -224,10 +295,38 @@ class EpisodeStore:
         return target
 
 
+class JoinedStore(EpisodeStore):
+    """Several stores of one world, read as one; not for writing. A ValueError where they are not of one world."""
+
+    def __init__(self, stores: Sequence[EpisodeStore]) -> None:
+        first = stores[0]
+        for store in stores[1:]:
+            meant = [(s.info, s.info.source.get("action_offset")) for s in (store, first)]
+            if meant[0] != meant[1]:
+                raise ValueError(
+                    f"{store.folder} and {first.folder} are of different worlds ({meant[0]} and {meant[1]}): "
+                    "only stores of one world can be learned from together"
+                )
+        self.folder, self.info, self._stores = first.folder, first.info, tuple(stores)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """See EpisodeStore."""
+        self.shards, self._entries = [], []
+        for store in self._stores:
+            store.refresh()
+            self._entries += [(len(self.shards) + shard, f, a, origin) for shard, f, a, origin in store._entries]
+            self.shards += store.shards
+        self.lengths = np.concatenate([store.lengths for store in self._stores])
+
+    def _write(self, episodes: Sequence[Episode], target: Path) -> Path:
+        raise TypeError(f"{[str(s.folder) for s in self._stores]} are read as one; write to one of them")
+
+
 @dataclass(frozen=True)
-class Clip:
-    """A batch of windows: frames ``(b t h w c)`` uint8, actions ``(b t-1 a)``, rewards and terminated ``(b t-1)``, states
-    ``(b t s)``, or None where not every episode of the batch knows them."""
+class Clip(_Acted):
+    """A batch of windows: frames ``(b t h w c)`` uint8, actions ``(b t-1 a)`` (raise ActionsAbsent where they were not asked
+    for), rewards and terminated ``(b t-1)``, states ``(b t s)``, or None where not every episode of the batch knows them."""
 
     frames: np.ndarray
     actions: np.ndarray
@@ -237,17 +336,28 @@ class Clip:
 
 
 class WindowSampler:
-    """Draws random windows of ``length`` frames from one split of a store; every valid window is equally likely."""
+    """Draws random windows of ``length`` frames from one split of a store; every valid window is equally likely.
 
-    def __init__(self, store: EpisodeStore, length: int, held_out: bool = False) -> None:
+    Episodes without actions are passed over, unless ``actions`` is False or a window is one frame, which needs none.
+    """
+
+    def __init__(self, store: EpisodeStore, length: int, held_out: bool = False, actions: bool = True) -> None:
         episodes = store.split(held_out)
+        if actions and length > 1:
+            known = np.array([knows_actions(store.provenance(i)) for i in episodes], bool)
+            if len(known) and not known.any():
+                raise ValueError(
+                    f"{store.folder}: all {len(known)} {'held-out' if held_out else 'training'} episodes are video without "
+                    "actions; ask for windows with actions=False, or for episodes with actions"
+                )
+            episodes = episodes[known]
         counts = np.maximum(store.lengths[episodes] + 2 - length, 0)
         if counts.sum() == 0:
             raise ValueError(
                 f"{store.folder}: no {'held-out' if held_out else 'training'} episode has {length} frames "
                 f"(longest of {len(episodes)}: {int(store.lengths[episodes].max()) + 1 if len(episodes) else 0})"
             )
-        self.store, self.length = store, length
+        self.store, self.length, self._actions = store, length, actions
         self._episodes, self._ends = episodes, np.cumsum(counts)
 
     def __len__(self) -> int:
@@ -280,17 +390,31 @@ class WindowSampler:
                 first = (frame0 if per_frame else action0)[rows]
                 part = array[first[:, None] + np.arange(t if per_frame else t - 1)]
                 out.setdefault(name, np.empty((len(episodes), *part.shape[1:]), part.dtype))[rows] = part
-        return Clip(out["frames"], out["actions"], out["rewards"], out["terminated"], out.get("states"))
+        actions: Any = out.get("actions") if self._actions else None
+        if self._actions and t == 1:
+            actions = np.empty((len(episodes), 0, store.spec.action_size), np.float32)
+        return Clip(out["frames"], actions, out["rewards"], out["terminated"], out.get("states"))
+
+
+class Shard(dict[str, np.ndarray]):
+    """The arrays of one shard by name; to ask video for its actions is an error that says so."""
+
+    def __missing__(self, name: str) -> np.ndarray:
+        raise ActionsAbsent if name == "actions" else KeyError(name)
 
 
 def _open_shard(folder: Path) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
     """The arrays (memory-mapped) and the entries of one shard; a ValueError names a damaged one and its damage."""
     try:
-        arrays = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
-        missing = sorted(set(EpisodeStore.ARRAYS) - set(arrays))
+        files = sorted(folder.glob("*.npy"))
+        arrays = Shard((path.stem, np.load(path, mmap_mode="r", allow_pickle=False)) for path in files)
+        entries = json.loads((folder / "episodes.json").read_text())
+        acted = {knows_actions(entry["provenance"]) for entry in entries} or {True}
+        missing = sorted(set(EpisodeStore.ARRAYS) - set(arrays) - ({"actions"} if acted == {False} else set()))
         if missing:
             raise ValueError(f"it lacks {', '.join(f'{name}.npy' for name in missing)}")
-        entries = json.loads((folder / "episodes.json").read_text())
+        if "actions" in arrays and acted != {True}:
+            raise ValueError("it has actions.npy for episodes that episodes.json says have no actions")
         actions = sum(entry["length"] for entry in entries)
         wanted = {name: actions + (len(entries) if name in ("frames", "states") else 0) for name in arrays}
         wrong = [f"{k}.npy has {len(v)} rows, not {wanted[k]}" for k, v in arrays.items() if len(v) != wanted[k]]

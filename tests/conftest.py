@@ -4,6 +4,9 @@ is known.
 
 from __future__ import annotations
 
+import neuralsim  # noqa: F401  (first: it says how torch's threads are to wait, before torch is loaded)
+
+# isort: split
 import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass

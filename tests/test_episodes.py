@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuralsim.episode import HELD_OUT_EVERY, Episode, EpisodeStore, WindowSampler
-from neuralsim.interchange import read_minari, write_minari
+from neuralsim.episode import HELD_OUT_EVERY, Episode, EpisodeStore, JoinedStore, WindowSampler
 from neuralsim.spec import WorldSpec
 
 SPEC = WorldSpec("coded", 8, 8, ("number", "step"), ("episodes", "steps"), (100.0, 100.0), 10.0, 2)
@@ -270,100 +270,24 @@ def test_windows_from_shards_with_and_without_states_have_none(tmp_path: Path) -
     assert sampler.read(np.array([1, 1]), np.array([0, 1])).states is not None
 
 
-# -- Minari ------------------------------------------------------------------------------------------------------------------------
-
-
-def test_minari_and_back_is_equal_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MINARI_DATASETS_PATH", raising=False)
-    monkeypatch.setattr("neuralsim.interchange.EPISODES_AT_ONCE", 2)
-    spec = WorldSpec("noise", 32, 40, ("x",), ("m",), (2.0,), 5.0, 3)  # large enough for Minari's JPEG, were it on
-    rng = np.random.default_rng(0)
-    store = EpisodeStore.create(tmp_path / "store", spec, ("x",))
-    for seed in range(5):
-        t = 3 + seed
-        store.add(
-            [
-                Episode(
-                    rng.integers(0, 256, (t + 1, 32, 40, 3), np.uint8),
-                    rng.uniform(-1, 1, (t, 1)).astype(np.float32),
-                    rng.normal(size=t).astype(np.float32),
-                    rng.random(t) < 0.5,
-                    np.arange(t) == t - 1,
-                    rng.normal(size=(t + 1, 1)).astype(np.float32),
-                    {"seed": 2**40 + seed, "policy": "noise", "human": [1, 0], "nested": {"a": None}},
-                )
-            ]
-        )
-    write_minari(store, "tests/noise-v0", tmp_path / "minari")
-    back = read_minari("tests/noise-v0", tmp_path / "back", tmp_path / "minari")
-    assert back.spec == spec
-    assert back.info == store.info
-    assert len(back) == 5
-    for ours, theirs in zip(store, back, strict=True):
-        assert_same(ours, theirs)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["back", "minari", "store"]
-
-
-def test_what_minari_itself_reads_of_our_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import minari
-
-    store = filled_store(tmp_path / "store", [4, 6])
-    write_minari(store, "coded-v1", tmp_path / "minari")
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    dataset = minari.load_dataset("coded-v1")
-    assert dataset.total_episodes == 2
-    assert dataset.total_steps == 10
-    episode = dataset[1]
-    assert dataset.observation_space.contains(episode.observations[0])
-    assert dataset.action_space.contains(episode.actions[0])
-    np.testing.assert_array_equal(episode.observations, coded_episode(1, 6).frames)
-    np.testing.assert_array_equal(episode.infos["state"], coded_episode(1, 6).states)
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Minari's, about metadata that this test leaves out
-def test_a_minari_dataset_of_others_is_mapped_to_our_conventions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import minari
-    from gymnasium import spaces
-    from minari.data_collector import EpisodeBuffer
-
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    rng = np.random.default_rng(0)
-    image, vector = spaces.Box(0, 255, (16, 24, 3), np.uint8), spaces.Box(-9, 9, (2,))
-    frames = rng.integers(0, 256, (2, 5, 16, 24, 3), np.uint8)
-    buffers = [
-        EpisodeBuffer(
-            observations={"camera": frames[i], "joints": np.zeros((5, 2), np.float32)},
-            actions=np.array([[0.0], [4.0], [2.0], [1.0]], np.float32),
-            rewards=np.ones(4),
-            terminations=np.zeros(4, bool),
-            truncations=np.arange(4) == 3,
-        )
-        for i in range(2)
-    ]
-    minari.create_dataset_from_buffers(
-        "robot-v0",
-        buffers,
-        observation_space=spaces.Dict({"camera": image, "joints": vector}),
-        action_space=spaces.Box(0.0, 4.0, (1,), np.float32),
-        jpeg_encoding=False,
-    )
-    store = read_minari("robot-v0", tmp_path / "store", name="arm")
-    assert (store.spec.name, store.spec.frame_shape, store.spec.action_scale) == ("arm", (16, 24, 3), (2.0,))
-    np.testing.assert_array_equal(store[1].frames, frames[1])
-    np.testing.assert_allclose(store[0].actions[:, 0], [-1, 1, 0, -0.5])
-    assert [store.provenance(i)["seed"] for i in range(2)] == [0, 1]  # not one seed for all: the split goes by it
-
-
-def test_interchange_errors_say_what_to_do(tmp_path: Path) -> None:
-    store = filled_store(tmp_path / "store", [3])
-    with pytest.raises(ValueError, match="name-v0"):
-        write_minari(store, "no version", tmp_path / "minari")
-    write_minari(store, "coded-v0", tmp_path / "minari")
-    with pytest.raises(FileExistsError, match="another id or version"):
-        write_minari(store, "coded-v0", tmp_path / "minari")
-    with pytest.raises(FileNotFoundError, match="there: coded-v0"):
-        read_minari("codes-v0", tmp_path / "back", tmp_path / "minari")
-    with pytest.raises(FileExistsError, match="choose a folder"):
-        read_minari("coded-v0", tmp_path / "store", tmp_path / "minari")
+def test_stores_of_one_world_are_read_as_one_and_others_are_refused(tmp_path: Path) -> None:
+    stores = []
+    for number, count in enumerate((2, 3)):
+        one = EpisodeStore.create(tmp_path / str(number), SPEC, STATE_NAMES)
+        one.add([coded_episode(10 * number + i, 4 + i) for i in range(count)])
+        stores.append(one)
+    joined = JoinedStore(stores)
+    assert len(joined) == 5
+    for i, (store, index) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]):
+        np.testing.assert_array_equal(joined[i].frames, stores[store][index].frames)
+        np.testing.assert_array_equal(joined[i].actions, stores[store][index].actions)
+        assert joined.provenance(i) == stores[store].provenance(index)
+    with pytest.raises(TypeError, match="write to one of them"):
+        joined.add([coded_episode(9, 3)])
+    other = EpisodeStore.create(tmp_path / "other", replace(SPEC, action_scale=(1.0, 2.0)), STATE_NAMES)
+    with pytest.raises(ValueError, match="are of different worlds"):
+        JoinedStore([stores[0], other])
+    shifted = EpisodeStore.create(tmp_path / "shifted", SPEC, STATE_NAMES)
+    shifted.set_source({"action_offset": [0.5, 0.0]})
+    with pytest.raises(ValueError, match="are of different worlds"):
+        JoinedStore([stores[0], shifted])

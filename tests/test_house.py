@@ -88,7 +88,9 @@ def test_the_package_is_marked_as_typed(project: dict) -> None:
 
 
 def test_everything_imported_is_declared(project: dict) -> None:
-    declared = {re.split(r"[\[<>=! ]", d)[0].lower().replace("-", "_") for d in project["project"]["dependencies"]}
+    extras = {k: v for k, v in project["project"]["optional-dependencies"].items() if k != "dev"}
+    dependencies = sum(extras.values(), list(project["project"]["dependencies"]))
+    declared = {re.split(r"[\[<>=! ]", d)[0].lower().replace("-", "_") for d in dependencies}
     provides = importlib.metadata.packages_distributions()
     undeclared = {}
     for path, tree in MODULES.items():
@@ -168,7 +170,10 @@ FORBIDDEN_CALLS = {
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)
 def test_nothing_is_unpickled_evaluated_or_seeded_globally(path: Path) -> None:
-    calls = {ast.unparse(n.func): n.lineno for n in ast.walk(MODULES[path]) if isinstance(n, ast.Call)}
+    made = [n for n in ast.walk(MODULES[path]) if isinstance(n, ast.Call)]
+    # torch's own reader of bare weights builds tensors and nothing else.
+    bare = [n for n in made if ast.unparse(n.func) == "torch.load" and "weights_only=True" in ast.unparse(n)]
+    calls = {ast.unparse(n.func): n.lineno for n in made if n not in bare}
     assert {c: line for c, line in calls.items() if c in FORBIDDEN_CALLS} == {}
     unsafe = [
         n.lineno

@@ -1,0 +1,172 @@
+"""Source: what a reader of somebody else's dataset offers, whatever the format.
+
+A recording is what the dataset calls an episode, demonstration or file. Its actions and states are in the dataset's own
+units, its frames are decoded one by one as they are asked for, and whatever is broken says which file and field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from neuralsim.formats.action_scale import ActionScale
+from neuralsim.spec import WorldSpec
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
+Images = tuple[np.ndarray, ...]
+"""What the chosen cameras saw at one moment: uint8 ``(h, w, 3)`` each."""
+
+
+class Broken(ValueError):
+    """Something that cannot be read; the text begins with the file and the field."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A recording that was not read: where it lies, and why."""
+
+    where: str
+    why: str
+
+
+@dataclass(frozen=True)
+class About:
+    """What a dataset says of itself before any frame is read.
+
+    ``given`` names what it records of "actions", "rewards", "terminated" and "truncated"; ``rate_hz`` is None where it does
+    not say, ``action_units`` empty where nobody knows them; ``scale`` tells how its actions map to [-1, 1] where it says so;
+    ``spec`` and ``source`` (see StoreInfo) are those of the store that NeuralSim wrote it from, else None; ``remarks`` are for
+    whoever imports it.
+    """
+
+    format: str
+    cameras: tuple[str, ...]
+    action_names: tuple[str, ...]
+    state_names: tuple[str, ...]
+    given: frozenset[str]
+    recordings: int | None = None
+    frames: int | None = None
+    rate_hz: float | None = None
+    scale: ActionScale | None = None
+    spec: WorldSpec | None = None
+    source: dict[str, Any] | None = None
+    action_units: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One recording of T steps: ``frames`` gives T+1 moments; actions ``(T, a)`` and states ``(T+1, s)`` in native units,
+    rewards, terminated and truncated ``(T,)``; None for what is not given. ``provenance`` is that of its episode."""
+
+    where: str
+    frames: Iterator[Images]
+    provenance: dict[str, Any]
+    actions: np.ndarray | None = None
+    states: np.ndarray | None = None
+    rewards: np.ndarray | None = None
+    terminated: np.ndarray | None = None
+    truncated: np.ndarray | None = None
+
+
+class Source(Protocol):
+    """A dataset that can be read recording by recording."""
+
+    about: About
+
+    def actions(self) -> Iterator[np.ndarray | LeftOut]:
+        """The actions ``(T, a)`` of every recording, in native units; no frame is decoded."""
+
+    def recordings(self, cameras: Sequence[str]) -> Iterator[Recording | LeftOut]:
+        """Every recording as seen by ``cameras``, in the same order each time; a broken one is a LeftOut, or raises Broken
+        while its frames are read."""
+
+
+@contextmanager
+def blaming(where: str) -> Iterator[None]:
+    """Whatever a library says of broken bytes becomes a Broken that begins with ``where``; libraries say it in all ways."""
+    try:
+        yield
+    except Broken:
+        raise
+    except Exception as error:
+        raise Broken(f"{where}: {' '.join(str(error).split())[:300] or type(error).__name__}") from error
+
+
+def each(
+    items: Iterable[Item], where: Callable[[Item], str], read: Callable[[Item], Found]
+) -> Iterator[Found | LeftOut]:
+    """``read(item)`` of every item in turn; a LeftOut for one that is broken."""
+    for item in items:
+        place = where(item)
+        try:
+            with blaming(place):
+                found = read(item)
+        except Broken as error:
+            yield LeftOut(place, str(error).removeprefix(f"{place}: "))
+        else:
+            yield found
+
+
+@contextmanager
+def extra(what: str) -> Iterator[None]:
+    """A library that is not installed becomes a ValueError that says how to get it."""
+    try:
+        yield
+    except ImportError as error:
+        raise ValueError(f"{what} needs {error.name}, which is not installed: pip install 'neuralsim[data]'") from error
+
+
+LAST_ROW = (
+    "no frame shows what the last action of a recording led to: it is no step, and kept in provenance as 'unseen'"
+)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What T+1 rows of a dataset that records an observation and an action per row say of T steps.
+
+    No frame shows what the last row's action led to; ``unseen`` keeps that row for the provenance.
+    """
+
+    arrays: dict[str, np.ndarray]
+    unseen: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_rows(cls, rows: dict[str, np.ndarray]) -> Steps:
+        """``rows``: actions ``(N, a)`` and whatever else is known per row, ``(N,)``; N = T + 1."""
+        return cls(
+            {name: array[:-1] for name, array in rows.items()},
+            {name: array[-1].tolist() for name, array in rows.items()},
+        )
+
+
+def numbers(values: Any, where: str, width: int | None = None, rows: int | None = None) -> np.ndarray:
+    """``values`` as finite float64 ``(n,)``, or ``(n, width)`` where a width is given; Broken says what is wrong with them."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiub":
+        raise Broken(f"{where}: expected numbers, got {array.dtype}")
+    array = array.astype(np.float64)
+    if width is not None and array.ndim == 1:
+        array = array[:, None]
+    shape = (len(array) if rows is None else rows, *(() if width is None else (width,)))
+    if array.shape != shape and not (width is None and array.shape == (*shape, 1)):
+        raise Broken(f"{where}: expected shape {shape}, got {array.shape}")
+    if not np.isfinite(array).all():
+        raise Broken(
+            f"{where}: expected finite numbers, got NaN or infinity in row {np.argwhere(~np.isfinite(array))[0][0]}"
+        )
+    return array.reshape(shape)
+
+
+def flags(values: Any, where: str, rows: int | None = None) -> np.ndarray:
+    """``values`` as bool ``(n,)``; Broken where they are anything but yes and no."""
+    array = numbers(values, where, rows=rows)
+    if not np.isin(array, (0, 1)).all():
+        raise Broken(f"{where}: expected 0 or 1, got {array[~np.isin(array, (0, 1))][0]:g}")
+    return array.astype(bool)
