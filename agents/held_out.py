@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from neuralsim.agents.collect import Collect, collect
@@ -26,14 +27,18 @@ def held_out_store(
     workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
     world: str = "pusht",
+    near_goal: float | None = None,
 ) -> EpisodeStore:
     """The store of held-out episodes of ``world`` in ``folder``, made or completed first where episodes are missing.
 
-    All of its episodes are held out: pass ``all_held_out=True`` to whatever measures on it. ``progress`` is told (done, wanted).
+    All of its episodes are held out: pass ``all_held_out=True`` to whatever measures on it. ``progress`` is told (done, wanted);
+    ``near_goal`` is the share of episodes that begin near the goal, if another than usual.
     """
     config = Collect(
         world, out=Path(folder), episodes=episodes, steps=steps, seed=HELD_OUT_SEED, size=size, workers=workers
     )
+    if near_goal is not None:
+        config = replace(config, near_goal=near_goal)
     for done, wanted, _ in collect(config):
         if progress:
             progress(done, wanted)

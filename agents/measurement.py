@@ -28,7 +28,8 @@ class Measure(MeasureConfig):
     world: str = "pusht"
     """Name of a shipped world, or the folder of one of your own."""
     data: Path | None = None
-    """Episode store whose held-out episodes are used; by default fresh ones, collected once into data/pusht-held-out."""
+    """Episode store whose held-out episodes are used; by default fresh ones, collected once into data/pusht-held-out
+    (and data/pusht-held-out-near: episodes near the goal, to ask about success)."""
     episodes: int = 256
     """How many fresh episodes."""
     minutes: float = 0.0
@@ -55,13 +56,15 @@ def measure_world(config: Measure) -> tuple[Report, list[Path]]:
         raise ValueError(
             f"world {world.spec.name!r}: no simulator to collect held-out episodes with; give a store with --data"
         )
+    near = None
     if config.data is None:
-        store, config = _fresh_episodes(config, size), replace(config, all_held_out=True)
+        store, near = (_fresh_episodes(config, size, near_goal) for near_goal in (None, 1.0))
+        config = replace(config, all_held_out=True)
     else:
         store = EpisodeStore(config.data)
     reader = PushTReader(size) if pusht else None
     truth = PushTRealEnv(size=size, observation="state") if pusht else None
-    measurement = measure(world.model, store, reader, truth, config, show=True)
+    measurement = measure(world.model, store, reader, truth, config, near, show=True)
     curves, strip = measurement.draw(config.out / "measure.png")
     report: Report = measurement
     if config.minutes and reader is not None:
@@ -73,13 +76,15 @@ def measure_world(config: Measure) -> tuple[Report, list[Path]]:
     return report, files
 
 
-def _fresh_episodes(config: Measure, size: int) -> EpisodeStore:
+def _fresh_episodes(config: Measure, size: int, near_goal: float | None) -> EpisodeStore:
+    name = HELD_OUT.name + ("" if near_goal is None else "-near") + ("" if size == 64 else f"-{size}")
     with _progress() as bar:
         task = bar.add_task("held-out episodes", total=config.episodes)
         return held_out_store(
-            HELD_OUT if size == 64 else HELD_OUT.with_name(f"{HELD_OUT.name}-{size}"),
+            HELD_OUT.with_name(name),
             config.episodes,
             size=size,
+            near_goal=near_goal,
             progress=lambda done, wanted: bar.update(task, completed=done, total=wanted),
         )
 

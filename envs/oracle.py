@@ -147,6 +147,10 @@ class Oracle(WorldModel):
         said = np.array([self.simulator.judge(row) for row in _rows(state)], np.float32).reshape(-1, 2)
         return {"reward": self._tensor(said[:, 0].copy()), "terminated": self._tensor(said[:, 1].copy())}
 
+    def read_state(self, state: OracleState) -> torch.Tensor:  # type: ignore[override]
+        """See WorldModel: float64, exact."""
+        return state.values
+
     def _play(self, state: OracleState, actions: torch.Tensor) -> np.ndarray:
         """``(b k a)`` -> the states after each action, ``(b, k, s)``."""
         here, plans = _rows(state), self.spec.check_actions(actions.float().cpu().numpy())

@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from neuralsim.episode import EpisodeStore
 from neuralsim.precision import pick_device
 from neuralsim.spec import WorldSpec
 from neuralsim.world import WorldModel
@@ -67,9 +68,33 @@ class Starts:
         return len(self.frames)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write ``starts.npz``, compressed."""
+        """Write ``starts.npz``, compressed; it appears whole or not at all."""
         arrays = {k: v for k in ("frames", "actions", "states", "seeds") if (v := getattr(self, k)) is not None}
-        np.savez_compressed(path, **arrays)
+        target = Path(path)
+        temporary = target.with_name(f".{target.stem}.tmp.npz")
+        np.savez_compressed(temporary, **arrays)
+        temporary.replace(target)
+
+    @classmethod
+    def cut(cls, store: EpisodeStore, count: int, context: int, seed: int, held_out: bool | None = None) -> Self:
+        """``count`` histories of ``context`` frames from anywhere in the episodes of ``store``, or of its held-out or
+        training ones alone."""
+        chosen = np.arange(len(store)) if held_out is None else store.split(held_out)
+        chosen = chosen[store.lengths[chosen] + 1 >= context]
+        if not len(chosen):
+            raise ValueError(f"{store.folder}: no episode has {context} frames to start from")
+        draws = np.random.default_rng([seed, 1003])
+        frames, actions, states, seeds = [], [], [], []
+        for index in draws.choice(chosen, size=count, replace=len(chosen) < count):
+            episode = store[int(index)]
+            begin = int(draws.integers(0, len(episode) + 2 - context))
+            frames.append(episode.frames[begin : begin + context])
+            actions.append(episode.actions[begin : begin + context - 1])
+            if episode.states is not None:
+                states.append(episode.states[begin : begin + context])
+            seeds.append(episode.provenance.get("seed", -1))
+        known = np.stack(states) if len(states) == count else None
+        return cls(np.stack(frames), np.stack(actions), known, np.array(seeds, np.int64))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], spec: WorldSpec) -> Self:

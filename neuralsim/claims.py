@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,6 +16,8 @@ from neuralsim.yardstick import STRIDE, MeasureConfig
 
 NEAR_MISS = 0.6
 """A step without success but with at least this reward is a near miss: success is told apart from these, not from easy cases."""
+EACH = 4
+"""Windows of a kind from one episode, at most."""
 
 
 def reward_rows(r: Rollouts, boot: Bootstrap, config: MeasureConfig) -> Iterator[Row]:
@@ -44,7 +47,8 @@ def success_rows(model: WorldModel, store: EpisodeStore, config: MeasureConfig, 
     boot = Bootstrap(r.episodes, seed=config.seed)
     true = r.true_terminated[:, STRIDE - 1].astype(np.float64)
     told = (r.heads["terminated"][:, STRIDE - 1] > 0.5).astype(np.float64)
-    counts = f"{int(true.sum())} successes, {int((1 - true).sum())} others"
+    came_true = len(np.unique(r.episodes[true > 0]))
+    counts = f"{int(true.sum())} successes in {came_true} episodes, {int((1 - true).sum())} others"
     precision = np.where(told > 0, true, np.nan)
     recall = np.where(true > 0, told, np.nan)
     yield row_of(
@@ -65,7 +69,10 @@ def success_rows(model: WorldModel, store: EpisodeStore, config: MeasureConfig, 
 
 
 def _success_windows(store: EpisodeStore, context: int, config: MeasureConfig) -> Windows | None:
-    """Up to ``rollouts`` windows whose last step is a success (half) or a near miss (half); other steps where near misses are few."""
+    """Up to ``rollouts`` windows whose last step is a success (half) or a near miss (half); other steps where near misses are few.
+
+    No more than ``EACH`` of a kind from one episode: a block that came to rest would otherwise be asked about again and again.
+    """
     rng = np.random.default_rng([config.seed, 1])
     kinds: dict[str, list[tuple[int, int]]] = {"success": [], "near": [], "other": []}
     for i in held_out_episodes(store, config.all_held_out):
@@ -79,10 +86,16 @@ def _success_windows(store: EpisodeStore, context: int, config: MeasureConfig) -
 
     def pick(kind: str, count: int) -> list[tuple[int, int]]:
         found = kinds[kind]
-        return [found[j] for j in rng.permutation(len(found))[:count]]
+        taken: Counter[int] = Counter()
+        chosen: list[tuple[int, int]] = []
+        for j in rng.permutation(len(found)):
+            if taken[found[j][0]] < EACH and len(chosen) < count:
+                taken[found[j][0]] += 1
+                chosen.append(found[j])
+        return chosen
 
-    chosen = pick("success", half) + pick("near", half)
-    chosen += pick("other", max(0, min(half, len(kinds["success"])) - len(kinds["near"])))
+    successes, others = pick("success", half), pick("near", half)
+    chosen = successes + others + pick("other", max(0, len(successes) - len(others)))
     episodes, starts = np.array(chosen).T
     return Windows(store, episodes, starts, context, STRIDE)
 

@@ -34,10 +34,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Run:
-    """Where and on what a curriculum is held."""
+    """On what a curriculum is held, and where: ``cache`` keeps encoded frames."""
 
     store: EpisodeStore
-    folder: Path
+    cache: Path
     seed: int
     device: torch.device
     dtype: torch.dtype
@@ -61,8 +61,8 @@ class Curriculum(ABC):
 
     @property
     @abstractmethod
-    def makers(self) -> list[Callable[[], Stage]]:
-        """What makes each stage ready, in order; called when the ones before it are done."""
+    def makers(self) -> dict[str, Callable[[], Stage]]:
+        """What makes each stage ready, by name and in order; called when the ones before it are done."""
 
     @abstractmethod
     def begin(self) -> None:

@@ -33,9 +33,14 @@ class LatentCurriculum(Curriculum):
         self._rank = float("nan")
 
     @property
-    def makers(self) -> list[Callable[[], Stage]]:
+    def makers(self) -> dict[str, Callable[[], Stage]]:
         """See Curriculum."""
-        return [self._encoder, self._decoder, self._dynamics, self._readings]
+        return {
+            "encoder": self._encoder,
+            "decoder": self._decoder,
+            "dynamics": self._dynamics,
+            "readings": self._readings,
+        }
 
     def begin(self) -> None:
         """The median frame is the background; the probe's targets are standardised."""
@@ -137,8 +142,7 @@ class LatentCurriculum(Curriculum):
         def encode(frames: torch.Tensor) -> torch.Tensor:
             return model.standard(model.raw(frames))[:, None]
 
-        cache = run.folder / "cache"
-        vectors = encode_store(encode, seeing, run.store, cache, run.dtype, run.device, run.bar, model.sizes.stack)
+        vectors = encode_store(encode, seeing, run.store, run.cache, run.dtype, run.device, run.bar, model.sizes.stack)
         return TokenWindows(run.store, vectors)
 
     def _hop(self, believed: torch.Tensor, clip: TokenClip, at: int, length: int) -> torch.Tensor:

@@ -80,12 +80,14 @@ def measure(
     reader: Reader | None = None,
     truth: Truth | None = None,
     config: MeasureConfig | None = None,
+    near: EpisodeStore | None = None,
     show: bool = False,
 ) -> Measurement:
     """Measure ``model`` on the held-out episodes of ``store``.
 
-    Without a ``reader`` only what pixels and rewards tell is measured; without a ``truth`` simulator there is no controllability. ``show``
-    draws a progress bar. Raises ValueError where the store is of another world or has no held-out episode that is long enough.
+    ``near``: further episodes, of which more succeed, to ask about success. Without a ``reader`` only what pixels and rewards
+    tell is measured; without a ``truth`` simulator there is no controllability. ``show`` draws a progress bar. Raises
+    ValueError where the store is of another world or has no held-out episode that is long enough.
     """
     config = config or MeasureConfig()
     if store.spec.frame_shape != model.spec.frame_shape or store.spec.action_names != model.spec.action_names:
@@ -124,7 +126,7 @@ def measure(
         if reader is not None:
             rows += scene_rows(rollouts, reader, boot, config)
         rows += reward_rows(rollouts, boot, config)
-        rows += success_rows(model, store, config, tick)
+        rows += success_rows(model, near or store, config, tick)
         rows += uncertainty_rows(rollouts, boot, config)
         if reader is not None and rollouts.pusher is not None:
             progress.update(bar, description="other actions")

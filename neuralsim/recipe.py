@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from neuralsim.models.latent import LatentConfig
@@ -186,10 +186,18 @@ class Train:
     """Episode store to learn from (see 'neuralsim collect'); data/<the recipe's world> by default."""
     episodes: int | None = None
     """Learn from the store's first so many episodes only."""
+    also: tuple[Path, ...] = ()
+    """Further stores of the same world to learn from."""
+    stages: tuple[str, ...] = ()
+    """Go through these stages alone (all by default); the rest stays as --init has it."""
     out: Path | None = None
     """Folder of the run; runs/<recipe> by default. Holds checkpoints, TensorBoard events and, at the end, the world."""
     init: str | None = None
     """Begin with the weights of this world (name or folder, of the recipe's shape) instead of random ones."""
+    effort: float = 1.0
+    """Share of the recipe's steps to take in each stage: less is a try, or a touching-up of --init."""
+    cache: Path | None = None
+    """Folder that keeps encoded frames; in the run by default."""
     resume: bool = False
     """Go on from the run's last checkpoint."""
     seed: int = 0
@@ -205,7 +213,18 @@ class Train:
     stop_after: float = float("inf")
     """Stop cleanly (with a checkpoint) after this many minutes."""
 
+    def __post_init__(self) -> None:
+        if not self.effort > 0:
+            raise ValueError(f"--effort: expected a number above 0, got {self.effort:g}")
+
     @property
     def folder(self) -> Path:
         """Where the run lives."""
         return self.out or Path("runs") / self.recipe
+
+    @property
+    def plan(self) -> Recipe:
+        """The recipe, with as many steps as ``effort`` asks for."""
+        recipe = find_recipe(self.recipe)
+        stages = {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name.endswith("_stage")}
+        return replace(recipe, **{k: replace(v, steps=max(1, round(v.steps * self.effort))) for k, v in stages.items()})

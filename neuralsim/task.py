@@ -61,6 +61,12 @@ class View:
         return "frame" in self.__dict__
 
     @cached_property
+    def world_state(self) -> torch.Tensor:
+        """``(b, s)``: the true state as the model reads it; a TypeError where it reads none."""
+        with self.reading():
+            return self.model.read_state(self.state)
+
+    @cached_property
     def uncertainty(self) -> torch.Tensor:
         """float32 ``(b,)``: how far from what the model knows."""
         with self.reading():
@@ -180,6 +186,40 @@ class FunctionTask:
                 f"got {said!r}"
             ) from error
         return Outcome(reward, terminated)
+
+
+@dataclass(frozen=True)
+class StateTask:
+    """A wish told in true states: ``judge(before, actions, after)`` of float64 ``(b, s)``, float32 ``(b, a)`` and ``(b, s)``
+    returns the reward ``(b,)`` and bool terminated ``(b,)``.
+
+    In imagination the states are what the model reads off its dream; the very same function judges the true world.
+    """
+
+    judge: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+    def __call__(self, before: View, action: torch.Tensor, after: View) -> Outcome:
+        """See Task."""
+        arrays = (before.world_state.double(), action, after.world_state.double())
+        reward, terminated = self.judge(*(x.cpu().numpy() for x in arrays))
+        device = after.world_state.device
+        return Outcome(torch.as_tensor(reward, device=device), torch.as_tensor(terminated, device=device))
+
+
+@dataclass(frozen=True)
+class DoubtTask:
+    """``task``, and a penalty of ``weight`` per unit of the model's ``uncertainty`` beyond ``free``: what the model does not
+    know is not worth going for (MOPO, Yu et al. 2020, arXiv 2005.13239)."""
+
+    task: Task
+    weight: float
+    free: float = 0.0
+
+    def __call__(self, before: View, action: torch.Tensor, after: View) -> Outcome:
+        """See Task."""
+        outcome = judge(self.task, before, action, after)
+        doubt = (after.uncertainty - self.free).clamp(min=0)
+        return Outcome(outcome.reward - self.weight * doubt, outcome.terminated)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,24 +35,21 @@ def encode_store(
     stack: int = 1,
 ) -> torch.Tensor:
     """Tokens of every frame of the store, in order: float32 ``(frames, n, d)``. Kept in ``cache``, per shard, under the
-    fingerprint of the encoder's ``weights``.
+    fingerprint of the encoder's ``weights`` and of the shard.
 
     ``encode`` makes tokens ``(b n d)`` of uint8 ``(b stack h w c)``: each frame with the ones before it in its episode
     (the first one repeated where there are fewer).
     """
     folder = cache / f"tokens-{fingerprint(weights)}"
     folder.mkdir(parents=True, exist_ok=True)
-    firsts: dict[int, list[int]] = {}
-    for shard, first, _, _ in store._entries:
-        firsts.setdefault(shard, []).append(first)
     parts = []
     for i in bar("encode", 0, len(store.shards)):
-        path = folder / f"{i:05d}.npy"
         frames = store.shards[i]["frames"]
+        path = folder / f"{_mark(frames)}.npy"
         tokens = np.load(path, allow_pickle=False) if path.is_file() else None
         if tokens is None or len(tokens) != len(frames):
-            here = np.arange(len(frames))
-            begin = np.array(firsts[i])[np.searchsorted(firsts[i], here, side="right") - 1]
+            here, firsts = np.arange(len(frames)), store.first_frames(i)
+            begin = firsts[np.searchsorted(firsts, here, side="right") - 1]
             rows = np.maximum(here[:, None] + np.arange(1 - stack, 1), begin[:, None])
             with arithmetic(dtype, device):
                 made = [
@@ -64,6 +62,11 @@ def encode_store(
             temporary.replace(path)
         parts.append(torch.from_numpy(tokens))
     return torch.cat(parts)
+
+
+def _mark(frames: np.ndarray) -> str:
+    """Tells a shard's frames from others': their number, and a checksum of some."""
+    return f"{len(frames)}-{zlib.crc32(np.ascontiguousarray(frames[:: max(1, len(frames) // 4)]).tobytes()):08x}"
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,9 @@ class TokenWindows:
                 if rewarding:
                     reward = self.rewards[action : action + t].numpy()
                     best = np.array([reward[s : s + length - 1].max() for s in starts])
-                    odds[-1] = np.where(best > 0.6, 1.0, 0.1)
+                    ends = self.terminated[action : action + t].numpy()
+                    ended = np.array([ends[s : s + length - 1].any() for s in starts])
+                    odds[-1] = np.where(ended, 3.0, np.where(best > 0.6, 1.0, 0.1))
                 frames.append(first + starts)
                 actions.append(action + starts)
             if not frames:
@@ -151,7 +156,8 @@ class TokenWindows:
     def sample(
         self, batch: int, length: int, draws: np.random.Generator, device: torch.device, rewarding: bool = False
     ) -> TokenClip:
-        """``batch`` windows of ``length`` frames; ``rewarding`` prefers those in which the reward passes 0.6."""
+        """``batch`` windows of ``length`` frames; ``rewarding`` prefers those in which the reward passes 0.6, and more
+        so those that reach the end: it is rare, and what tells it from a near miss is little."""
         frames, actions, odds = self._table(length, rewarding)
         window = np.searchsorted(odds, draws.random(batch) * odds[-1], side="right").clip(max=len(odds) - 1)
         at = torch.from_numpy(frames[window])[:, None] + torch.arange(length)

@@ -26,13 +26,13 @@ from rich.progress import Progress as Bar
 
 from neuralsim import checkpoint as ckpt
 from neuralsim.card import source_commit
-from neuralsim.catalog import open_world
+from neuralsim.catalog import Starts, open_world
 from neuralsim.curriculum import Curriculum, Run, Stage
-from neuralsim.episode import EpisodeStore, WindowSampler, write_atomically
+from neuralsim.episode import EpisodeStore, JoinedStore, WindowSampler, write_atomically
 from neuralsim.latent_curriculum import LatentCurriculum
 from neuralsim.measure import calibrate_uncertainty
 from neuralsim.precision import arithmetic, pick_device, pick_dtype
-from neuralsim.recipe import LatentRecipe, Recipe, StageConfig, Train, find_recipe
+from neuralsim.recipe import LatentRecipe, Recipe, StageConfig, Train
 from neuralsim.report import cpu_model
 from neuralsim.video_curriculum import VideoCurriculum
 
@@ -54,13 +54,15 @@ class Trainer:
 
     def __init__(self, config: Train) -> None:
         self.config = config
-        self.recipe = find_recipe(config.recipe)
+        self.recipe = config.plan
         self.folder = config.folder
         self.device = pick_device(config.device)
         self.dtype = pick_dtype(config.precision, self.device)
         if config.threads:
             torch.set_num_threads(config.threads)
-        self.store = EpisodeStore(config.data or Path("data") / self.recipe.world, config.episodes)
+        # Start states and the limit of doubt are the first store's; what else there is only teaches.
+        self.home = EpisodeStore(config.data or Path("data") / self.recipe.world, config.episodes)
+        self.store = JoinedStore([self.home, *map(EpisodeStore, config.also)]) if config.also else self.home
         self.folder.mkdir(parents=True, exist_ok=True)
         self.found = ckpt.latest_checkpoint(self.folder)
         if self.found and not config.resume:
@@ -68,11 +70,13 @@ class Trainer:
                 f"{self.folder}: holds a run already (at {self.found.name}); add --resume to go on with it or choose another --out"
             )
         write_atomically(self.folder / "recipe.json", json.dumps(asdict(self.recipe), indent=1))
-        run = Run(self.store, self.folder, config.seed, self.device, self.dtype, self._bar)
+        cache = config.cache or self.folder / "cache"
+        run = Run(self.store, cache, config.seed, self.device, self.dtype, self._bar)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.curriculum = curriculum_of(self.recipe, run)
         self.model = self.curriculum.model.to(self.device)
+        self.stages = self._chosen_stages()
         if config.init and not self.found:
             self._begin_with(config.init)
         self.model.train()
@@ -93,6 +97,18 @@ class Trainer:
             )
         self.model.load_state_dict(weights)
 
+    def _chosen_stages(self) -> list[tuple[int, str]]:
+        """Number and name of each stage to go through; a ValueError for one that the curriculum lacks, or that would go
+        on from nothing."""
+        names, asked = list(self.curriculum.makers), self.config.stages
+        if unknown := sorted(set(asked) - set(names)):
+            raise ValueError(f"--stages: recipe {self.recipe.name!r} has no stage {unknown}; it has {', '.join(names)}")
+        if asked and names[0] not in asked and not self.config.init:
+            raise ValueError(
+                f"--stages {' '.join(asked)}: goes on from what {names[0]!r} makes; say from which world with --init"
+            )
+        return [(i, name) for i, name in enumerate(names) if not asked or name in asked]
+
     # -- the run
 
     def run(self) -> Path:
@@ -104,15 +120,17 @@ class Trainer:
         if self.found:
             self.progress = ckpt.read_progress(self.found)
             ckpt.load_model(self.found, self.model)
-        else:
+        elif self.stages[0][0] == 0:
             self.curriculum.begin()
         begin, before = time.perf_counter(), self.progress.seconds
         writer = SummaryWriter(str(self.folder / "tensorboard"))
         makers = self.curriculum.makers
         try:
             with self._stopping():
-                for index in range(self.progress.stage, len(makers)):
-                    stage = makers[index]()
+                for index, name in self.stages:
+                    if index < self.progress.stage:
+                        continue
+                    stage = makers[name]()
                     resumed = self.found is not None and index == self.progress.stage and self.progress.step > 0
                     optimizer = torch.optim.AdamW(
                         stage.parameters, lr=stage.config.lr, betas=(0.9, 0.98), weight_decay=1e-3
@@ -201,15 +219,17 @@ class Trainer:
         target = self.folder / "world"
         self.model.eval()
         ckpt.save_world(self.model, target)  # rounds the weights, so the threshold is that of what ships
-        held_out = self.store.lengths[self.store.split(held_out=True)]
+        held_out = self.home.lengths[self.home.split(held_out=True)]
         if len(held_out):
             steps = min(CALIBRATION_STEPS, int(held_out.max()) + 1 - self.model.spec.context)
             limit = calibrate_uncertainty(
-                self.model, self.store, steps=steps, seed=self.config.seed, precision=self.config.precision
+                self.model, self.home, steps=steps, seed=self.config.seed, precision=self.config.precision
             )
             self.model.uncertainty_threshold.fill_(limit)
         ckpt.save_world(self.model, target)
-        write_starts(self.store, target / "starts.npz", self.recipe.starts, self.model.spec.context, self.config.seed)
+        held_out_or_all = None if not len(held_out) else True
+        starts = Starts.cut(self.home, self.recipe.starts, self.model.spec.context, self.config.seed, held_out_or_all)
+        starts.save(target / "starts.npz")
         write_atomically(
             target / "training.json",
             json.dumps(
@@ -217,6 +237,7 @@ class Trainer:
                     "recipe": asdict(self.recipe),
                     "seed": self.config.seed,
                     "init": self.config.init,
+                    "stages": [name for _, name in self.stages],
                     "episodes": len(self.store),
                     "training_frames": int((self.store.lengths[self.store.split(False)] + 1).sum()),
                     "collection_seeds": sorted(
@@ -287,31 +308,6 @@ def learning_rate(config: StageConfig, step: int) -> float:
         return config.lr * (step + 1) / config.warmup
     done = (step - config.warmup) / max(1, config.steps - config.warmup)
     return config.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-
-
-def write_starts(store: EpisodeStore, path: Path, count: int, context: int, seed: int) -> None:
-    """``count`` start histories of ``context`` frames from held-out episodes: frames, actions, states, seeds (arrays,
-    no pickles)."""
-    episodes = store.split(held_out=True)
-    if not len(episodes):
-        episodes = np.arange(len(store))
-    draws = np.random.default_rng([seed, 1003])
-    chosen = draws.choice(episodes, size=count, replace=len(episodes) < count)
-    frames, actions, states, seeds = [], [], [], []
-    for index in chosen:
-        episode = store[int(index)]
-        begin = int(draws.integers(0, len(episode) + 2 - context))
-        frames.append(episode.frames[begin : begin + context])
-        actions.append(episode.actions[begin : begin + context - 1])
-        if episode.states is not None:
-            states.append(episode.states[begin : begin + context])
-        seeds.append(episode.provenance.get("seed", -1))
-    arrays = {"frames": np.stack(frames), "actions": np.stack(actions), "seeds": np.array(seeds, np.int64)}
-    if states:
-        arrays["states"] = np.stack(states)
-    temporary = path.with_name(".starts.tmp.npz")
-    np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
-    temporary.replace(path)
 
 
 def train(config: Train) -> Path:

@@ -29,9 +29,9 @@ class VideoCurriculum(Curriculum):
         self.model = VideoWAM.build(run.store.spec, recipe.codec, recipe.stream)
 
     @property
-    def makers(self) -> list[Callable[[], Stage]]:
+    def makers(self) -> dict[str, Callable[[], Stage]]:
         """See Curriculum."""
-        return [self._codec, self._dynamics, self._readings]
+        return {"codec": self._codec, "dynamics": self._dynamics, "readings": self._readings}
 
     def begin(self) -> None:
         """The median frame is the background."""
@@ -78,8 +78,7 @@ class VideoCurriculum(Curriculum):
         def encode(frames: torch.Tensor) -> torch.Tensor:
             return codec.encode(frames[:, 0])
 
-        cache = run.folder / "cache"
-        tokens = encode_store(encode, codec.state_dict(), run.store, cache, run.dtype, run.device, run.bar)
+        tokens = encode_store(encode, codec.state_dict(), run.store, run.cache, run.dtype, run.device, run.bar)
         return TokenWindows(run.store, tokens)
 
     def _dynamics(self) -> Stage:

@@ -122,6 +122,13 @@ class WorldModel(ModelMixin, ConfigMixin, ABC):
         """Learned readings of a state, float32 ``(b,)`` each, named by ``head_names``."""
         return {}
 
+    def read_state(self, state: State) -> torch.Tensor:
+        """The true state ``(b s)`` in the world's own order and units, as well as the model knows it; a TypeError where it
+        knows none."""
+        raise TypeError(
+            f"{type(self).__name__} does not tell true states; use a compact world (e.g. 'pusht-latent') or the Oracle"
+        )
+
     def loss(self, clip: Any, rng: Noise) -> dict[str, torch.Tensor]:
         """Training loss per row, ``(b,)`` each; models that do not learn have none."""
         raise TypeError(f"{type(self).__name__} does not learn: it has no loss")

@@ -257,8 +257,10 @@ class LatentWorld(WorldModel):
         out = self.reward_head(self.features(state)).float()
         return {"reward": out[:, 0], "terminated": torch.sigmoid(out[:, 1])}
 
-    def read_state(self, state: LatentState) -> torch.Tensor:
-        """The true state ``(b s)`` as the probe tells it, in the world's units; s is 0 where no states were known."""
+    def read_state(self, state: LatentState) -> torch.Tensor:  # type: ignore[override]
+        """See WorldModel: what the probe tells; a TypeError where training knew no states."""
+        if not self.probe.angles:
+            return super().read_state(state)
         return self.probe(self.features(state))
 
     # -- what training takes apart
