@@ -26,10 +26,14 @@ from gym_pusht.envs.pusht import PushTEnv as GymPushT
 from rich.console import Console
 
 from neuralsim.agents.collect import Collect, collect_episode
+from neuralsim.agents.ground import dream_ground
+from neuralsim.agents.learner import build
 from neuralsim.catalog import World
+from neuralsim.envs.features import FeatureEnv
 from neuralsim.envs.pusht import STATE_NAMES, STEP_UNITS, PushTRealEnv, pusht_spec
 from neuralsim.envs.pusht_reader import PushTReader
 from neuralsim.envs.sb3 import ImaginedVecEnv
+from neuralsim.envs.wish import WISHES, find_wish
 from neuralsim.episode import EpisodeStore, WindowSampler
 from neuralsim.imagination import Imagination
 from neuralsim.long_play import random_keys
@@ -50,7 +54,7 @@ BARS = {
     "import": Bar(most=0.3),
 }
 """What a shipped world must reach on two CPU cores."""
-COMPACT_BARS = {"features_256": Bar(least=20_000)}
+COMPACT_BARS = {"features_256": Bar(least=20_000), "ppo_256": Bar(least=5_000)}
 """What a compact world must reach besides."""
 
 
@@ -101,11 +105,14 @@ def run_bench(world: World, seconds: float = 2.0, store: EpisodeStore | None = N
             ("environments", lambda s: _environments(world, s)),
             ("bare model", lambda s: _bare(world, s)),
             ("snapshots", lambda s: _snapshots(world, s)),
+            ("learning", lambda s: _learning(world, s)),
             ("true simulator", _true),
             ("reading", lambda s: _reading(s, store)),
             ("import", lambda s: _import()),
         ):
             if name in ("true simulator", "reading") and world.spec.name != "pusht":
+                continue
+            if name == "learning" and not (isinstance(world.model, LatentWorld) and world.spec.name in WISHES):
                 continue
             status.update(name)
             rows += part(seconds)
@@ -216,6 +223,32 @@ def _snapshots(world: World, seconds: float) -> Iterator[Row]:
     yield _milliseconds("fork_32", "fork(32)", fork)
     yield _milliseconds("snapshot", "snapshot", snapshot)
     yield _milliseconds("restore", "restore", restore)
+
+
+def _learning(world: World, seconds: float) -> Iterator[Row]:
+    """What a second of learning brings: PPO as 'neuralsim rl' runs it, updates and all, in imagination; and what the true
+    simulator would give it of the same observations."""
+    wish, slots = find_wish(world.spec.name), 256
+    ground = dream_ground(world, wish, wish.starts(slots, 0, world.spec.height), slots, "features")
+    ppo, _ = build("ppo", ground, False, 0, str(world.model.device))
+    steps = ppo.n_steps * slots
+
+    def learn() -> None:
+        ppo.learn(steps, reset_num_timesteps=False)
+
+    (timing,) = time_calls([learn], seconds, repeats=3)
+    label = f"PPO in imagination, end to end, features, {slots} slots"
+    yield _rate("ppo_256", label, timing, steps, "steps/s")
+    env, keys = FeatureEnv(wish.env(world.spec.height), world.model), _actions(world, 1)
+    env.reset(seed=0)
+
+    def step() -> None:
+        *_, terminated, truncated, _ = env.step(next(keys)[0])
+        if terminated or truncated:
+            env.reset()
+
+    (timing,) = time_calls([step], seconds)
+    yield _rate("true_features", "true simulator, step and features, one process", timing, 1, "steps/s")
 
 
 def _true(seconds: float) -> Iterator[Row]:

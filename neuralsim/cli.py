@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import itertools
 import json
 import os
 import sys
@@ -20,6 +21,8 @@ Config = TypeVar("Config")
 
 WRONG, INTERRUPTED = 2, 130
 """Exit codes: what was asked for cannot be done; ctrl-C."""
+LISTED = 20
+"""Lines of a long list that are printed."""
 
 
 @dataclass(frozen=True)
@@ -152,10 +155,59 @@ def _measure(words: list[str]) -> None:
 
 
 def _plan(words: list[str]) -> None:
-    from neuralsim.agents.plan import Planning, plan
+    from neuralsim.agents.plan import plan
+    from neuralsim.agents.planning import Planning
 
     report, files = plan(_parse(Planning, "plan", words, "world"), show=True)
     _print(report.table())
+    _tell_missed(report.missed)
+    for path in files:
+        print(f"wrote {path}")
+
+
+def _rl(words: list[str]) -> None:
+    from neuralsim.agents.curve import summary
+    from neuralsim.agents.reinforce import Reinforce
+    from neuralsim.agents.rl import Stopped, reinforce
+
+    try:
+        curve, files = reinforce(_parse(Reinforce, "rl", words, "world"), show=True)
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        raise KeyboardInterrupt from stop
+    _print(summary(curve).table())
+    for path in files:
+        print(f"wrote {path}")
+
+
+def _evaluate(words: list[str]) -> None:
+    from neuralsim.agents.transfer import Evaluate, transfer
+
+    report, files = transfer(_parse(Evaluate, "evaluate", words, "world"), show=True)
+    _print(report.table())
+    for path in files:
+        print(f"wrote {path}")
+
+
+def _rank(words: list[str]) -> None:
+    from neuralsim.agents.rank import Rank, rank
+
+    ranking, report, files = rank(_parse(Rank, "rank", words, "world"), show=True)
+    for table in ranking.tables(report):
+        _print(table)
+    _tell_missed(report.missed)
+    for path in files:
+        print(f"wrote {path}")
+
+
+def _compare(words: list[str]) -> None:
+    from neuralsim.agents.comparison import Compare, compare
+
+    folders = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    runs = ["--runs", *folders] if folders else []
+    comparison, report, files = compare(_parse(Compare, "compare", [*runs, *words[len(folders) :]]))
+    for table in comparison.tables(report):
+        _print(table)
     _tell_missed(report.missed)
     for path in files:
         print(f"wrote {path}")
@@ -197,53 +249,66 @@ def _card(words: list[str]) -> None:
     print(f"wrote {write_card(_parse(Card, 'card', words, 'world'))}")
 
 
-@dataclass(frozen=True)
-class Export:
-    """Write an episode store as a local Minari dataset."""
+def _import(words: list[str]) -> None:
+    from neuralsim.episode import EpisodeStore
+    from neuralsim.formats.importing import Import, Importer
 
-    store: Path
-    """Folder of the episode store."""
-    dataset: str
-    """Minari's id of the dataset: (namespace/)name-v0."""
-    root: Path | None = None
-    """Folder of all Minari datasets; Minari's own by default."""
+    config = _parse(Import, "import", words, "source")
+    importer = Importer(config)
+    report = importer.report
+    told = [print(remark) for remark in report.remarks]
+    with _progress() as bar:
+        task = bar.add_task("recordings", total=importer.recordings)
+        for done in importer.run():
+            bar.update(task, completed=done)
+    for remark in report.remarks[len(told) :]:
+        print(remark)
+    store = EpisodeStore(report.store)
+    for item in report.left_out[:LISTED]:
+        print(f"left out: {item.where}: {item.why}")
+    if len(report.left_out) > LISTED:
+        print(f"left out: {len(report.left_out) - LISTED} more; store.json and --json name all")
+    frames = int((store.lengths + 1).sum())
+    print(f"{report.store}: {len(store)} episodes, {frames} frames; {report.now} recordings read now")
+    print(f"look at it with 'neuralsim data {report.store}'")
+    _save(config.json, report.figures() | {"episodes": len(store), "frames": frames})
 
 
-@dataclass(frozen=True)
-class Import:
-    """Copy a local Minari dataset into a new episode store."""
+def _export(words: list[str]) -> None:
+    from neuralsim.formats.exporting import Export, export
 
-    dataset: str
-    """Minari's id of the dataset: (namespace/)name-v0."""
-    store: Path
-    """Folder of the episode store to make."""
-    root: Path | None = None
-    """Folder of all Minari datasets; Minari's own by default."""
-    name: str | None = None
-    """What to call the world of a dataset that NeuralSim did not write."""
+    config = _parse(Export, "export", words, "store")
+    store = config.open()
+    env_id = "neuralsim/PushTReal-v0" if store.spec.name == "pusht" else None
+    with _progress() as bar:
+        task = bar.add_task("episodes", total=len(store))
+        figures = export(config, store, env_id, lambda done: bar.update(task, completed=done))
+    print(f"wrote {figures['episodes']} episodes to {figures['folder']}")
+    if figures.get("psnr_db"):
+        print(f"frames went through mp4: {figures['psnr_db']:.1f} dB peak signal-to-noise ratio (first episode)")
+    _save(config.json, figures)
 
 
 def _data(words: list[str]) -> None:
     from neuralsim.episode import EpisodeStore
-    from neuralsim.interchange import read_minari, write_minari
+    from neuralsim.inventory import Data, describe_data, draw_strips, find_store
 
-    action = words.pop(0) if words else "--help"
-    if action == "export":
-        out = _parse(Export, "data export", words, "store", "dataset")
-        store = EpisodeStore(out.store)
-        env_id = "neuralsim/PushTReal-v0" if store.spec.name == "pusht" else None
-        print(f"wrote {len(store)} episodes to {write_minari(store, out.dataset, out.root, env_id)}")
-    elif action == "import":
-        into = _parse(Import, "data import", words, "dataset", "store")
-        store = read_minari(into.dataset, into.store, into.root, into.name)
-        print(f"wrote {len(store)} episodes to {store.folder}")
-    elif action in ("-h", "--help"):
-        print("usage: neuralsim data export STORE DATASET [--root DIR]")
-        print("       neuralsim data import DATASET STORE [--root DIR] [--name NAME]\n")
-        print("Episode stores to and from local Minari datasets. Nothing is downloaded.")
-    else:
-        near = _nearest(action, ("export", "import"))
-        raise ValueError(f"data: no action {action!r}{near}; there are 'export' and 'import'")
+    if words[:1] == ["export"] and len(words) > 1:
+        raise ValueError("'neuralsim data export STORE ID' is now 'neuralsim export STORE --to minari:ID'")
+    if words[:1] == ["import"] and len(words) > 1:
+        raise ValueError("'neuralsim data import ID STORE' is now 'neuralsim import minari:ID --out STORE'")
+    config = _parse(Data, "data", words, "store")
+    store = EpisodeStore(find_store(config.store))
+    facts = describe_data(store)
+    if len(store):
+        facts["picture"] = str(draw_strips(store, config.picture or store.folder / "strips.png"))
+    width = max(len(name) for name in facts) + 2
+    for name, value in facts.items():
+        lines = (value or ["none"]) if isinstance(value, list) else [value]
+        told = [*lines[:LISTED], *([f"and {len(lines) - LISTED} more; --json has all"] if len(lines) > LISTED else [])]
+        for i, line in enumerate(told):
+            print(f"{name.replace('_', ' ') if i == 0 else '':<{width}}{line}")
+    _save(config.json, facts)
 
 
 @dataclass(frozen=True)
@@ -295,9 +360,33 @@ COMMANDS: Mapping[str, Command] = {
         _plan,
         "Finished attempts are kept; the same command goes on.",
     ),
+    "rl": Command(
+        "rl [WORLD]",
+        "train an agent inside a world, try it in the true one: its curve, its policy, a video",
+        _rl,
+        "The last checkpoint is whole; the same command with --resume goes on from it.",
+    ),
+    "evaluate": Command(
+        "evaluate [WORLD]",
+        "a policy in the true world and in imagination, from the same starts: a table, a video",
+        _evaluate,
+    ),
+    "rank": Command(
+        "rank [WORLD]", "do imagined returns order policies as the true ones do? a table, a picture, JSON", _rank
+    ),
+    "compare": Command(
+        "compare RUNS", "runs of 'rl' by label, over seeds: learning curves, what imagination saved", _compare
+    ),
     "card": Command("card WORLD", "a world's card, from its training record and measured figures", _card),
     "bench": Command("bench [WORLD]", "how fast it is: a table, JSON", _bench),
-    "data": Command("data export|import", "episode stores to and from local Minari datasets", _data),
+    "import": Command(
+        "import KIND:PLACE",
+        "episodes from a dataset: minari, lerobot, robomimic, zarr, or a folder of video",
+        _import,
+        "Whole shards are kept; the same command goes on.",
+    ),
+    "export": Command("export STORE", "episodes as a LeRobotDataset or a Minari dataset", _export),
+    "data": Command("data STORE", "what is in an episode store: ranges, coverage, what is odd, a picture", _data),
     "info": Command("info [WORLD|STORE]", "this installation, a world, or an episode store", _info),
 }
 

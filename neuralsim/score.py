@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -69,12 +70,29 @@ def ranks(values: np.ndarray) -> np.ndarray:
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
     """Spearman's correlation in -1..1; NaN where one of them is constant or fewer than three pairs are given."""
-    if len(x) < 3:
+    return pearson(ranks(x), ranks(y))
+
+
+def pearson(x: np.ndarray, y: np.ndarray) -> float:
+    """Pearson's correlation in -1..1; NaN where one of them is constant or fewer than three pairs are given."""
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
-    a, b = ranks(x), ranks(y)
-    a, b = a - a.mean(), b - b.mean()
-    scale = np.sqrt((a @ a) * (b @ b))
-    return float(a @ b / scale) if scale > 0 else float("nan")
+    a, b = x - x.mean(), y - y.mean()
+    a, b = a / np.abs(a).max(), b / np.abs(b).max()  # so that no square is too small or too large
+    return float(np.clip(a @ b / np.sqrt((a @ a) * (b @ b)), -1, 1))
+
+
+def mmrv(imagined: np.ndarray, true: np.ndarray) -> float:
+    """Mean maximum rank violation of scores ``(n,)`` each: by how much of the true score, at worst, each is put on the wrong
+    side of another, on average. 0 where the orders agree, never more than the spread of the true scores; NaN of none.
+
+    Source: SIMPLER (Li et al. 2024, arXiv 2405.05941): of two that are told apart in truth and tied in
+    imagination, the worse counts as violated.
+    """
+    if not len(true):
+        return float("nan")
+    wrong = (imagined[:, None] < imagined) != (true[:, None] < true)
+    return float((np.abs(true[:, None] - true) * wrong).max(1).mean())
 
 
 def auroc(score: np.ndarray, positive: np.ndarray) -> float:
@@ -142,3 +160,65 @@ class Bootstrap:
             doubt = min(1.0, 3 / found.n)
             return replace(found, high=doubt) if found.value == 0 else replace(found, low=1 - doubt)
         return found
+
+
+class CrossedBootstrap:
+    """Confidence intervals where all of some policies were tried from the same starts: the policies are a sample of those one
+    might rank, the starts a sample of those one might meet, so both are drawn anew, each policy and each start whole.
+
+    Source: Owen, "The pigeonhole bootstrap", 2007; its intervals are rather too wide than too narrow. The same seed gives the
+    same interval.
+    """
+
+    def __init__(self, policies: int, starts: int, resamples: int = 1000, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self._shape = (policies, starts)
+        self._draws = [
+            (rng.integers(policies, size=policies), rng.integers(starts, size=starts)) for _ in range(resamples)
+        ]
+
+    def __call__(self, statistic: Callable[..., float], *scores: np.ndarray) -> Estimate:
+        """``statistic`` of the policies' mean scores ``(p,)``, given ``scores`` ``(p, e)`` by policy and start. ``n`` is the number
+        of policies. Draws in which the statistic is NaN do not count."""
+        if any(s.shape != self._shape for s in scores):
+            raise ValueError(f"CrossedBootstrap of {self._shape}: got scores of shape {[s.shape for s in scores]}")
+        draws = np.array([statistic(*(s[p][:, e].mean(1) for s in scores)) for p, e in self._draws])
+        draws = draws[~np.isnan(draws)]
+        low, high = np.quantile(draws, [0.025, 0.975]) if len(draws) else (np.nan, np.nan)
+        return Estimate(statistic(*(s.mean(1) for s in scores)), float(low), float(high), self._shape[0])
+
+
+def student(values: np.ndarray) -> Estimate:
+    """The mean of a few numbers (seeds) with Student's 95 % interval; NaN for the interval of fewer than two."""
+    n = len(values)
+    doubt = _quantile(n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+    middle = float(values.mean()) if n else math.nan
+    return Estimate(middle, middle - doubt, middle + doubt, n)
+
+
+def ratio(over: np.ndarray, under: np.ndarray) -> Estimate:
+    """The mean of ``over`` as a share of the mean of ``under``, numbers of a few seeds each, not paired; NaN unless the latter
+    mean is above 0. ``n`` is the smaller number of seeds.
+
+    The interval is the delta method's, with Student's quantile for the smaller sample; NaN for fewer than two seeds.
+    """
+    n = min(len(over), len(under))
+    if not n or not under.mean() > 0:
+        return Estimate(math.nan, math.nan, math.nan, n)
+    value, doubt = float(over.mean() / under.mean()), math.nan
+    if n > 1:
+        variance = over.var(ddof=1) / len(over) + value**2 * under.var(ddof=1) / len(under)
+        doubt = _quantile(n - 1) * math.sqrt(variance) / float(under.mean())
+    return Estimate(value, value - doubt, value + doubt, n)
+
+
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""Student's t at 97.5 % for 1 to 10 degrees of freedom."""
+
+
+def _quantile(freedom: int) -> float:
+    """Student's t at 97.5 %; beyond the table by its expansion about the normal's (Abramowitz and Stegun 26.7.5)."""
+    if freedom <= len(STUDENT):
+        return STUDENT[freedom - 1]
+    z = 1.959964
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)

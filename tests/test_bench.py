@@ -83,3 +83,11 @@ def test_a_world_that_cannot_begin_is_refused(tiny_world):
         run_bench(World(opened.model))
     with pytest.raises(ValueError, match="seconds"):
         run_bench(opened, seconds=0)
+
+
+def test_a_compact_worlds_learning_is_timed() -> None:
+    report = run_bench(open_world("tworoom-latent", "cpu"), seconds=0.05)
+    assert report["ppo_256"].value > 0
+    assert report["ppo_256"].bar is not None
+    assert report["ppo_256"].value < report["features_256"].value
+    assert report["true_features"].value > 0

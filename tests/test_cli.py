@@ -45,8 +45,7 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str
     code, out, _ = run(capsys, command, "--help")
     assert code == 0
     assert f"neuralsim {command}" in out
-    if command != "data":
-        assert "(default:" in out
+    assert "(default:" in out
 
 
 def test_every_option_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,9 +55,12 @@ def test_every_option_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> Non
     from neuralsim.agents.demo import Demo
     from neuralsim.agents.measurement import Measure
     from neuralsim.agents.teleop import Play
+    from neuralsim.formats.exporting import Export
+    from neuralsim.formats.importing import Import
+    from neuralsim.inventory import Data
     from neuralsim.recipe import Train
 
-    for config in (Collect, Demo, Measure, Play, Train, cli.Bench, cli.Info, cli.Import, cli.Export):
+    for config in (Collect, Demo, Measure, Play, Train, cli.Bench, cli.Info, Import, Export, Data):
         with pytest.raises(SystemExit):
             tyro.cli(config, args=["--help"])
         lines = [line.strip("│ ") for line in capsys.readouterr().out.splitlines() if line.startswith("│ -")]
@@ -103,10 +105,16 @@ def test_help_is_quick_and_loads_no_torch() -> None:
         (["measure", "nowhere"], "world 'nowhere'"),
         (["bench", "nowhere"], "world 'nowhere'"),
         (["info", "nowhere"], "world 'nowhere'"),
-        (["data", "exprt"], "did you mean 'export'"),
-        (["data", "export"], "--store"),
-        (["data", "export", "nowhere", "x-v0"], "no episode store here"),
-        (["data", "import", "nowhere-v0", "{tmp}/store", "--root", "{tmp}"], "no local Minari dataset 'nowhere-v0'"),
+        (["data"], "--store"),
+        (["data", "nowhere"], "no episode store here"),
+        (["data", "export", "store", "x-v0"], "neuralsim export STORE --to minari:ID"),
+        (["data", "import", "x-v0", "store"], "neuralsim import minari:ID --out STORE"),
+        (["export", "--to", "minari:x-v0"], "--store"),
+        (["export", "nowhere", "--to", "minari:x-v0"], "no episode store here"),
+        (["export", "store", "--to", "mianri:x-v0"], "expected lerobot:folder/ or minari:my/dataset-v0"),
+        (["import", "lerobt:x"], "did you mean 'lerobot'"),
+        (["import", "lerobot:nowhere"], "nowhere: no LeRobotDataset here"),
+        (["import", "minari:nowhere-v0", "--root", "{tmp}"], "no local Minari dataset 'nowhere-v0'"),
     ],
 )
 def test_a_wrong_word_exits_with_2_and_a_line_that_helps(
@@ -150,8 +158,8 @@ def test_collect_info_and_minari_there_and_back(capsys: pytest.CaptureFixture[st
     assert facts["held_out_episodes"] == 2
     assert facts["windows_per_second"] > 100
 
-    assert run(capsys, "data", "export", store, "test/pushes-v0", "--root", root)[0] == 0
-    assert run(capsys, "data", "import", "test/pushes-v0", copy, "--root", root)[0] == 0
+    assert run(capsys, "export", store, "--to", "minari:test/pushes-v0", "--root", root)[0] == 0
+    assert run(capsys, "import", "minari:test/pushes-v0", "--out", copy, "--root", root)[0] == 0
     ours, theirs = EpisodeStore(store), EpisodeStore(copy)
     assert ours.info == theirs.info
     assert all((a.frames == b.frames).all() for a, b in zip(ours, theirs, strict=True))

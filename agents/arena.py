@@ -1,0 +1,134 @@
+"""Arena: many episodes side by side from given starts, in imagination or in truth, for whoever is to be tried there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from neuralsim.catalog import Starts, World
+from neuralsim.envs.features import Encoder
+from neuralsim.envs.wish import Wish
+from neuralsim.imagination import Imagination
+
+Observation = Literal["features", "pixels"]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a step brought, per slot ``(n,)``: reward, terminated, truncated."""
+
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+
+
+class Arena(Protocol):
+    """``slots`` episodes side by side; slots that are not ``live`` stand still."""
+
+    slots: int
+    action_size: int
+
+    def begin(self, which: np.ndarray) -> np.ndarray:
+        """All slots start at the starts numbered ``which`` ``(n,)``; returns their observations."""
+
+    def step(self, actions: np.ndarray, live: np.ndarray) -> Heard:
+        """``actions`` ``(n, a)`` in the slots that are ``live`` ``(n,)``."""
+
+    def observe(self) -> np.ndarray:
+        """``(n, d)`` features or ``(n, h, w, 3)`` frames, as the arena was made."""
+
+    def frames(self) -> np.ndarray:
+        """uint8 ``(n, h, w, 3)``, what there is to see now."""
+
+
+class DreamArena:
+    """Episodes in imagination. ``doubt_limit``: uncertainty beyond which one is truncated (None: the world's own; infinity:
+    never)."""
+
+    def __init__(
+        self,
+        world: World,
+        wish: Wish,
+        starts: Starts,
+        slots: int,
+        observation: Observation = "features",
+        doubt_limit: float | None = None,
+    ) -> None:
+        self.imagination = Imagination(
+            world.model,
+            wish.task,
+            num_slots=slots,
+            starts=starts,
+            horizon=wish.horizon,
+            uncertainty_limit=doubt_limit,
+        )
+        self.slots, self.observation = slots, observation
+        self.action_size = world.spec.action_size
+
+    def begin(self, which: np.ndarray) -> np.ndarray:
+        """See Arena. A start's number is its dream's seed."""
+        self.imagination.reset(seeds=[int(i) for i in which], options={"start": which})
+        return self.observe()
+
+    def step(self, actions: np.ndarray, live: np.ndarray) -> Heard:
+        """See Arena."""
+        t = self.imagination.step(actions, live)
+        return Heard(t.reward, t.terminated, t.truncated)
+
+    def observe(self) -> np.ndarray:
+        """See Arena."""
+        return self.frames() if self.observation == "pixels" else self.imagination.features()
+
+    def frames(self) -> np.ndarray:
+        """See Arena."""
+        return self.imagination.frames()
+
+
+class TrueArena:
+    """Episodes in the true simulator, from exactly the starts' states. ``world`` gives the encoder of features."""
+
+    def __init__(
+        self, world: World, wish: Wish, starts: Starts, slots: int, observation: Observation = "features"
+    ) -> None:
+        if starts.states is None:
+            raise ValueError("the true simulator begins at true states, and these starts have none")
+        size = world.spec.height
+        self.envs = [wish.env(size) for _ in range(slots)]
+        self.states = starts.states[:, -1].astype(np.float64)
+        self.encoder = Encoder(world.model, slots)
+        self.slots, self.observation = slots, observation
+        self.action_size = world.spec.action_size
+        self._frames = np.zeros((slots, *world.spec.frame_shape), np.uint8)
+        self._features = np.zeros((slots, world.model.feature_size), np.float32)
+
+    def begin(self, which: np.ndarray) -> np.ndarray:
+        """See Arena."""
+        for i, (env, start) in enumerate(zip(self.envs, which, strict=True)):
+            self._frames[i] = env.reset(options={"state": self.states[start]})[0]
+        self.encoder.begin(np.arange(self.slots), self._frames)
+        self._encode(np.arange(self.slots))
+        return self.observe()
+
+    def step(self, actions: np.ndarray, live: np.ndarray) -> Heard:
+        """See Arena."""
+        reward, terminated, truncated = np.zeros(self.slots), np.zeros(self.slots, bool), np.zeros(self.slots, bool)
+        rows = np.flatnonzero(live)
+        for i in rows:
+            self._frames[i], reward[i], terminated[i], truncated[i], _ = self.envs[i].step(actions[i])
+        self.encoder.follow(actions[rows], self._frames[rows], rows)
+        self._encode(rows)
+        return Heard(reward, terminated, truncated)
+
+    def observe(self) -> np.ndarray:
+        """See Arena."""
+        return self.frames() if self.observation == "pixels" else self._features.copy()
+
+    def frames(self) -> np.ndarray:
+        """See Arena."""
+        return self._frames.copy()
+
+    def _encode(self, rows: np.ndarray) -> None:
+        if self.observation == "features" and len(rows):
+            self._features[rows] = self.encoder.features(rows)

@@ -1,0 +1,95 @@
+"""Evaluation: how a policy fares from given starts, each once, in whichever arena."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+
+from neuralsim.agents.arena import Arena
+from neuralsim.agents.driver import Policy
+from neuralsim.envs.moves import as_actions
+from neuralsim.score import Bootstrap, Estimate, mean
+
+SLOTS = 64
+"""Episodes tried side by side at most."""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What happened in n episodes, by start: sum of rewards, steps taken, whether the wish came true, whether the episode was cut
+    short by neither wish nor horizon (in imagination: by doubt). All ``(n,)``."""
+
+    returns: np.ndarray
+    lengths: np.ndarray
+    success: np.ndarray
+    doubted: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.returns)
+
+    @classmethod
+    def join(cls, parts: list[Tally]) -> Self:
+        """Tallies one after the other."""
+        return cls(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)})
+
+    def mean_return(self, seed: int = 0) -> Estimate:
+        """The mean of the returns, with its interval."""
+        return Bootstrap(np.arange(len(self)), seed=seed)(mean, self.returns.astype(np.float64))
+
+    def success_share(self, seed: int = 0) -> Estimate:
+        """The share of wishes that came true, with its interval."""
+        return Bootstrap(np.arange(len(self)), seed=seed).share(self.success.astype(np.float64))
+
+
+class RandomPolicy:
+    """Uniform actions ``(n, a)`` in [-1, 1]."""
+
+    def __init__(self, action_size: int, seed: int = 0) -> None:
+        self.action_size, self.rng = action_size, np.random.default_rng(seed)
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, Any]:
+        """See Stable-Baselines3's predict."""
+        return self.rng.uniform(-1, 1, (len(observation), self.action_size)).astype(np.float32), None
+
+
+def evaluate(
+    policy: Policy,
+    arena: Arena,
+    episodes: int,
+    horizon: int,
+    deterministic: bool = True,
+    tick: Callable[[int], None] | None = None,
+) -> Tally:
+    """``policy`` from starts 0 to ``episodes`` - 1 of ``arena``, once each; actions are clipped to [-1, 1], and whole numbers
+    are moves (see neuralsim.envs.moves). ``tick`` is told of each wave's episodes."""
+    parts = []
+    for first in range(0, episodes, arena.slots):
+        count = min(arena.slots, episodes - first)
+        parts.append(_wave(policy, arena, np.arange(first, first + count), horizon, deterministic))
+        if tick:
+            tick(count)
+    return Tally.join(parts)
+
+
+def _wave(policy: Policy, arena: Arena, starts: np.ndarray, horizon: int, deterministic: bool) -> Tally:
+    n = arena.slots
+    which = np.concatenate([starts, np.full(n - len(starts), starts[0])])
+    live = np.arange(n) < len(starts)
+    observation = arena.begin(which)
+    returns, lengths, success = np.zeros(n), np.zeros(n, np.int64), np.zeros(n, bool)
+    memory, begun = None, np.ones(n, bool)
+    while live.any():
+        chosen, memory = policy.predict(observation, memory, begun, deterministic)
+        heard = arena.step(as_actions(chosen, arena.action_size), live)
+        returns += np.where(live, heard.reward, 0)
+        lengths += live
+        success |= live & heard.terminated
+        live = live & ~(heard.terminated | heard.truncated)
+        observation, begun = arena.observe(), np.zeros(n, bool)
+    kept = slice(0, len(starts))
+    return Tally(returns[kept], lengths[kept], success[kept], (~success & (lengths < horizon))[kept])

@@ -1,0 +1,187 @@
+"""Refresh: act in truth, train the world on with what was seen, and measure what that did where the policy goes (Dyna; Sutton
+1991).
+
+The world's encoder stays as it is, so that the policy goes on seeing what it learned to see; only the predictors and the
+readings learn on.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import neuralsim
+from neuralsim.agents.collector import find_collector
+from neuralsim.catalog import World, open_world
+from neuralsim.envs.features import Encoder
+from neuralsim.envs.moves import as_actions
+from neuralsim.envs.wish import Wish
+from neuralsim.episode import Episode, EpisodeStore
+from neuralsim.models.latent import LatentWorld
+from neuralsim.noise import Noise
+from neuralsim.recipe import Train
+from neuralsim.score import Bootstrap, mean
+from neuralsim.train import train
+
+STAGES = ("dynamics", "readings")
+EFFORT = 0.06
+"""Share of the recipe's steps that a refresh takes."""
+OLD_FOR_NEW = 8
+"""Episodes of the first store for every new one: the world must not forget."""
+AHEAD = (10, 30)
+"""Steps ahead at which drift is measured."""
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """Round ``number`` of a run in ``folder``: what was dreamt in first (``home``) and is dreamt in now (``world``)."""
+
+    name: str
+    wish: Wish
+    home: World
+    world: World
+    folder: Path
+    number: int
+    episodes: int
+    data: Path | None
+    seed: int
+    device: str
+
+    def run(self, policy: Any) -> tuple[World, dict[str, Any], int]:
+        """The new world, the drift before and after, and the true steps taken."""
+        store = self._act(policy)
+        new = open_world(self._learn(store), self.device)
+        fresh = [i for i in range(len(store)) if store.provenance(i)["round"] == self.number]
+        held = [i for i in fresh if store[i].held_out]
+        drift = {
+            "round": self.number,
+            "episodes": len(fresh),
+            "before": drift_of(self.world.model, store, held),
+            "after": drift_of(new.model, store, held),
+        }
+        return new, drift, int(store.lengths[fresh].sum())
+
+    def _act(self, policy: Any) -> EpisodeStore:
+        """``episodes`` true episodes of the policy as it explores, added to the run's store; every fifth is held out."""
+        model = self.home.model
+        size = model.spec.height
+        env = self.wish.env(size)
+        collector = find_collector(self.name)
+        store = EpisodeStore.create(self.folder / "true", collector.spec(size), collector.state_names)
+        if self.number in store.shard_numbers():  # killed in the training after
+            return store
+        encoder, made = Encoder(model, 1), []
+        for i in range(self.episodes):
+            number = 1 + self.seed * 1_000_003 + 10_000 * self.number + i
+            seed = 20 * number if i % 5 == 0 else 20 * number + 1
+            made.append(_episode(env, encoder, policy, seed, self.wish, self.number))
+        store.add(made, shard=self.number)
+        return store
+
+    def _learn(self, store: EpisodeStore) -> Path:
+        base = self.data or Path("data") / self.name
+        recipe = _recipe_of(self.home)
+        there = (base / "store.json").is_file()
+        out = self.folder / f"world-{self.number}"
+        return train(
+            Train(
+                recipe=recipe,
+                data=base if there else store.folder,
+                episodes=OLD_FOR_NEW * len(store) if there else None,
+                also=(store.folder,) if there else (),
+                stages=STAGES,
+                init=str(self.world.folder),
+                effort=EFFORT,
+                out=out,
+                resume=out.exists(),
+                cache=self.folder / "cache",
+                seed=self.seed,
+                device=self.device,
+            )
+        )
+
+
+def drift_of(model: Any, store: EpisodeStore, episodes: list[int]) -> dict[str, Any]:
+    """How far dreams of ``model`` stray along true ``episodes``: root-mean-square error of features, in standard deviations of
+    the data, after 10 and 30 steps, with intervals over episodes."""
+    found: dict[str, Any] = {}
+    for ahead in AHEAD:
+        errors, groups = [], []
+        for i in episodes:
+            episode = store[i]
+            first = np.arange(0, max(0, len(episode) - ahead + 1), 5)
+            if not len(first):
+                continue
+            frames = torch.as_tensor(np.stack([episode.frames[f : f + 1] for f in first])).to(model.device)
+            actions = torch.as_tensor(np.stack([episode.actions[f : f + ahead] for f in first])).to(model.device)
+            with torch.inference_mode():
+                state = model.encode(frames, actions[:, :0])
+                noise = Noise.from_seeds(range(len(first)), model.device)
+                for j in range(ahead):
+                    state = model.step(state, actions[:, j], noise.advance(j))
+                last = torch.as_tensor(np.stack([episode.frames[f + ahead : f + ahead + 1] for f in first]))
+                true = model.features(model.encode(last.to(model.device), actions[:, :0]))
+                errors.append((model.features(state) - true).square().mean(1).sqrt().cpu().numpy())
+            groups.append(np.full(len(first), i))
+        if errors:
+            estimate = Bootstrap(np.concatenate(groups))(mean, np.concatenate(errors).astype(np.float64))
+            found[str(ahead)] = {
+                "value": estimate.value,
+                "low": estimate.low,
+                "high": estimate.high,
+                "n": estimate.n,
+                "episodes": len(errors),
+            }
+    return found
+
+
+def _episode(env: Any, encoder: Encoder, policy: Any, seed: int, wish: Wish, number: int) -> Episode:
+    """One true episode of ``policy`` as it explores, until its end."""
+    frame, _ = env.reset(seed=seed)
+    encoder.begin(np.array([0]), frame[None])
+    frames, states = [frame], [env.unwrapped.state()]
+    actions, rewards, ends = [], [], []
+    done = False
+    while not done:
+        chosen, _ = policy.predict(encoder.features(), deterministic=False)
+        action = as_actions(chosen, env.action_space.shape[0])[0]
+        frame, _, terminated, truncated, info = env.step(action)
+        encoder.follow(action[None], frame[None])
+        frames.append(frame)
+        states.append(env.unwrapped.state())
+        actions.append(action)
+        # The world's own reward is what its heads learn; the wish is judged on states.
+        rewards.append(info["own_reward"])
+        ends.append(info["own_terminated"])
+        done = terminated or truncated
+    truncated_at = np.zeros(len(actions), bool)
+    truncated_at[-1] = not ends[-1]
+    return Episode(
+        frames=np.stack(frames),
+        actions=np.stack(actions).astype(np.float32),
+        rewards=np.array(rewards, np.float32),
+        terminated=np.array(ends),
+        truncated=truncated_at,
+        states=np.stack(states).astype(np.float32),
+        provenance={
+            "seed": seed,
+            "policy": f"agent learning {wish.name}",
+            "round": number,
+            "version": neuralsim.__version__,
+        },
+    )
+
+
+def _recipe_of(world: World) -> str:
+    """The recipe that ``world`` was trained with; a ValueError for one that cannot be trained on."""
+    record = None if world.folder is None else world.folder / "training.json"
+    if not isinstance(world.model, LatentWorld) or record is None or not record.is_file():
+        raise ValueError(
+            f"--refresh: world {world.folder} cannot be trained on; choose a compact world that 'neuralsim train' made"
+        )
+    return str(json.loads(record.read_text())["recipe"]["name"])

@@ -1,0 +1,364 @@
+"""rl: train an agent inside a learned world (or in the true one), and look at it in the true one as it goes."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv
+
+from neuralsim.agents import refresh
+from neuralsim.agents.curve import Curve, Point, load_curve
+from neuralsim.agents.evaluation import RandomPolicy
+from neuralsim.agents.ground import dream_ground, true_ground
+from neuralsim.agents.learner import Decay, build
+from neuralsim.agents.policy_file import PolicyNote, load_policy, save_policy
+from neuralsim.agents.policy_film import film_policy
+from neuralsim.agents.reinforce import Reinforce
+from neuralsim.agents.standing import Standing, load_standing, save_standing
+from neuralsim.agents.trial import TRIAL_SEED, Trial
+from neuralsim.catalog import Starts, open_world
+from neuralsim.episode import EpisodeStore, write_atomically
+from neuralsim.report import circumstances
+
+SAVE_EVERY = 60.0
+"""Seconds between checkpoints."""
+TELL_EVERY = 15.0
+"""Seconds between lines of the log."""
+START_COUNT = 4096
+"""Starts that dreams draw from."""
+FILMED = 4
+"""Episodes on film."""
+
+
+class Stopped(Exception):
+    """Training was asked to stop; what it has learned is saved."""
+
+
+class Watch(BaseCallback):
+    """Sees to progress, checkpoints, looks at the policy, and stopping, between SB3's rollouts."""
+
+    def __init__(self, run: Run, until: int) -> None:
+        super().__init__()
+        self.run, self.until = run, until
+
+    def _on_step(self) -> bool:
+        return not (self.run.stop or self.num_timesteps >= self.until + self.run.model.n_envs)
+
+    def _on_rollout_start(self) -> None:
+        self.run.note(self.num_timesteps)  # with all updates made that these steps are good for
+
+
+class Run:
+    """A run in its folder."""
+
+    def __init__(self, config: Reinforce, show: bool = False) -> None:
+        self.config, self.wish, self.show = config, config.wish, show
+        self.folder = config.folder
+        found = load_standing(self.folder)
+        if found and not config.resume:
+            raise FileExistsError(
+                f"{self.folder}: holds a run already (at step {found.steps}); add --resume to go on with it or choose another --out"
+            )
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.home = open_world(config.model or f"{config.world}-latent", config.device)
+        self.world = open_world(found.world, config.device) if found and found.world else self.home
+        self.trial = Trial(config, self.home)
+        self.moves = config.algo == "dqn"
+        self.standing = found or Standing()
+        self.curve = load_curve(self.folder) if found else self._fresh_curve()
+        # What was looked at after the checkpoint will be looked at again.
+        kept = tuple(p for p in self.curve.points if p.steps <= self.standing.steps)
+        self.curve = replace(self.curve, points=kept)
+        self.model, self.rate = self._build()
+        if found:
+            found.restore(self.folder, self.model)
+        self.stop = False
+        self._mark = self._saved = time.perf_counter()
+        self._told = (self._mark, self.standing.steps)
+        self._tick: Callable[[int, str], None] = lambda steps, text: None
+
+    # -- parts
+
+    def _fresh_curve(self) -> Curve:
+        c = self.config
+        settings = {k: v for k, v in asdict(c).items() if k not in ("out", "resume", "json", "video")}
+        return Curve(c.kind, c.world, self.wish.name, c.algo, c.seed, settings, circumstances())
+
+    def _build(self) -> tuple[Any, Decay]:
+        pixels, device = self.config.observation == "pixels", str(self.world.model.device)
+        model, rate = build(self.config.algo, self._ground(), pixels, self.config.seed, device)
+        self._seed(model)  # SB3 has seeded it with the run's seed; whoever goes on must not meet the same starts again
+        return model, rate
+
+    def _seed(self, model: Any) -> None:
+        model.env.seed(self.config.seed * 1_000_003 + self.standing.steps)
+
+    def _ground(self) -> VecEnv:
+        c = self.config
+        if c.real:
+            return true_ground(self.world, self.wish, c.width, c.observation, self.moves, c.processes)
+        return dream_ground(
+            self.world,
+            self.wish,
+            self._starts(),
+            c.width,
+            c.observation,
+            c.horizon,
+            c.temperature,
+            c.doubt_limit,
+            c.doubt_penalty,
+            self.moves,
+        )
+
+    def _starts(self) -> Starts:
+        """Where dreams begin: where the true world does, or all along true episodes, those of a refresh among them."""
+        c, spec = self.config, self.world.spec
+        if c.branch is None:
+            return self.wish.starts(START_COUNT, c.seed, spec.height)
+        return Starts.cut(EpisodeStore(c.branch), START_COUNT, spec.context, c.seed)
+
+    # -- the run
+
+    def train(self) -> Curve:
+        """Train to the end. Raises Stopped after a ctrl-C, with everything saved."""
+        c = self.config
+        with self._stopping(), self._progress():
+            if not self.curve.points and not self.standing.steps:
+                self._look()
+            rounds = c.refresh + 1
+            for k in range(self.standing.rounds, rounds):
+                until = c.steps * (k + 1) // rounds
+                self._mark = self._saved = time.perf_counter()
+                if self.standing.steps < until:
+                    self.model.learn(
+                        until - self.standing.steps, callback=Watch(self, until), reset_num_timesteps=False
+                    )
+                    self.note(self.model.num_timesteps, last=True)
+                if self.stop:
+                    self.save()
+                    raise Stopped(f"stopped at step {self.standing.steps} of {c.steps}; add --resume to go on")
+                if k < c.refresh:
+                    self._refresh(k)
+            if not self.curve.points or self.curve.points[-1].steps < self.standing.steps:
+                self._look()
+            self.save()
+        return self.curve
+
+    def note(self, steps: int, last: bool = False) -> None:
+        """Between rollouts: where we are, and whether it is time to save or to look."""
+        c, now = self.config, time.perf_counter()
+        made = steps - self.standing.steps
+        self.standing = replace(
+            self.standing,
+            steps=steps,
+            true_steps=self.standing.true_steps + (made if c.real else 0),
+            seconds=self.standing.seconds + now - self._mark,
+        )
+        self._mark = now
+        self.rate.done = steps / c.steps
+        points = self.curve.points
+        words = f"true {points[-1].true.value:.2f} imagined {points[-1].imagined.value:.2f}" if points else ""
+        self._tick(steps, words)
+        told, at = self._told
+        if now - told > TELL_EVERY:
+            self._told = (now, steps)
+            with (self.folder / "train.log").open("a") as log:
+                log.write(
+                    f"{time.strftime('%H:%M:%S')} {steps}/{c.steps} steps, {(steps - at) / (now - told):.0f}/s {words}\n"
+                )
+        looked = points[-1].steps if points else 0
+        if not last and steps // max(1, c.steps // c.looks) > looked // max(1, c.steps // c.looks):
+            self._look()
+            self.save()
+        elif now - self._saved > SAVE_EVERY:
+            self.save()
+        self._mark = time.perf_counter()
+
+    def _look(self) -> None:
+        """A point of the curve, and the policy as it is now."""
+        s = self.standing
+        name = f"policies/{s.steps:09d}.zip"
+        (self.folder / "policies").mkdir(exist_ok=True)
+        save_policy(self.model, self.folder / name, self.policy_note)
+        self.model.policy.set_training_mode(False)
+        point = self.trial(self.model, s.steps, s.true_steps, s.seconds, name)
+        self.curve = replace(self.curve, points=(*self.curve.points, point))
+        self.curve.save(self.folder)
+        logger = self._writer
+        for key in ("imagined", "imagined_success", "true", "true_success"):
+            logger.add_scalar(f"return/{key}", getattr(point, key).value, s.steps)
+        logger.add_scalar("return/gap", point.imagined.value - point.true.value, s.steps)
+        logger.add_scalar("return/doubted", point.doubted, s.steps)
+        logger.flush()
+
+    def save(self) -> None:
+        """A checkpoint: whole or not at all."""
+        save_standing(self.folder, self.standing, self.model, self.policy_note)
+        self._saved = time.perf_counter()
+
+    @property
+    def policy_note(self) -> PolicyNote:
+        """What is written into the policy's file."""
+        c = self.config
+        return PolicyNote(
+            algorithm=c.algo,
+            observation=c.observation,
+            world=c.world,
+            task=self.wish.name,
+            model=c.model or f"{c.world}-latent",
+            steps=self.standing.steps,
+            seed=c.seed,
+            moves=self.moves,
+            kind=c.kind,
+        )
+
+    def _refresh(self, number: int) -> None:
+        """Act in truth, train the world on, dream on in the new one."""
+        c = self.config
+        work = refresh.Refresh(
+            c.world, self.wish, self.home, self.world, self.folder, number, c.refresh_episodes, c.data, c.seed, c.device
+        )
+        begin = time.perf_counter()
+        self.world, drift, true_steps = work.run(self.model)
+        seconds = time.perf_counter() - begin
+        self.standing = replace(
+            self.standing,
+            rounds=number + 1,
+            world=str(self.world.folder),
+            true_steps=self.standing.true_steps + true_steps,
+            seconds=self.standing.seconds + seconds,
+            drift=(*self.standing.drift, drift),
+        )
+        self.model.set_env(self._ground())
+        self._seed(self.model)
+        self.model._last_obs = None  # what it saw was dreamt by the world as it was
+        self.save()
+
+    # -- progress and stopping
+
+    @contextmanager
+    def _progress(self) -> Iterator[None]:
+        from stable_baselines3.common.logger import configure
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(self.folder / "tensorboard"))
+        self.model.set_logger(configure(str(self.folder / "tensorboard"), ["tensorboard"]))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
+        with Progress(*columns, console=Console(stderr=True), disable=not self.show) as bar:
+            task = bar.add_task("steps", total=self.config.steps, completed=self.standing.steps, text="")
+            self._tick = lambda steps, text: bar.update(task, completed=min(steps, self.config.steps), text=text)
+            try:
+                yield
+            finally:
+                self._writer.close()
+
+    @contextmanager
+    def _stopping(self) -> Iterator[None]:
+        """The first ctrl-C asks to stop after the rollout under way; a second one interrupts at once."""
+
+        def ask(signum: int, frame: FrameType | None) -> None:
+            if self.stop:
+                raise KeyboardInterrupt
+            self.stop = True
+
+        try:
+            previous = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: signals are the caller's
+            yield
+            return
+        try:
+            yield
+        finally:
+            for s, handler in previous.items():
+                signal.signal(s, handler)
+
+
+def reinforce(config: Reinforce, show: bool = False) -> tuple[Curve, list[Path]]:
+    """The whole run: train (or copy, or only act), look, film. Returns its curve and the files written."""
+    if config.algo == "random":
+        curve = _act_at_random(config)
+    elif config.algo == "clone":
+        curve = _copy_demonstrations(config, show)
+    else:
+        curve = Run(config, show).train()
+    folder = config.folder
+    files = [folder / "curve.json"]
+    last = curve.points[-1]
+    if last.policy:
+        files.append(folder / last.policy)
+        if config.video:
+            world = open_world(config.model or f"{config.world}-latent", config.device)
+            starts = config.wish.starts(FILMED, TRIAL_SEED + 1, world.spec.height)
+            policy = load_policy(folder / last.policy, world.spec.action_size)
+            files.append(film_policy(folder / "policy.mp4", policy, world, config.wish, starts, config.observation))
+    if config.json is not None:
+        write_atomically(config.json, (folder / "curve.json").read_text())
+        files.append(config.json)
+    return curve, files
+
+
+def _act_at_random(config: Reinforce) -> Curve:
+    """A curve of one point: what acting at random brings."""
+    world = open_world(config.model or f"{config.world}-latent", config.device)
+    point = Trial(config, world)(RandomPolicy(world.spec.action_size, config.seed), 0, 0, 0.0)
+    return _single(config, point)
+
+
+def _copy_demonstrations(config: Reinforce, show: bool) -> Curve:
+    """A curve of one point: what copying the demonstrations of ``config.data`` brings."""
+    from neuralsim.agents.clone import clone
+
+    if config.data is None:
+        raise ValueError(
+            f"--algo clone: say with --data which demonstrations; 'neuralsim collect {config.world} --policy oracle --near-goal 0 "
+            f"--out data/{config.world}-demos' makes some"
+        )
+    if config.observation != "features":
+        raise ValueError(f"--algo clone: learns from features; leave --observation {config.observation} out")
+    world = open_world(config.model or f"{config.world}-latent", config.device)
+    begin = time.perf_counter()
+    model = clone(world, config.wish, EpisodeStore(config.data), config.seed, show=show)
+    seconds = time.perf_counter() - begin
+    (config.folder / "policies").mkdir(parents=True, exist_ok=True)
+    name = "policies/clone.zip"
+    note = PolicyNote(
+        "ppo",
+        config.observation,
+        config.world,
+        config.wish.name,
+        config.model or f"{config.world}-latent",
+        kind="clone",
+    )
+    save_policy(model, config.folder / name, note)
+    return _single(config, Trial(config, world)(model, 0, 0, seconds, name))
+
+
+def _single(config: Reinforce, point: Point) -> Curve:
+    settings = {k: v for k, v in asdict(config).items() if k not in ("out", "resume", "json", "video")}
+    config.folder.mkdir(parents=True, exist_ok=True)
+    curve = Curve(
+        config.kind, config.world, config.wish.name, config.algo, config.seed, settings, circumstances(), (point,)
+    )
+    curve.save(config.folder)
+    return curve

@@ -1,0 +1,37 @@
+"""Trial: a look at a policy in the middle of its training, in truth and in imagination."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from neuralsim.agents.arena import DreamArena, TrueArena
+from neuralsim.agents.curve import Point, figures_of
+from neuralsim.agents.evaluation import SLOTS, evaluate
+from neuralsim.agents.reinforce import Reinforce
+from neuralsim.catalog import World
+
+TRIAL_SEED = 1_000_000
+"""Seed of the starts that policies are tried from. Training draws its own from small seeds: the two never meet."""
+
+
+class Trial:
+    """Looks at policies: the same starts in truth and in imagination, always of the world as it was at first, so that curves
+    of one run compare."""
+
+    def __init__(self, config: Reinforce, world: World) -> None:
+        wish = config.wish
+        starts = wish.starts(config.trials, TRIAL_SEED, world.spec.height)
+        slots = min(config.trials, SLOTS)
+        self.config, self.wish = config, wish
+        self.true = TrueArena(world, wish, starts, slots, config.observation)
+        self.dream = DreamArena(world, wish, starts, slots, config.observation, config.doubt_limit)
+
+    def __call__(self, policy: Any, steps: int, true_steps: int, seconds: float, file: str = "") -> Point:
+        """A point of the curve."""
+        trials, horizon = self.config.trials, self.wish.horizon
+        imagined = evaluate(policy, self.dream, trials, horizon)
+        true = evaluate(policy, self.true, trials, horizon)
+        returns, success = figures_of(imagined)
+        true_returns, true_success = figures_of(true)
+        doubted = float(imagined.doubted.mean())
+        return Point(steps, true_steps, seconds, returns, success, true_returns, true_success, doubted, file)
