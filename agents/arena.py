@@ -17,11 +17,12 @@ Observation = Literal["features", "pixels"]
 
 @dataclass(frozen=True)
 class Heard:
-    """What a step brought, per slot ``(n,)``: reward, terminated, truncated."""
+    """What a step brought, per slot ``(n,)``: reward, terminated, truncated, and whether the wish came true."""
 
     reward: np.ndarray
     terminated: np.ndarray
     truncated: np.ndarray
+    success: np.ndarray
 
 
 class Arena(Protocol):
@@ -64,7 +65,7 @@ class DreamArena:
             horizon=wish.horizon,
             uncertainty_limit=doubt_limit,
         )
-        self.slots, self.observation = slots, observation
+        self.slots, self.observation, self.came_true = slots, observation, wish.came_true
         self.action_size = world.spec.action_size
 
     def begin(self, which: np.ndarray) -> np.ndarray:
@@ -75,7 +76,10 @@ class DreamArena:
     def step(self, actions: np.ndarray, live: np.ndarray) -> Heard:
         """See Arena."""
         t = self.imagination.step(actions, live)
-        return Heard(t.reward, t.terminated, t.truncated)
+        success = t.terminated
+        if self.came_true is not None:
+            success = success | self.came_true(self.imagination.view.world_state.double().cpu().numpy())
+        return Heard(t.reward, t.terminated, t.truncated, success)
 
     def observe(self) -> np.ndarray:
         """See Arena."""
@@ -113,13 +117,15 @@ class TrueArena:
 
     def step(self, actions: np.ndarray, live: np.ndarray) -> Heard:
         """See Arena."""
-        reward, terminated, truncated = np.zeros(self.slots), np.zeros(self.slots, bool), np.zeros(self.slots, bool)
+        reward = np.zeros(self.slots)
+        terminated, truncated, success = (np.zeros(self.slots, bool) for _ in range(3))
         rows = np.flatnonzero(live)
         for i in rows:
-            self._frames[i], reward[i], terminated[i], truncated[i], _ = self.envs[i].step(actions[i])
+            self._frames[i], reward[i], terminated[i], truncated[i], info = self.envs[i].step(actions[i])
+            success[i] = info["success"]
         self.encoder.follow(actions[rows], self._frames[rows], rows)
         self._encode(rows)
-        return Heard(reward, terminated, truncated)
+        return Heard(reward, terminated, truncated, success)
 
     def observe(self) -> np.ndarray:
         """See Arena."""

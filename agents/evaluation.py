@@ -81,15 +81,17 @@ def _wave(policy: Policy, arena: Arena, starts: np.ndarray, horizon: int, determ
     which = np.concatenate([starts, np.full(n - len(starts), starts[0])])
     live = np.arange(n) < len(starts)
     observation = arena.begin(which)
-    returns, lengths, success = np.zeros(n), np.zeros(n, np.int64), np.zeros(n, bool)
+    returns, lengths = np.zeros(n), np.zeros(n, np.int64)
+    success, ended = np.zeros(n, bool), np.zeros(n, bool)
     memory, begun = None, np.ones(n, bool)
     while live.any():
         chosen, memory = policy.predict(observation, memory, begun, deterministic)
         heard = arena.step(as_actions(chosen, arena.action_size), live)
         returns += np.where(live, heard.reward, 0)
         lengths += live
-        success |= live & heard.terminated
+        success |= live & heard.success
+        ended |= live & heard.terminated
         live = live & ~(heard.terminated | heard.truncated)
         observation, begun = arena.observe(), np.zeros(n, bool)
     kept = slice(0, len(starts))
-    return Tally(returns[kept], lengths[kept], success[kept], (~success & (lengths < horizon))[kept])
+    return Tally(returns[kept], lengths[kept], success[kept], (~ended & (lengths < horizon))[kept])

@@ -53,7 +53,7 @@ def _play(arena: Arena, policy: Policy, horizon: int) -> list[list[np.ndarray]]:
     while live.any() and len(shots) <= horizon:
         chosen, memory = policy.predict(observation, memory, begun, True)
         heard = arena.step(as_actions(chosen, arena.action_size), live)
-        won |= live & heard.terminated
+        won |= live & heard.success
         live = live & ~(heard.terminated | heard.truncated)
         observation, begun = arena.observe(), np.zeros(n, bool)
         colours = [GREEN if w else WHITE if alive else GREY for w, alive in zip(won, live, strict=True)]

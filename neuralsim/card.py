@@ -53,6 +53,10 @@ def card(training: dict[str, Any], reports: list[dict[str, Any]], note: str = ""
         "hardware": training.get("hardware", "unknown"),
         "precision": training["precision"],
     }
+    if before := training.get("before"):
+        facts["trained anew"] = (
+            f"{', '.join(training['stages'])} alone; the rest as of commit {before.get('commit', 'unknown')}"
+        )
     lines = [f"# {recipe['name']}", "", "A world trained by NeuralSim; `neuralsim.open_world` opens this folder.", ""]
     lines += ["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in facts.items()), ""]
     if note:

@@ -244,6 +244,13 @@ class EpisodeStore:
         """Where episode ``index`` comes from, without reading its arrays."""
         return self._entries[index][3]
 
+    def offsets(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where each episode begins in the frames and in the actions of all shards laid end to end, ``(n,)`` each."""
+        sizes = np.array([(len(s["frames"]), len(s["rewards"])) for s in self.shards]).reshape(-1, 2)
+        before = np.concatenate([np.zeros((1, 2), np.int64), sizes.cumsum(0)])
+        shard, frame, action = (np.array([e[k] for e in self._entries], np.int64) for k in range(3))
+        return before[shard, 0] + frame, before[shard, 1] + action
+
     def first_frames(self, shard: int) -> np.ndarray:
         """Where each episode of ``self.shards[shard]`` begins in its array of frames, in order."""
         return np.array([frame for there, frame, _, _ in self._entries if there == shard], np.int64)

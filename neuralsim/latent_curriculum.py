@@ -13,7 +13,7 @@ from neuralsim.curriculum import Curriculum, Losses, Run, Stage
 from neuralsim.episode import WindowSampler
 from neuralsim.models.codec import to_pixels
 from neuralsim.models.latent import LatentState, LatentWorld, effective_rank, sigreg
-from neuralsim.objectives import distance
+from neuralsim.objectives import distance, reading_losses
 from neuralsim.precision import arithmetic
 from neuralsim.recipe import LatentRecipe
 from neuralsim.tokens import TokenClip, TokenWindows, encode_store
@@ -179,8 +179,8 @@ class LatentCurriculum(Curriculum):
         return Stage("dynamics", stage, list(model.predictors.parameters()), loss)
 
     def _readings(self) -> Stage:
-        model, stage, run = self.model, self.recipe.readings_stage, self.run
-        windows = self._vectors()
+        model, recipe, run = self.model, self.recipe, self.run
+        stage, windows = recipe.readings_stage, self._vectors()
         length = 2 * model.block
 
         def loss(step: int, draws: np.random.Generator) -> Losses:
@@ -193,10 +193,16 @@ class LatentCurriculum(Curriculum):
                 dreamt = model.unroll(state, clip.actions, run.noise(draws, 2 * rows)).vectors.mean(2)
             vectors = torch.cat([clip.tokens[:, 1:, 0], dreamt]).flatten(0, 1)
             reward, ended = (x.repeat(2, 1).flatten() for x in (clip.rewards, clip.terminated))
-            out = model.reward_head(vectors).float()
-            return {
-                "reward": F.smooth_l1_loss(out[:, 0], reward, beta=0.05),
-                "terminated": F.binary_cross_entropy_with_logits(out[:, 1], ended),
-            }
+            losses = {k: v.mean() for k, v in reading_losses(model.reward_head, vectors, reward, ended).items()}
+            if clip.states is not None and model.state_head is not None:
+                # A dream is read as what it shows, be it true or not: so only true vectors, a little off.
+                seen = clip.tokens[:, :, 0].flatten(0, 1)
+                seen = seen + recipe.jitter * run.noise(draws, len(seen)).normal(seen.shape[1])
+                target = model.probe.standard(clip.states.flatten(0, 1))
+                losses["state"] = distance(model.told(seen), target).mean()
+            return losses
 
-        return Stage("readings", stage, list(model.reward_head.parameters()), loss)
+        moved = [*model.reward_head.parameters()]
+        if model.state_head is not None:
+            moved += model.state_head.parameters()
+        return Stage("readings", stage, moved, loss)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from neuralsim.models.stream import anchors
 from neuralsim.models.video import VideoState, VideoWAM
@@ -91,10 +92,10 @@ def forcing_losses(model: VideoWAM, tokens: torch.Tensor, actions: torch.Tensor,
 
 
 def reading_losses(
-    model: VideoWAM, tokens: torch.Tensor, reward: torch.Tensor, terminated: torch.Tensor
+    head: nn.Module, features: torch.Tensor, reward: torch.Tensor, terminated: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """The reward and end heads on tokens ``(b n d)``; reward and terminated ``(b,)``."""
-    out = model.reward_head(tokens.detach().flatten(1)).float()
+    """A head's two numbers, reward and the logit of the end, on features ``(b d)``; reward and terminated ``(b,)``."""
+    out = head(features.detach()).float()
     return {
         "reward": F.smooth_l1_loss(out[:, 0], reward, beta=0.05, reduction="none"),
         "terminated": F.binary_cross_entropy_with_logits(out[:, 1], terminated, reduction="none"),

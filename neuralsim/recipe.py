@@ -75,7 +75,7 @@ class LatentRecipe:
     encoder_stage: StageConfig = StageConfig(steps=2000, batch=48, lr=1.5e-3)
     decoder_stage: StageConfig = StageConfig(steps=1200, batch=64, lr=2e-3)
     dynamics_stage: StageConfig = StageConfig(steps=16000, batch=1024, lr=1.5e-3)
-    readings_stage: StageConfig = StageConfig(steps=600, batch=1024, lr=1e-3)
+    readings_stage: StageConfig = StageConfig(steps=1500, batch=1024, lr=1e-3)
     regularity: float = 0.05
     """Weight of the pull towards a standard normal (SIGReg): too little, and the vectors collapse."""
     probe: float = 1.0
@@ -139,7 +139,7 @@ def tworoom_latent() -> LatentRecipe:
         encoder_stage=StageConfig(steps=600, batch=32, lr=3e-3, ema=0.99),
         decoder_stage=StageConfig(steps=600, batch=32, lr=3e-3, ema=0.99),
         dynamics_stage=StageConfig(steps=3500, batch=512, lr=2e-3),
-        readings_stage=StageConfig(steps=300, batch=512, lr=2e-3),
+        readings_stage=StageConfig(steps=1000, batch=512, lr=2e-3),
     )
 
 

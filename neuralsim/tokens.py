@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from neuralsim.episode import EpisodeStore, is_held_out
+from neuralsim.episode import EpisodeStore
 from neuralsim.precision import arithmetic
 
 
@@ -71,12 +71,14 @@ def _mark(frames: np.ndarray) -> str:
 
 @dataclass(frozen=True)
 class TokenClip:
-    """Windows of tokens ``(b t n d)``, actions ``(b t-1 a)``, rewards and terminated float ``(b t-1)``."""
+    """Windows of tokens ``(b t n d)``, actions ``(b t-1 a)``, rewards and terminated float ``(b t-1)``, states ``(b t s)`` where
+    they are known."""
 
     tokens: torch.Tensor
     actions: torch.Tensor
     rewards: torch.Tensor
     terminated: torch.Tensor
+    states: torch.Tensor | None = None
 
 
 class TokenWindows:
@@ -88,23 +90,16 @@ class TokenWindows:
 
     def __init__(self, store: EpisodeStore, tokens: torch.Tensor) -> None:
         self.tokens = tokens
-        firsts, lengths, first_actions = [], [], []
-        actions, rewards, terminated = [], [], []
-        frame = action = 0
-        for i in range(len(store)):
-            t = int(store.lengths[i])
-            if not is_held_out(store.provenance(i)):
-                firsts.append(frame)
-                lengths.append(t)
-                first_actions.append(action)
-            frame += t + 1
-            action += t
-        for arrays in store.shards:
-            actions.append(torch.from_numpy(np.array(arrays["actions"])))
-            rewards.append(torch.from_numpy(np.array(arrays["rewards"])))
-            terminated.append(torch.from_numpy(np.array(arrays["terminated"])).float())
-        self.actions, self.rewards, self.terminated = (torch.cat(x) for x in (actions, rewards, terminated))
-        self.firsts, self.lengths, self.first_actions = (np.array(x) for x in (firsts, lengths, first_actions))
+        frames, actions = store.offsets()
+        kept = store.split(held_out=False)
+        self.firsts, self.lengths, self.first_actions = frames[kept], store.lengths[kept], actions[kept]
+        self.actions, self.rewards, terminated = (
+            torch.cat([torch.from_numpy(np.array(arrays[name])) for arrays in store.shards])
+            for name in ("actions", "rewards", "terminated")
+        )
+        self.terminated = terminated.float()
+        known = all("states" in arrays for arrays in store.shards)
+        self.states = torch.cat([torch.from_numpy(np.array(s["states"])) for s in store.shards]) if known else None
         if not len(self.firsts):
             raise ValueError(
                 f"{store.folder}: no training episodes (every episode's seed is a multiple of the held-out number)"
@@ -167,4 +162,5 @@ class TokenWindows:
             self.actions[by].to(device),
             self.rewards[by].to(device),
             self.terminated[by].to(device),
+            None if self.states is None else self.states[at].to(device),
         )

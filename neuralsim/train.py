@@ -238,6 +238,7 @@ class Trainer:
                     "seed": self.config.seed,
                     "init": self.config.init,
                     "stages": [name for _, name in self.stages],
+                    "before": self._record_of(self.config.init),
                     "episodes": len(self.store),
                     "training_frames": int((self.store.lengths[self.store.split(False)] + 1).sum()),
                     "collection_seeds": sorted(
@@ -255,6 +256,13 @@ class Trainer:
             ),
         )
         return target
+
+    @staticmethod
+    def _record_of(world: str | None) -> dict[str, Any] | None:
+        """What is on record of how ``world``, whose weights this run began with, was trained."""
+        folder = None if world is None else open_world(world).folder
+        path = None if folder is None else folder / "training.json"
+        return json.loads(path.read_text()) if path is not None and path.is_file() else None
 
     # -- progress and stopping
 

@@ -126,7 +126,9 @@ class VideoCurriculum(Curriculum):
                 _, dreamt = rollout_losses(model, clip.tokens, clip.actions, 1, noise, recipe.token_jitter)
             tokens = torch.cat([clip.tokens[:, 1:], dreamt]).flatten(0, 1).float()
             reward, terminated = (x.repeat(2, 1).flatten() for x in (clip.rewards, clip.terminated))
-            return {k: v.mean() for k, v in reading_losses(model, tokens, reward, terminated).items()}
+            return {
+                k: v.mean() for k, v in reading_losses(model.reward_head, tokens.flatten(1), reward, terminated).items()
+            }
 
         return Stage("readings", stage, list(model.reward_head.parameters()), loss)
 

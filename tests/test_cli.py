@@ -52,15 +52,21 @@ def test_every_option_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> Non
     import tyro
 
     from neuralsim.agents.collect import Collect
+    from neuralsim.agents.comparison import Compare
     from neuralsim.agents.demo import Demo
     from neuralsim.agents.measurement import Measure
+    from neuralsim.agents.planning import Planning
+    from neuralsim.agents.rank import Rank
+    from neuralsim.agents.reinforce import Reinforce
     from neuralsim.agents.teleop import Play
+    from neuralsim.agents.transfer import Evaluate
     from neuralsim.formats.exporting import Export
     from neuralsim.formats.importing import Import
     from neuralsim.inventory import Data
     from neuralsim.recipe import Train
 
-    for config in (Collect, Demo, Measure, Play, Train, cli.Bench, cli.Info, Import, Export, Data):
+    learning = (Reinforce, Evaluate, Rank, Compare)
+    for config in (Collect, Demo, Measure, Play, Train, Planning, cli.Bench, cli.Info, Import, Export, Data, *learning):
         with pytest.raises(SystemExit):
             tyro.cli(config, args=["--help"])
         lines = [line.strip("│ ") for line in capsys.readouterr().out.splitlines() if line.startswith("│ -")]
@@ -104,6 +110,18 @@ def test_help_is_quick_and_loads_no_torch() -> None:
         (["play", "nowhere", "--headless", "--script", "0 quit"], "world 'nowhere'"),
         (["measure", "nowhere"], "world 'nowhere'"),
         (["bench", "nowhere"], "world 'nowhere'"),
+        (["train", "pusht-video", "--stages", "readings", "--data", "nowhere"], "no episode store here"),
+        (["train", "pusht-video", "--effort", "0"], "--effort: expected a number above 0"),
+        (["rl", "puhst"], "no true world 'puhst'"),
+        (["rl", "pusht", "--task", "puhs"], "did you mean 'push'"),
+        (["rl", "pusht", "--steps", "0"], "--steps: expected 1 or more, got 0"),
+        (
+            ["rl", "tworoom", "--algo", "clone", "--out", "{tmp}/run"],
+            "--algo clone: say with --data which demonstrations",
+        ),
+        (["evaluate", "pusht", "--policy", "nowhere.zip"], "policy 'nowhere.zip': no such file"),
+        (["rank", "pusht"], "--policies"),
+        (["compare", "--runs", "{tmp}"], "is a run of 'neuralsim rl'"),
         (["info", "nowhere"], "world 'nowhere'"),
         (["data"], "--store"),
         (["data", "nowhere"], "no episode store here"),

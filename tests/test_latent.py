@@ -17,6 +17,7 @@ from neuralsim.catalog import open_world
 from neuralsim.check import check_world
 from neuralsim.envs.pusht import pusht_spec
 from neuralsim.envs.sb3 import ImaginedVecEnv
+from neuralsim.envs.wish import find_wish
 from neuralsim.episode import EpisodeStore, WindowSampler
 from neuralsim.imagination import Imagination
 from neuralsim.models.latent import LatentConfig, LatentState, LatentWorld, StateProbe, effective_rank, sigreg
@@ -257,3 +258,15 @@ def test_a_stopped_run_goes_on_to_the_same_bits(store: Path, finished: Path, tmp
     ours, theirs = load_file(world / WEIGHTS), load_file(finished / WEIGHTS)
     different = [k for k in ours if not torch.equal(ours[k], theirs[k])]
     assert not different, f"differ after {stops} stops: {different[:5]}"
+
+
+@pytest.mark.parametrize(("world", "most"), [("pusht-latent", 4.0), ("tworoom-latent", 1.0)])
+def test_the_shipped_worlds_tell_true_states_off_frames(world: str, most: float) -> None:
+    model = open_world(world, "cpu").model
+    starts = find_wish(model.spec.name).starts(64, seed=5)
+    with torch.inference_mode():
+        told = model.read_state(model.encode(torch.as_tensor(starts.frames), torch.zeros(64, 0, 2))).numpy()
+    off = np.linalg.norm(told[:, :2] - starts.states[:, 0, :2], axis=1)
+    assert np.median(off) < most
+    if told.shape[1] > 2:
+        assert np.median(np.linalg.norm(told[:, 2:4] - starts.states[:, 0, 2:4], axis=1)) < most

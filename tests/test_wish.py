@@ -148,6 +148,24 @@ def test_the_true_tasks_pass_the_checkers(world: str, name: str) -> None:
     sb3_check_env(env, warn=False)
 
 
+def test_what_counts_as_there_is_less_than_what_the_learner_is_asked_for() -> None:
+    world, wish = open_world("tworoom-latent", "cpu"), find_wish("tworoom", "reach")
+    env = wish.env()
+    goal, still = np.array([384.0, 256.0]), np.zeros(2, np.float32)
+    for away, terminated, success in ((8.0, True, True), (14.0, False, True), (20.0, False, False)):
+        env.reset(options={"state": goal + np.array([away, 0.0])})
+        _, _, ended, _, info = env.step(still)
+        assert (ended, info["success"]) == (terminated, success)
+    places = goal + np.array([[0.0, 0.0], [14.0, 0.0], [40.0, 0.0]])
+    frames = [env.reset(options={"state": place})[0] for place in places]
+    starts = Starts(np.stack(frames)[:, None], np.zeros((3, 0, 2), np.float32), places[:, None])
+    for arena in (TrueArena(world, wish, starts, 3), DreamArena(world, wish, starts, 3)):
+        arena.begin(np.arange(3))
+        heard = arena.step(np.zeros((3, 2), np.float32), np.ones(3, bool))
+        assert heard.terminated.tolist() == [True, False, False]
+        assert heard.success.tolist() == [True, True, False]
+
+
 def test_unknown_worlds_and_tasks_are_named_with_what_there_is() -> None:
     with pytest.raises(ValueError, match=r"no true world 'moon' to learn in; there are pusht, tworoom"):
         find_wish("moon")

@@ -85,16 +85,25 @@ class StateProbe(nn.Module):
         self.mean.copy_(target.mean(0))
         self.std.copy_(target.std(0).clamp(min=1e-3))
 
-    def _told(self, vectors: torch.Tensor) -> torch.Tensor:
+    def told(self, vectors: torch.Tensor) -> torch.Tensor:
+        """What the linear layer says ``(b wide)``, in standard deviations."""
         return F.linear(vectors, self.linear["weight"], self.linear["bias"])
 
+    def standard(self, states: torch.Tensor) -> torch.Tensor:
+        """True states ``(b s)`` -> what should be told of them ``(b wide)``, in standard deviations."""
+        return (self.target(states) - self.mean) / self.std
+
     def loss(self, vectors: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        """Squared error per row ``(b,)`` in standard deviations."""
-        return (self._told(vectors) - (self.target(states) - self.mean) / self.std).square().mean(1)
+        """Squared error per row ``(b,)`` of the linear layer, in standard deviations."""
+        return (self.told(vectors) - self.standard(states)).square().mean(1)
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         """Vectors ``(b d)`` -> states ``(b s)`` in the world's units, angles in radians."""
-        told = self._told(vectors).float() * self.std + self.mean
+        return self.state(self.told(vectors))
+
+    def state(self, told: torch.Tensor) -> torch.Tensor:
+        """``(b wide)`` in standard deviations -> states ``(b s)`` in the world's units, angles in radians."""
+        told = told.float() * self.std + self.mean
         columns, at = [], 0
         for angle in self.angles:
             columns.append(torch.atan2(told[:, at + 1], told[:, at]) if angle else told[:, at])
@@ -167,6 +176,11 @@ class LatentWorld(WorldModel):
         )
         self.probe = StateProbe(sizes.size, state_names)
         self.reward_head = Readout(sizes.size, 2, 256)
+        # What a line cannot tell of the state: learned after the vectors, which the linear probe alone has shaped.
+        self.state_head = Readout(sizes.size, len(self.probe.mean), 128) if state_names else None
+        if self.state_head is not None:
+            nn.init.zeros_(self.state_head.net[-1].weight)  # type: ignore[arg-type]
+            nn.init.zeros_(self.state_head.net[-1].bias)  # type: ignore[arg-type]
         self.brush = nn.Sequential(nn.Linear(sizes.size, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU())
         self.brush.append(nn.Linear(256, 2 * sizes.keypoints))
         self.drawing = KeypointDecoder(sizes.keypoints, sizes.conv_width, shape)
@@ -258,10 +272,15 @@ class LatentWorld(WorldModel):
         return {"reward": out[:, 0], "terminated": torch.sigmoid(out[:, 1])}
 
     def read_state(self, state: LatentState) -> torch.Tensor:  # type: ignore[override]
-        """See WorldModel: what the probe tells; a TypeError where training knew no states."""
-        if not self.probe.angles:
+        """See WorldModel; a TypeError where training knew no states."""
+        if self.state_head is None:
             return super().read_state(state)
-        return self.probe(self.features(state))
+        return self.probe.state(self.told(self.features(state)))
+
+    def told(self, vectors: torch.Tensor) -> torch.Tensor:
+        """What probe and state head together say of vectors ``(b d)``: ``(b wide)`` in standard deviations."""
+        assert self.state_head is not None
+        return self.probe.told(vectors).float() + self.state_head(vectors).float()
 
     # -- what training takes apart
 
