@@ -17,12 +17,14 @@ Observation = Literal["features", "pixels"]
 
 @dataclass(frozen=True)
 class Heard:
-    """What a step brought, per slot ``(n,)``: reward, terminated, truncated, and whether the wish came true."""
+    """What a step brought, per slot ``(n,)``: reward, terminated, truncated, whether the wish came true, and whether the world
+    no longer trusts its dream."""
 
     reward: np.ndarray
     terminated: np.ndarray
     truncated: np.ndarray
     success: np.ndarray
+    doubted: np.ndarray
 
 
 class Arena(Protocol):
@@ -66,6 +68,8 @@ class DreamArena:
             uncertainty_limit=doubt_limit,
         )
         self.slots, self.observation, self.came_true = slots, observation, wish.came_true
+        own = float(getattr(world.model, "uncertainty_threshold", np.inf))
+        self.known = own if doubt_limit is None or np.isinf(doubt_limit) else doubt_limit
         self.action_size = world.spec.action_size
 
     def begin(self, which: np.ndarray) -> np.ndarray:
@@ -79,7 +83,7 @@ class DreamArena:
         success = t.terminated
         if self.came_true is not None:
             success = success | self.came_true(self.imagination.view.world_state.double().cpu().numpy())
-        return Heard(t.reward, t.terminated, t.truncated, success)
+        return Heard(t.reward, t.terminated, t.truncated, success, ~(t.uncertainty <= self.known))
 
     def observe(self) -> np.ndarray:
         """See Arena."""
@@ -118,14 +122,14 @@ class TrueArena:
     def step(self, actions: np.ndarray, live: np.ndarray) -> Heard:
         """See Arena."""
         reward = np.zeros(self.slots)
-        terminated, truncated, success = (np.zeros(self.slots, bool) for _ in range(3))
+        terminated, truncated, success, doubted = (np.zeros(self.slots, bool) for _ in range(4))
         rows = np.flatnonzero(live)
         for i in rows:
             self._frames[i], reward[i], terminated[i], truncated[i], info = self.envs[i].step(actions[i])
             success[i] = info["success"]
         self.encoder.follow(actions[rows], self._frames[rows], rows)
         self._encode(rows)
-        return Heard(reward, terminated, truncated, success)
+        return Heard(reward, terminated, truncated, success, doubted)
 
     def observe(self) -> np.ndarray:
         """See Arena."""

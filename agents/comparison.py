@@ -183,7 +183,7 @@ class Comparison:
             "imagined": ("imagined return", student(group.final("imagined"))),
             "imagined_success": ("imagined success", student(group.final("imagined_success"))),
             "gap": ("gap: imagined - true return", student(gap)),
-            "doubted": ("imagined episodes cut off by doubt", student(group.final("doubted"))),
+            "doubted": ("imagined episodes that the world doubts", student(group.final("doubted"))),
         }
         for key, (label, found) in figures.items():
             yield _row(found, f"{group.name}/{key}", f"{group.name}: {label}")

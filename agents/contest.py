@@ -52,4 +52,4 @@ class Contest:
         arena = make(contender.world, self.wish, starts, min(SLOTS, self.episodes), contender.sees)
         with torch.random.fork_rng(devices=[]):  # policies draw from torch's own generator
             torch.manual_seed(self.seed)
-            return evaluate(contender.make(), arena, self.episodes, self.wish.horizon, self.deterministic, tick)
+            return evaluate(contender.make(), arena, self.episodes, self.deterministic, tick)

@@ -31,8 +31,8 @@ class Figure:
 class Point:
     """One look at the policy. steps: environment steps it has learned from; true_steps: those of them made in the true world;
     seconds: of learning alone, evaluation not counted. imagined and true: mean return from the same starts; the
-    ``_success`` the share of wishes that came true; doubted: share of imagined episodes cut short by doubt. policy: its file,
-    relative to the run."""
+    ``_success`` the share of wishes that came true; doubted: share of imagined episodes in which the world came
+    to doubt its dream. policy: its file, relative to the run."""
 
     steps: int
     true_steps: int
@@ -80,7 +80,7 @@ def summary(curve: Curve) -> Report:
         rows.append(Row(key, label, f.value, low=f.low, high=f.high, n=f.n, better="high"))
     rows += [
         Row("gap", "gap: imagined - true return", last.imagined.value - last.true.value),
-        Row("doubted", "imagined episodes cut off by doubt", last.doubted),
+        Row("doubted", "imagined episodes that the world doubts", last.doubted),
         Row("steps", "steps learned from", last.steps),
         Row("true_steps", "of them in the true world", last.true_steps),
         Row("seconds", "time of learning", last.seconds, "s"),

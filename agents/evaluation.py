@@ -19,8 +19,8 @@ SLOTS = 64
 
 @dataclass(frozen=True)
 class Tally:
-    """What happened in n episodes, by start: sum of rewards, steps taken, whether the wish came true, whether the episode was cut
-    short by neither wish nor horizon (in imagination: by doubt). All ``(n,)``."""
+    """What happened in n episodes, by start: sum of rewards, steps taken, whether the wish came true, whether its world
+    came to doubt its dream. All ``(n,)``."""
 
     returns: np.ndarray
     lengths: np.ndarray
@@ -61,7 +61,6 @@ def evaluate(
     policy: Policy,
     arena: Arena,
     episodes: int,
-    horizon: int,
     deterministic: bool = True,
     tick: Callable[[int], None] | None = None,
 ) -> Tally:
@@ -70,19 +69,19 @@ def evaluate(
     parts = []
     for first in range(0, episodes, arena.slots):
         count = min(arena.slots, episodes - first)
-        parts.append(_wave(policy, arena, np.arange(first, first + count), horizon, deterministic))
+        parts.append(_wave(policy, arena, np.arange(first, first + count), deterministic))
         if tick:
             tick(count)
     return Tally.join(parts)
 
 
-def _wave(policy: Policy, arena: Arena, starts: np.ndarray, horizon: int, deterministic: bool) -> Tally:
+def _wave(policy: Policy, arena: Arena, starts: np.ndarray, deterministic: bool) -> Tally:
     n = arena.slots
     which = np.concatenate([starts, np.full(n - len(starts), starts[0])])
     live = np.arange(n) < len(starts)
     observation = arena.begin(which)
     returns, lengths = np.zeros(n), np.zeros(n, np.int64)
-    success, ended = np.zeros(n, bool), np.zeros(n, bool)
+    success, doubted = np.zeros(n, bool), np.zeros(n, bool)
     memory, begun = None, np.ones(n, bool)
     while live.any():
         chosen, memory = policy.predict(observation, memory, begun, deterministic)
@@ -90,8 +89,8 @@ def _wave(policy: Policy, arena: Arena, starts: np.ndarray, horizon: int, determ
         returns += np.where(live, heard.reward, 0)
         lengths += live
         success |= live & heard.success
-        ended |= live & heard.terminated
+        doubted |= live & heard.doubted
         live = live & ~(heard.terminated | heard.truncated)
         observation, begun = arena.observe(), np.zeros(n, bool)
     kept = slice(0, len(starts))
-    return Tally(returns[kept], lengths[kept], success[kept], (~ended & (lengths < horizon))[kept])
+    return Tally(returns[kept], lengths[kept], success[kept], doubted[kept])

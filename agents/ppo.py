@@ -226,7 +226,7 @@ def main(settings: Settings) -> None:
             rate = steps / (time.perf_counter() - begin)
             print(f"{steps:>9} steps, {rate:,.0f} a second, imagined return {np.mean(returns):.2f}")
     arena = TrueArena(world, wish, wish.starts(settings.trials, 1_000_000 + settings.seed), settings.trials)
-    tally = evaluate(agent, arena, settings.trials, wish.horizon)
+    tally = evaluate(agent, arena, settings.trials)
     print(f"true return {tally.returns.mean():.2f}, success {tally.success.mean():.0%} of {len(tally)}")
 
 

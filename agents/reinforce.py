@@ -35,7 +35,7 @@ class Reinforce:
     horizon: int | None = None
     """Steps after which a dream is cut off; the task's own by default. Short ones, branched from --branch, stray less."""
     branch: Path | None = None
-    """Episode store from all of whose frames dreams branch off; by default they begin where the true world's reset does."""
+    """Episode store: every other dream branches off somewhere in it; by default all begin where the true world's reset does."""
     temperature: float = 1.0
     """Scale of the world's noise (worlds that have none, as compact ones, do not care)."""
     doubt_limit: float | None = None

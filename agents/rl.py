@@ -124,11 +124,12 @@ class Run:
         )
 
     def _starts(self) -> Starts:
-        """Where dreams begin: where the true world does, or all along true episodes, those of a refresh among them."""
+        """Where dreams begin: where the true world's reset does; with --branch, every other one along true episodes."""
         c, spec = self.config, self.world.spec
         if c.branch is None:
             return self.wish.starts(START_COUNT, c.seed, spec.height)
-        return Starts.cut(EpisodeStore(c.branch), START_COUNT, spec.context, c.seed)
+        cut = Starts.cut(EpisodeStore(c.branch), START_COUNT // 2, spec.context, c.seed)
+        return cut.join(self.wish.starts(START_COUNT // 2, c.seed, spec.height))
 
     # -- the run
 
@@ -186,6 +187,7 @@ class Run:
         elif now - self._saved > SAVE_EVERY:
             self.save()
         self._mark = time.perf_counter()
+        self._told = (self._told[0] + self._mark - now, self._told[1])  # looking is not learning
 
     def _look(self) -> None:
         """A point of the curve, and the policy as it is now."""

@@ -107,7 +107,7 @@ def _rows(side: str, tally: Tally) -> Iterator[Row]:
     yield row_of(starts(mean, tally.lengths.astype(np.float64)), f"{side}_length", f"{side}: length", unit="steps")
     if side == "imagined" and tally.doubted.any():
         yield row_of(
-            starts.share(tally.doubted.astype(np.float64)), "doubted", "imagined: cut off by doubt", better="low"
+            starts.share(tally.doubted.astype(np.float64)), "doubted", "imagined: doubted by the world", better="low"
         )
 
 

@@ -231,6 +231,21 @@ def test_a_wish_told_in_states_needs_a_model_that_tells_states() -> None:
         video.step(np.zeros((1, 2), np.float32))
 
 
+def test_starts_join_as_far_as_both_know() -> None:
+    wish = find_wish("tworoom")
+    ours, theirs = wish.starts(3, 0), wish.starts(2, 1)
+    longer = Starts(
+        np.repeat(theirs.frames, 2, axis=1), np.zeros((2, 1, 2), np.float32), np.repeat(theirs.states, 2, axis=1)
+    )
+    for joined in (ours.join(theirs), ours.join(longer), ours.join(replace(theirs, states=None))):
+        assert joined.frames.shape == (5, 1, 64, 64, 3)
+        assert joined.actions.shape == (5, 0, 2)
+        np.testing.assert_array_equal(joined.frames[:3], ours.frames)
+        np.testing.assert_array_equal(joined.frames[3:], theirs.frames)
+    np.testing.assert_array_equal(ours.join(longer).states[3:], theirs.states)
+    assert ours.join(replace(theirs, states=None)).states is None
+
+
 def test_moves_are_whole_moves_in_every_face() -> None:
     table = moves(2)
     assert table.shape == (9, 2)
@@ -263,8 +278,8 @@ def test_evaluation_tries_every_start_once_whatever_the_number_of_slots() -> Non
         def predict(self, observation, state=None, episode_start=None, deterministic=False):
             return np.tile(np.array([1.0, 0.1], np.float32), (len(observation), 1)), None
 
-    few = evaluate(Right(), TrueArena(world, wish, starts, 3), 10, wish.horizon)
-    many = evaluate(Right(), TrueArena(world, wish, starts, 10), 10, wish.horizon)
+    few = evaluate(Right(), TrueArena(world, wish, starts, 3), 10)
+    many = evaluate(Right(), TrueArena(world, wish, starts, 10), 10)
     np.testing.assert_array_equal(few.returns, many.returns)
     np.testing.assert_array_equal(few.lengths, many.lengths)
     alone = []
@@ -277,8 +292,8 @@ def test_evaluation_tries_every_start_once_whatever_the_number_of_slots() -> Non
             total, done = total + reward, terminated or truncated
         alone.append(total)
     np.testing.assert_allclose(few.returns, alone)
-    dreamt = evaluate(Right(), DreamArena(world, wish, starts, 4), 10, wish.horizon)
+    dreamt = evaluate(Right(), DreamArena(world, wish, starts, 4), 10)
     assert len(dreamt) == 10
     assert np.abs(dreamt.returns - few.returns).mean() < 1.5
-    chance = evaluate(RandomPolicy(2), TrueArena(world, wish, starts, 5), 10, wish.horizon)
+    chance = evaluate(RandomPolicy(2), TrueArena(world, wish, starts, 5), 10)
     assert chance.mean_return().value < few.returns.max()
