@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.table import Table
 
 from neuralsim.agents.curve import FILE, Curve, Figure, load_curve
 from neuralsim.agents.learning_picture import Line, draw_learning
+from neuralsim.agents.reinforce import Reinforce
 from neuralsim.report import Bar, Report, Row, circumstances, row_of
 from neuralsim.score import Estimate, ratio, student
 
@@ -20,7 +21,7 @@ IMAGINED = "imagined"
 """Label of the runs that there are bars for."""
 BARS = {"share_at_steps": Bar(least=0.9), "sooner_90": Bar(least=5)}
 """What these must reach."""
-ASIDE = ("seed", "label", "device", "threads", "looks", "trials")
+ASIDE = ("seed", "label", "device", "threads", "looks", "trials", "out", "resume", "json", "video")
 """Settings in which runs of one label may differ."""
 AXES = {"seconds": "wall-clock of learning (s)", "true_steps": "steps in the true world", "steps": "steps in all"}
 
@@ -275,7 +276,9 @@ def runs_table(curves: Mapping[Path, Curve]) -> Table:
 
 
 def _settings(curve: Curve) -> dict[str, object]:
-    return {k: v for k, v in {**curve.settings, "algo": curve.algorithm}.items() if k not in ASIDE}
+    # A run from before a setting existed was made as its default makes it now.
+    whole = asdict(Reinforce()) | dict(curve.settings) | {"algo": curve.algorithm}
+    return {k: v for k, v in whole.items() if k not in ASIDE}
 
 
 def _origin(folder: Path, curve: Curve) -> dict[str, object]:

@@ -30,6 +30,7 @@ def dream_ground(
     temperature: float = 1.0,
     doubt_limit: float | None = None,
     doubt_penalty: float = 0.0,
+    ensemble: bool = True,
     moves: bool = False,
 ) -> VecEnv:
     """``slots`` dreams of ``world`` from ``starts``, judged by ``wish``."""
@@ -42,6 +43,7 @@ def dream_ground(
         horizon=horizon or wish.horizon,
         temperature=temperature,
         uncertainty_limit=doubt_limit,
+        lean=not ensemble,
     )
     return Sound(MoveVecEnv(env) if moves else env)
 

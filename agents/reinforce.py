@@ -42,6 +42,9 @@ class Reinforce:
     """Uncertainty at which a dream is cut off; the world's own calibrated limit by default, inf for never."""
     doubt_penalty: float = 0.0
     """Taken off the reward per unit of uncertainty."""
+    ensemble: bool = True
+    """Dream with all members of the world's ensemble, and see from the mean of what they dream; one of them is faster, knows
+    no doubt, and is easier to fool."""
     refresh: int = 0
     """Times to stop, act in the true world, and train the world on with what was seen there."""
     refresh_episodes: int = 40

@@ -120,6 +120,7 @@ class Run:
             c.temperature,
             c.doubt_limit,
             c.doubt_penalty,
+            c.ensemble,
             self.moves,
         )
 

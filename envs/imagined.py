@@ -37,6 +37,7 @@ class Settings(TypedDict, total=False):
     denoise_steps: int | None
     temperature: float
     uncertainty_limit: float | None
+    lean: bool
     device: str
     precision: str
 
@@ -75,6 +76,7 @@ class Face:
         denoise_steps: int | None = None,
         temperature: float = 1.0,
         uncertainty_limit: float | None = None,
+        lean: bool = False,
         device: str = "auto",
         precision: str = "auto",
     ) -> Self:
@@ -89,6 +91,7 @@ class Face:
             uncertainty_limit=uncertainty_limit,
             temperature=temperature,
             denoise_steps=denoise_steps,
+            lean=lean,
             precision=precision,
         )
         return cls(imagination, observation, chunk, render_mode)
@@ -154,7 +157,8 @@ class ImaginedEnv(gym.Env[np.ndarray, np.ndarray]):
     1] as ``neuralsim.spec`` says, or with ``chunk=k`` float32 ``(k, a)``: the step plays k frames, sums their rewards
     and stops at the first end. task: what reward and termination mean (default: as the model learned them). horizon:
     steps until truncation (None: never). uncertainty_limit: truncation beyond it (default: the world's calibrated
-    threshold). temperature: scale of the model's noise. device, precision: see Imagination.
+    threshold). temperature: scale of the model's noise. lean, device, precision: see
+    Imagination.
 
     ``info`` of a step: ``uncertainty``, ``truncated_by`` (None, "horizon" or "uncertainty"), ``elapsed``; with a chunk
     also ``played`` and ``frames`` ``(played, h, w, 3)`` (or ``features``). ``info`` of a reset: ``start`` and
@@ -175,6 +179,7 @@ class ImaginedEnv(gym.Env[np.ndarray, np.ndarray]):
         denoise_steps: int | None = None,
         temperature: float = 1.0,
         uncertainty_limit: float | None = None,
+        lean: bool = False,
         device: str = "auto",
         precision: str = "auto",
     ) -> None:
@@ -189,6 +194,7 @@ class ImaginedEnv(gym.Env[np.ndarray, np.ndarray]):
             denoise_steps=denoise_steps,
             temperature=temperature,
             uncertainty_limit=uncertainty_limit,
+            lean=lean,
             device=device,
             precision=precision,
         )

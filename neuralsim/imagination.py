@@ -82,7 +82,8 @@ class Imagination:
 
     starts: histories that ``reset`` draws from. horizon: steps after which an episode is truncated (None: never).
     uncertainty_limit: truncated beyond it (default: the model's calibrated ``uncertainty_threshold``; infinity: never).
-    temperature: scale of the model's noise. denoise_steps: passed to models that have it. precision: "auto" (bfloat16
+    temperature: scale of the model's noise. denoise_steps: passed to models that have it. lean: dream with no more than the
+    features need, of an ensemble one member; its doubt is then no measure of anything. precision: "auto" (bfloat16
     where the hardware multiplies in it), "float32" or "bfloat16".
 
     A slot's start and its noise come from that slot's seed alone, so row i of a batch dreams what its seed dreams
@@ -100,6 +101,7 @@ class Imagination:
         uncertainty_limit: float | None = None,
         temperature: float = 1.0,
         denoise_steps: int | None = None,
+        lean: bool = False,
         precision: str = "auto",
     ) -> None:
         _check_count(num_slots, "num_slots")
@@ -127,6 +129,7 @@ class Imagination:
         self.uncertainty_limit = uncertainty_limit
         self.temperature = float(temperature)
         self.device = torch.device(model.device)
+        self.lean = lean
         self.dtype = pick_dtype(precision, self.device)
         self._now: Snapshot | None = None
         if denoise_steps is not None:
@@ -211,6 +214,7 @@ class Imagination:
             fresh = self.model.encode(
                 torch.as_tensor(np.ascontiguousarray(frames)).to(self.device), torch.as_tensor(actions).to(self.device)
             )
+            fresh = self.model.lean(fresh) if self.lean else fresh
             began = torch.as_tensor(start, dtype=torch.int64, device=self.device)
             zeros = torch.zeros(self.num_slots, dtype=torch.int64, device=self.device)
             if self._now is None or chosen.all():

@@ -270,3 +270,18 @@ def test_the_shipped_worlds_tell_true_states_off_frames(world: str, most: float)
     assert np.median(off) < most
     if told.shape[1] > 2:
         assert np.median(np.linalg.norm(told[:, 2:4] - starts.states[:, 0, 2:4], axis=1)) < most
+
+
+def test_a_lean_dream_is_one_members_and_knows_no_doubt() -> None:
+    world = open_world("tworoom-latent", "cpu")
+    whole, lean = (Imagination(world.model, num_slots=3, starts=world.starts, lean=flag) for flag in (False, True))
+    for imagination in (whole, lean):
+        imagination.reset(seeds=0)
+        for _ in range(5):
+            imagination.step(np.ones((3, 2), np.float32))
+    assert lean.snapshot().view.state.vectors.shape[1] == 1
+    np.testing.assert_allclose(
+        lean.snapshot().view.state.vectors[:, 0], whole.snapshot().view.state.vectors[:, 0], atol=1e-3
+    )
+    assert (lean.uncertainty() == 0).all()
+    assert (whole.uncertainty() > 0).all()
