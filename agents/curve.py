@@ -105,9 +105,11 @@ def load_curve(folder: Path) -> Curve:
         raise FileNotFoundError(f"{folder}: no run of 'neuralsim rl' here ({FILE} is missing)")
     try:
         raw = json.loads(path.read_text())
-        points = tuple(
-            Point(**{k: Figure(**v) if k in FIGURES else v for k, v in point.items()}) for point in raw.pop("points")
-        )
+        points = tuple(_point(point) for point in raw.pop("points"))
         return Curve(**raw, points=points)
     except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: damaged ({error}); train again into another --out") from error
+
+
+def _point(raw: dict[str, Any]) -> Point:
+    return Point(**(raw | {k: Figure(**raw[k]) for k in FIGURES}))

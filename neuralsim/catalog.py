@@ -70,13 +70,14 @@ class Starts:
     def join(self, other: Starts) -> Self:
         """These histories, then ``other``'s; the longer ones lose their beginning. States and seeds stay where both know them."""
         t = min(self.frames.shape[1], other.frames.shape[1])
-        pairs = {k: (getattr(self, k), getattr(other, k)) for k in ("frames", "states", "seeds")}
-        joined = {
-            k: None if x is None or y is None else np.concatenate([x[:, -t:], y[:, -t:]] if k != "seeds" else [x, y])
-            for k, (x, y) in pairs.items()
-        }
-        actions = [s.actions[:, s.actions.shape[1] - (t - 1) :] for s in (self, other)]
-        return type(self)(joined["frames"], np.concatenate(actions), joined["states"], joined["seeds"])
+        frames = np.concatenate([s.frames[:, -t:] for s in (self, other)])
+        actions = np.concatenate([s.actions[:, s.actions.shape[1] - (t - 1) :] for s in (self, other)])
+        states = seeds = None
+        if self.states is not None and other.states is not None:
+            states = np.concatenate([self.states[:, -t:], other.states[:, -t:]])
+        if self.seeds is not None and other.seeds is not None:
+            seeds = np.concatenate([self.seeds, other.seeds])
+        return type(self)(frames, actions, states, seeds)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write ``starts.npz``, compressed; it appears whole or not at all."""
