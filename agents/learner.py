@@ -45,9 +45,11 @@ def build(algorithm: str, env: VecEnv, pixels: bool, seed: int, device: str) -> 
     elif algorithm == "a2c":
         settings = {"n_steps": 8}
     else:
-        # As many updates as keep two cores busy without leaving the slots idle: one for every eight transitions.
-        updates = max(1, slots // 8)
-        settings = {"buffer_size": BUFFER, "learning_starts": 2000, "train_freq": 1, "gradient_steps": updates}
+        # One update for every four transitions: an imagined step costs far less than an update.
+        updates = max(1, slots // 4)
+        settings = {"buffer_size": BUFFER, "learning_starts": 1500, "train_freq": 1, "gradient_steps": updates}
+        if algorithm == "sac":
+            settings["ent_coef"] = "auto_0.05"  # rewards are small here: from SB3's 1 entropy would rule for long
         if algorithm == "dqn":
             settings |= {"exploration_fraction": 0.3, "target_update_interval": max(1, 2000 // slots)}
         if algorithm == "td3":
@@ -58,6 +60,13 @@ def build(algorithm: str, env: VecEnv, pixels: bool, seed: int, device: str) -> 
         kwargs["log_std_init"] = -0.5
     policy = "CnnPolicy" if pixels else "MlpLstmPolicy" if algorithm == "recurrent-ppo" else "MlpPolicy"
     model = algorithm_class(algorithm)(
-        policy, env, learning_rate=rate, gamma=0.99, policy_kwargs=kwargs, seed=seed, device=device, **settings
+        policy,
+        env,
+        learning_rate=rate,
+        gamma=0.99 if algorithm in ON_POLICY else 0.98,
+        policy_kwargs=kwargs,
+        seed=seed,
+        device=device,
+        **settings,
     )
     return model, rate

@@ -20,8 +20,8 @@ class Reinforce:
     """What to learn. pusht: push, touch or cover; tworoom: reach or stay. By default the first."""
     algo: Literal["ppo", "a2c", "recurrent-ppo", "sac", "td3", "dqn", "clone", "random"] = "ppo"
     """Stable-Baselines3's algorithms; clone copies demonstrations (--data); random only acts."""
-    steps: int = 1_000_000
-    """Environment steps to learn from, in all."""
+    steps: int | None = None
+    """Environment steps to learn from, in all; by default a million, or 50,000 for algorithms that replay."""
     real: bool = False
     """Learn in the true simulator instead: the baseline."""
     model: str | None = None
@@ -76,9 +76,10 @@ class Reinforce:
     def __post_init__(self) -> None:
         least = {"steps": 1, "refresh": 0, "refresh_episodes": 1, "trials": 1, "looks": 1, "seed": 0, "threads": 0}
         for name, low in least.items():
-            if getattr(self, name) < low:
+            value = getattr(self, name)
+            if value is not None and value < low:
                 flag = name.replace("_", "-")
-                raise ValueError(f"--{flag}: expected {low} or more, got {getattr(self, name)}")
+                raise ValueError(f"--{flag}: expected {low} or more, got {value}")
         if self.refresh and (self.real or self.algo not in ALGORITHMS):
             raise ValueError(
                 "--refresh: trains the world that is dreamt in; it does not go with --real, clone or random"
@@ -89,6 +90,11 @@ class Reinforce:
     def wish(self) -> Wish:
         """What is to be learned."""
         return find_wish(self.world, self.task)
+
+    @property
+    def total(self) -> int:
+        """Environment steps to learn from, in all."""
+        return self.steps if self.steps is not None else 1_000_000 if self.algo in ON_POLICY else 50_000
 
     @property
     def kind(self) -> str:

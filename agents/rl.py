@@ -142,7 +142,7 @@ class Run:
                 self._look()
             rounds = c.refresh + 1
             for k in range(self.standing.rounds, rounds):
-                until = c.steps * (k + 1) // rounds
+                until = c.total * (k + 1) // rounds
                 self._mark = self._saved = time.perf_counter()
                 if self.standing.steps < until:
                     self.model.learn(
@@ -151,7 +151,7 @@ class Run:
                     self.note(self.model.num_timesteps, last=True)
                 if self.stop:
                     self.save()
-                    raise Stopped(f"stopped at step {self.standing.steps} of {c.steps}; add --resume to go on")
+                    raise Stopped(f"stopped at step {self.standing.steps} of {c.total}; add --resume to go on")
                 if k < c.refresh:
                     self._refresh(k)
             if not self.curve.points or self.curve.points[-1].steps < self.standing.steps:
@@ -170,7 +170,7 @@ class Run:
             seconds=self.standing.seconds + now - self._mark,
         )
         self._mark = now
-        self.rate.done = steps / c.steps
+        self.rate.done = steps / c.total
         points = self.curve.points
         words = f"true {points[-1].true.value:.2f} imagined {points[-1].imagined.value:.2f}" if points else ""
         self._tick(steps, words)
@@ -179,10 +179,10 @@ class Run:
             self._told = (now, steps)
             with (self.folder / "train.log").open("a") as log:
                 log.write(
-                    f"{time.strftime('%H:%M:%S')} {steps}/{c.steps} steps, {(steps - at) / (now - told):.0f}/s {words}\n"
+                    f"{time.strftime('%H:%M:%S')} {steps}/{c.total} steps, {(steps - at) / (now - told):.0f}/s {words}\n"
                 )
         looked = points[-1].steps if points else 0
-        if not last and steps // max(1, c.steps // c.looks) > looked // max(1, c.steps // c.looks):
+        if not last and steps // max(1, c.total // c.looks) > looked // max(1, c.total // c.looks):
             self._look()
             self.save()
         elif now - self._saved > SAVE_EVERY:
@@ -269,8 +269,8 @@ class Run:
             TextColumn("{task.fields[text]}"),
         )
         with Progress(*columns, console=Console(stderr=True), disable=not self.show) as bar:
-            task = bar.add_task("steps", total=self.config.steps, completed=self.standing.steps, text="")
-            self._tick = lambda steps, text: bar.update(task, completed=min(steps, self.config.steps), text=text)
+            task = bar.add_task("steps", total=self.config.total, completed=self.standing.steps, text="")
+            self._tick = lambda steps, text: bar.update(task, completed=min(steps, self.config.total), text=text)
             try:
                 yield
             finally:
