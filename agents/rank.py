@@ -107,7 +107,7 @@ class Ranking:
         for kind in KINDS:
             for side in ("true", "imagined"):
                 table.add_column(f"{side} {kind}", justify="right", no_wrap=True)
-        table.add_column("cut off by doubt", justify="right")
+        table.add_column("doubted", justify="right")
         by_kind = [self.scores(kind) for kind in KINDS]
         for i, name in enumerate(self.names):
             cells = [_said(e) for scores in by_kind for e in (scores[i].true, scores[i].imagined)]

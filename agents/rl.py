@@ -99,12 +99,11 @@ class Run:
 
     def _build(self) -> tuple[Any, Decay]:
         pixels, device = self.config.observation == "pixels", str(self.world.model.device)
-        model, rate = build(self.config.algo, self._ground(), pixels, self.config.seed, device)
-        self._seed(model)  # SB3 has seeded it with the run's seed; whoever goes on must not meet the same starts again
-        return model, rate
+        return build(self.config.algo, self._ground(), pixels, self.config.seed, device)
 
-    def _seed(self, model: Any) -> None:
-        model.env.seed(self.config.seed * 1_000_003 + self.standing.steps)
+    def _seed(self) -> None:
+        """Settle all chance to come by seed and step: whoever goes on must not meet the same starts again."""
+        self.model.set_random_seed((self.config.seed * 1_000_003 + self.standing.steps) % 2**32)
 
     def _ground(self) -> VecEnv:
         c = self.config
@@ -137,6 +136,7 @@ class Run:
     def train(self) -> Curve:
         """Train to the end. Raises Stopped after a ctrl-C, with everything saved."""
         c = self.config
+        self._seed()
         with self._stopping(), self._progress():
             if not self.curve.points and not self.standing.steps:
                 self._look()
@@ -246,7 +246,7 @@ class Run:
             drift=(*self.standing.drift, drift),
         )
         self.model.set_env(self._ground())
-        self._seed(self.model)
+        self._seed()
         self.model._last_obs = None  # what it saw was dreamt by the world as it was
         self.save()
 

@@ -292,10 +292,10 @@ def test_a_hands_moves_lead_from_pose_to_pose_wherever_the_frame_stands(turn: np
     for step, move in enumerate(moves, 1):
         at, facing = at + facing @ move[:3], facing @ cv2.Rodrigues(move[3:6])[0]
         np.testing.assert_allclose(at, place[step], atol=1e-6)
-        np.testing.assert_allclose(facing, cv2.Rodrigues(turn[step])[0], atol=1e-6)
+        np.testing.assert_allclose(facing, cv2.Rodrigues(turn[step])[0], atol=5e-5)  # OpenCV takes 1e-5 rad for none
     other, shift = cv2.Rodrigues(rng.normal(size=3))[0], rng.normal(size=3)
     turned = np.stack([cv2.Rodrigues(other @ cv2.Rodrigues(t)[0])[0][:, 0] for t in turn])
-    np.testing.assert_allclose(hand_moves(place @ other.T + shift, turned, width), moves, atol=1e-5)
+    np.testing.assert_allclose(hand_moves(place @ other.T + shift, turned, width), moves, atol=5e-5)
 
 
 # -- Minari ------------------------------------------------------------------------------------------------------------------------

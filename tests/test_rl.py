@@ -302,7 +302,7 @@ def test_refreshing_acts_in_truth_trains_the_world_on_and_measures_its_drift(tmp
         if not torch.equal(old, fresh)
     }
     assert "predictors" in changed
-    assert changed <= {"predictors", "reward_head", "uncertainty_threshold"}
+    assert changed <= {"predictors", "reward_head", "state_head", "uncertainty_threshold"}
 
 
 @pytest.mark.parametrize(
