@@ -53,10 +53,14 @@ def card(training: dict[str, Any], reports: list[dict[str, Any]], note: str = ""
         "hardware": training.get("hardware", "unknown"),
         "precision": training["precision"],
     }
-    if before := training.get("before"):
-        facts["trained anew"] = (
-            f"{', '.join(training['stages'])} alone; the rest as of commit {before.get('commit', 'unknown')}"
+    run = training
+    while run.get("before"):
+        earlier = run["before"]
+        what = ", ".join(run["stages"])
+        facts[f"{what} anew" if run is training else f"and {what} before that"] = (
+            f"on weights of commit {earlier.get('commit', 'unknown')}, learned from {earlier['episodes']} episodes"
         )
+        run = earlier
     lines = [f"# {recipe['name']}", "", "A world trained by NeuralSim; `neuralsim.open_world` opens this folder.", ""]
     lines += ["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in facts.items()), ""]
     if note:
