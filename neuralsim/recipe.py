@@ -196,6 +196,8 @@ class Train:
     """Begin with the weights of this world (name or folder, of the recipe's shape) instead of random ones."""
     effort: float = 1.0
     """Share of the recipe's steps to take in each stage: less is a try, or a touching-up of --init."""
+    rate: float = 1.0
+    """Factor on the recipe's learning rates: less than 1 touches --init up without undoing it."""
     cache: Path | None = None
     """Folder that keeps encoded frames; in the run by default."""
     resume: bool = False
@@ -214,8 +216,9 @@ class Train:
     """Stop cleanly (with a checkpoint) after this many minutes."""
 
     def __post_init__(self) -> None:
-        if not self.effort > 0:
-            raise ValueError(f"--effort: expected a number above 0, got {self.effort:g}")
+        for name in ("effort", "rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"--{name}: expected a number above 0, got {getattr(self, name):g}")
 
     @property
     def folder(self) -> Path:
@@ -224,7 +227,11 @@ class Train:
 
     @property
     def plan(self) -> Recipe:
-        """The recipe, with as many steps as ``effort`` asks for."""
+        """The recipe, with as many steps as ``effort`` asks for, at ``rate``."""
         recipe = find_recipe(self.recipe)
         stages = {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name.endswith("_stage")}
-        return replace(recipe, **{k: replace(v, steps=max(1, round(v.steps * self.effort))) for k, v in stages.items()})
+        asked = {
+            name: replace(stage, steps=max(1, round(stage.steps * self.effort)), lr=stage.lr * self.rate)
+            for name, stage in stages.items()
+        }
+        return replace(recipe, **asked)
