@@ -70,7 +70,7 @@ class ActionScale:
         """Native actions ``(T, a)`` -> float32 ``(T, a)`` in [-1, 1]; a ValueError names the dimension that is out of bounds."""
         offset, scale = np.array(self.offset), np.array(self.scale)
         centred = actions - offset
-        beyond = np.abs(centred) > scale * (1 + SLACK) + ROUNDING * np.abs(offset)
+        beyond = np.abs(centred) > scale * (1 + SLACK) + ROUNDING * np.abs(offset) + np.finfo(np.float64).tiny
         if beyond.any():
             row, i = np.argwhere(beyond)[0]
             raise ValueError(
