@@ -13,7 +13,7 @@ from rich.table import Table
 
 from neuralsim.agents.curve import FILE, Curve, Figure, load_curve
 from neuralsim.agents.learning_picture import Line, draw_learning
-from neuralsim.agents.reinforce import Reinforce
+from neuralsim.agents.reinforce import ELSEWHERE, Reinforce
 from neuralsim.report import Bar, Report, Row, circumstances, row_of
 from neuralsim.score import Estimate, ratio, student
 
@@ -21,7 +21,7 @@ IMAGINED = "imagined"
 """Label of the runs that there are bars for."""
 BARS = {"share_at_steps": Bar(least=0.9), "sooner_90": Bar(least=5)}
 """What these must reach."""
-ASIDE = ("seed", "label", "device", "threads", "looks", "trials", "out", "resume", "json", "video")
+ASIDE = ("seed", "label", "device", "threads", "looks", "trials", *ELSEWHERE)
 """Settings in which runs of one label may differ."""
 AXES = {"seconds": "wall-clock of learning (s)", "true_steps": "steps in the true world", "steps": "steps in all"}
 

@@ -13,6 +13,8 @@ from neuralsim.agents.driver import Policy
 from neuralsim.envs.moves import as_actions
 from neuralsim.score import Bootstrap, Estimate, mean
 
+Watch = Callable[[np.ndarray, np.ndarray], None]
+"""Told at the start and after every step, per slot: which episodes go on, and whose wishes have come true so far."""
 SLOTS = 64
 """Episodes tried side by side at most."""
 
@@ -63,19 +65,21 @@ def evaluate(
     episodes: int,
     deterministic: bool = True,
     tick: Callable[[int], None] | None = None,
+    watch: Watch | None = None,
 ) -> Tally:
     """``policy`` from starts 0 to ``episodes`` - 1 of ``arena``, once each; actions are clipped to [-1, 1], and whole numbers
-    are moves (see neuralsim.envs.moves). ``tick`` is told of each wave's episodes."""
+    are moves (see neuralsim.envs.moves). ``tick`` is told of each wave's episodes; ``watch``
+    of every step."""
     parts = []
     for first in range(0, episodes, arena.slots):
         count = min(arena.slots, episodes - first)
-        parts.append(_wave(policy, arena, np.arange(first, first + count), deterministic))
+        parts.append(_wave(policy, arena, np.arange(first, first + count), deterministic, watch))
         if tick:
             tick(count)
     return Tally.join(parts)
 
 
-def _wave(policy: Policy, arena: Arena, starts: np.ndarray, deterministic: bool) -> Tally:
+def _wave(policy: Policy, arena: Arena, starts: np.ndarray, deterministic: bool, watch: Watch | None) -> Tally:
     n = arena.slots
     which = np.concatenate([starts, np.full(n - len(starts), starts[0])])
     live = np.arange(n) < len(starts)
@@ -83,6 +87,8 @@ def _wave(policy: Policy, arena: Arena, starts: np.ndarray, deterministic: bool)
     returns, lengths = np.zeros(n), np.zeros(n, np.int64)
     success, doubted = np.zeros(n, bool), np.zeros(n, bool)
     memory, begun = None, np.ones(n, bool)
+    if watch:
+        watch(live, success)
     while live.any():
         chosen, memory = policy.predict(observation, memory, begun, deterministic)
         heard = arena.step(as_actions(chosen, arena.action_size), live)
@@ -92,5 +98,7 @@ def _wave(policy: Policy, arena: Arena, starts: np.ndarray, deterministic: bool)
         doubted |= live & heard.doubted
         live = live & ~(heard.terminated | heard.truncated)
         observation, begun = arena.observe(), np.zeros(n, bool)
+        if watch:
+            watch(live, success)
     kept = slice(0, len(starts))
     return Tally(returns[kept], lengths[kept], success[kept], doubted[kept])

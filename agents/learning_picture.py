@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from neuralsim.picture import save_figure
 from neuralsim.score import Estimate
 
 COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b7791f", "#b83280", "#2c7a7b", "#718096")
@@ -74,7 +74,7 @@ def draw_ranking(path: Path, title: str, panels: Mapping[str, Sequence[Score]], 
         axes.grid(alpha=0.25)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_learning(path: Path, title: str, axes: Mapping[str, str], lines: Sequence[Line]) -> None:
@@ -102,7 +102,7 @@ def draw_learning(path: Path, title: str, axes: Mapping[str, str], lines: Sequen
         panel.grid(alpha=0.25)
         panel.ticklabel_format(axis="x", style="sci", scilimits=(-3, 5), useMathText=True)
     _name_styles(figure, panel)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _name_styles(figure: Any, panel: Any) -> None:
@@ -125,13 +125,3 @@ def _name_styles(figure: Any, panel: Any) -> None:
 def _reach(found: Estimate) -> list[list[float]]:
     """How far the interval reaches below and above."""
     return [[max(found.value - found.low, 0.0)], [max(found.high - found.value, 0.0)]]
-
-
-def _save(figure: Any, path: Path) -> None:
-    """Write ``figure`` as PNG, whole or not at all."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    FigureCanvasAgg(figure)
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, path)

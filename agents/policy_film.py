@@ -9,9 +9,9 @@ import numpy as np
 
 from neuralsim.agents.arena import Arena, DreamArena, Observation, TrueArena
 from neuralsim.agents.driver import Policy
+from neuralsim.agents.evaluation import evaluate
 from neuralsim.agents.recorder import VideoWriter
 from neuralsim.catalog import Starts, World
-from neuralsim.envs.moves import as_actions
 from neuralsim.envs.wish import Wish
 
 SCALE = 4
@@ -33,7 +33,7 @@ def film_policy(
         TrueArena(world, wish, starts, n, observation),
         DreamArena(world, wish, starts, n, observation, float("inf")),
     ]
-    shots = [_play(arena, policy, wish.horizon) for arena in arenas]
+    shots = [_play(arena, policy) for arena in arenas]
     video = VideoWriter(path, world.spec.rate_hz)
     try:
         length = max(len(shot) for shot in shots)
@@ -44,20 +44,15 @@ def film_policy(
     return path
 
 
-def _play(arena: Arena, policy: Policy, horizon: int) -> list[list[np.ndarray]]:
+def _play(arena: Arena, policy: Policy) -> list[list[np.ndarray]]:
     """The arena's pictures after each step, framed by what became of them."""
-    n = arena.slots
-    live, won = np.ones(n, bool), np.zeros(n, bool)
-    observation, memory, begun = arena.begin(np.arange(n)), None, np.ones(n, bool)
-    shots = [[_framed(f, WHITE) for f in arena.frames()]]
-    while live.any() and len(shots) <= horizon:
-        chosen, memory = policy.predict(observation, memory, begun, True)
-        heard = arena.step(as_actions(chosen, arena.action_size), live)
-        won |= live & heard.success
-        live = live & ~(heard.terminated | heard.truncated)
-        observation, begun = arena.observe(), np.zeros(n, bool)
+    shots: list[list[np.ndarray]] = []
+
+    def look(live: np.ndarray, won: np.ndarray) -> None:
         colours = [GREEN if w else WHITE if alive else GREY for w, alive in zip(won, live, strict=True)]
         shots.append([_framed(f, c) for f, c in zip(arena.frames(), colours, strict=True)])
+
+    evaluate(policy, arena, arena.slots, watch=look)
     return shots
 
 

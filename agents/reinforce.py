@@ -9,6 +9,9 @@ from typing import Literal
 from neuralsim.agents.learner import ALGORITHMS, ON_POLICY
 from neuralsim.envs.wish import Wish, find_wish
 
+ELSEWHERE = ("out", "resume", "json", "video")
+"""Settings that say where a run's results go, and nothing of what they are."""
+
 
 @dataclass(frozen=True)
 class Reinforce:
@@ -90,6 +93,11 @@ class Reinforce:
     def wish(self) -> Wish:
         """What is to be learned."""
         return find_wish(self.world, self.task)
+
+    @property
+    def dreamt(self) -> str:
+        """The learned world that is dreamt in, and whose features are seen."""
+        return self.model or f"{self.world}-latent"
 
     @property
     def total(self) -> int:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -24,12 +22,13 @@ from neuralsim.agents.ground import dream_ground, true_ground
 from neuralsim.agents.learner import Decay, build
 from neuralsim.agents.policy_file import PolicyNote, load_policy, save_policy
 from neuralsim.agents.policy_film import film_policy
-from neuralsim.agents.reinforce import Reinforce
+from neuralsim.agents.reinforce import ELSEWHERE, Reinforce
 from neuralsim.agents.standing import Standing, load_standing, save_standing
 from neuralsim.agents.trial import TRIAL_SEED, Trial
 from neuralsim.catalog import Starts, open_world
 from neuralsim.episode import EpisodeStore, write_atomically
 from neuralsim.report import circumstances
+from neuralsim.stopping import Stopped, Stopping
 
 SAVE_EVERY = 60.0
 """Seconds between checkpoints."""
@@ -41,10 +40,6 @@ FILMED = 4
 """Episodes on film."""
 
 
-class Stopped(Exception):
-    """Training was asked to stop; what it has learned is saved."""
-
-
 class Watch(BaseCallback):
     """Sees to progress, checkpoints, looks at the policy, and stopping, between SB3's rollouts."""
 
@@ -53,7 +48,7 @@ class Watch(BaseCallback):
         self.run, self.until = run, until
 
     def _on_step(self) -> bool:
-        return not (self.run.stop or self.num_timesteps >= self.until + self.run.model.n_envs)
+        return not (self.run.stopping.asked or self.num_timesteps >= self.until + self.run.model.n_envs)
 
     def _on_rollout_start(self) -> None:
         self.run.note(self.num_timesteps)  # with all updates made that these steps are good for
@@ -73,29 +68,24 @@ class Run:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.home = open_world(config.model or f"{config.world}-latent", config.device)
+        self.home = open_world(config.dreamt, config.device)
         self.world = open_world(found.world, config.device) if found and found.world else self.home
         self.trial = Trial(config, self.home)
         self.moves = config.algo == "dqn"
         self.standing = found or Standing()
-        self.curve = load_curve(self.folder) if found else self._fresh_curve()
+        self.curve = load_curve(self.folder) if found else fresh_curve(config)
         # What was looked at after the checkpoint will be looked at again.
         kept = tuple(p for p in self.curve.points if p.steps <= self.standing.steps)
         self.curve = replace(self.curve, points=kept)
         self.model, self.rate = self._build()
         if found:
             found.restore(self.folder, self.model)
-        self.stop = False
+        self.stopping = Stopping()
         self._mark = self._saved = time.perf_counter()
         self._told = (self._mark, self.standing.steps)
         self._tick: Callable[[int, str], None] = lambda steps, text: None
 
     # -- parts
-
-    def _fresh_curve(self) -> Curve:
-        c = self.config
-        settings = {k: v for k, v in asdict(c).items() if k not in ("out", "resume", "json", "video")}
-        return Curve(c.kind, c.world, self.wish.name, c.algo, c.seed, settings, circumstances())
 
     def _build(self) -> tuple[Any, Decay]:
         pixels, device = self.config.observation == "pixels", str(self.world.model.device)
@@ -137,7 +127,7 @@ class Run:
         """Train to the end. Raises Stopped after a ctrl-C, with everything saved."""
         c = self.config
         self._seed()
-        with self._stopping(), self._progress():
+        with self.stopping, self._progress():
             if not self.curve.points and not self.standing.steps:
                 self._look()
             rounds = c.refresh + 1
@@ -149,7 +139,7 @@ class Run:
                         until - self.standing.steps, callback=Watch(self, until), reset_num_timesteps=False
                     )
                     self.note(self.model.num_timesteps, last=True)
-                if self.stop:
+                if self.stopping.asked:
                     self.save()
                     raise Stopped(f"stopped at step {self.standing.steps} of {c.total}; add --resume to go on")
                 if k < c.refresh:
@@ -221,7 +211,7 @@ class Run:
             observation=c.observation,
             world=c.world,
             task=self.wish.name,
-            model=c.model or f"{c.world}-latent",
+            model=c.dreamt,
             steps=self.standing.steps,
             seed=c.seed,
             moves=self.moves,
@@ -276,26 +266,6 @@ class Run:
             finally:
                 self._writer.close()
 
-    @contextmanager
-    def _stopping(self) -> Iterator[None]:
-        """The first ctrl-C asks to stop after the rollout under way; a second one interrupts at once."""
-
-        def ask(signum: int, frame: FrameType | None) -> None:
-            if self.stop:
-                raise KeyboardInterrupt
-            self.stop = True
-
-        try:
-            previous = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: signals are the caller's
-            yield
-            return
-        try:
-            yield
-        finally:
-            for s, handler in previous.items():
-                signal.signal(s, handler)
-
 
 def reinforce(config: Reinforce, show: bool = False) -> tuple[Curve, list[Path]]:
     """The whole run: train (or copy, or only act), look, film. Returns its curve and the files written."""
@@ -311,7 +281,7 @@ def reinforce(config: Reinforce, show: bool = False) -> tuple[Curve, list[Path]]
     if last.policy:
         files.append(folder / last.policy)
         if config.video:
-            world = open_world(config.model or f"{config.world}-latent", config.device)
+            world = open_world(config.dreamt, config.device)
             starts = config.wish.starts(FILMED, TRIAL_SEED + 1, world.spec.height)
             policy = load_policy(folder / last.policy, world.spec.action_size)
             files.append(film_policy(folder / "policy.mp4", policy, world, config.wish, starts, config.observation))
@@ -323,7 +293,7 @@ def reinforce(config: Reinforce, show: bool = False) -> tuple[Curve, list[Path]]
 
 def _act_at_random(config: Reinforce) -> Curve:
     """A curve of one point: what acting at random brings."""
-    world = open_world(config.model or f"{config.world}-latent", config.device)
+    world = open_world(config.dreamt, config.device)
     point = Trial(config, world)(RandomPolicy(world.spec.action_size, config.seed), 0, 0, 0.0)
     return _single(config, point)
 
@@ -339,7 +309,7 @@ def _copy_demonstrations(config: Reinforce, show: bool) -> Curve:
         )
     if config.observation != "features":
         raise ValueError(f"--algo clone: learns from features; leave --observation {config.observation} out")
-    world = open_world(config.model or f"{config.world}-latent", config.device)
+    world = open_world(config.dreamt, config.device)
     begin = time.perf_counter()
     model = clone(world, config.wish, EpisodeStore(config.data), config.seed, show=show)
     seconds = time.perf_counter() - begin
@@ -350,7 +320,7 @@ def _copy_demonstrations(config: Reinforce, show: bool) -> Curve:
         config.observation,
         config.world,
         config.wish.name,
-        config.model or f"{config.world}-latent",
+        config.dreamt,
         kind="clone",
     )
     save_policy(model, config.folder / name, note)
@@ -358,10 +328,13 @@ def _copy_demonstrations(config: Reinforce, show: bool) -> Curve:
 
 
 def _single(config: Reinforce, point: Point) -> Curve:
-    settings = {k: v for k, v in asdict(config).items() if k not in ("out", "resume", "json", "video")}
     config.folder.mkdir(parents=True, exist_ok=True)
-    curve = Curve(
-        config.kind, config.world, config.wish.name, config.algo, config.seed, settings, circumstances(), (point,)
-    )
+    curve = replace(fresh_curve(config), points=(point,))
     curve.save(config.folder)
     return curve
+
+
+def fresh_curve(config: Reinforce) -> Curve:
+    """The curve of a run that was not looked at yet."""
+    settings = {k: v for k, v in asdict(config).items() if k not in ELSEWHERE}
+    return Curve(config.kind, config.world, config.wish.name, config.algo, config.seed, settings, circumstances())

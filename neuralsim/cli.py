@@ -130,7 +130,8 @@ def _collect(words: list[str]) -> None:
 
 def _train(words: list[str]) -> None:
     from neuralsim.recipe import Train
-    from neuralsim.train import Stopped, train
+    from neuralsim.stopping import Stopped
+    from neuralsim.train import train
 
     config = _parse(Train, "train", words, "recipe")
     try:
@@ -168,7 +169,8 @@ def _plan(words: list[str]) -> None:
 def _rl(words: list[str]) -> None:
     from neuralsim.agents.curve import summary
     from neuralsim.agents.reinforce import Reinforce
-    from neuralsim.agents.rl import Stopped, reinforce
+    from neuralsim.agents.rl import reinforce
+    from neuralsim.stopping import Stopped
 
     try:
         curve, files = reinforce(_parse(Reinforce, "rl", words, "world"), show=True)

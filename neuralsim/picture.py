@@ -34,7 +34,7 @@ def draw_curves(path: Path, title: str, curves: Mapping[str, Any]) -> None:
         axes.grid(alpha=0.25)
         if i == 0:
             axes.legend(frameon=False, fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_strip(path: Path, true: np.ndarray, imagined: np.ndarray, steps: Sequence[int]) -> None:
@@ -55,10 +55,10 @@ def draw_strip(path: Path, true: np.ndarray, imagined: np.ndarray, steps: Sequen
                     panel.set_ylabel(name)
                 if i == 0 and k == 0:
                     panel.set_title(f"step {step}" if step else "start", fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
     """Write ``figure`` as PNG, whole or not at all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

@@ -10,13 +10,10 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -34,6 +31,7 @@ from neuralsim.measure import calibrate_uncertainty
 from neuralsim.precision import arithmetic, pick_device, pick_dtype
 from neuralsim.recipe import LatentRecipe, Recipe, StageConfig, Train
 from neuralsim.report import cpu_model
+from neuralsim.stopping import Stopped, Stopping
 from neuralsim.video_curriculum import VideoCurriculum
 
 CALIBRATION_STEPS = 30
@@ -43,10 +41,6 @@ CALIBRATION_STEPS = 30
 def curriculum_of(recipe: Recipe, run: Run) -> Curriculum:
     """The curriculum that ``recipe`` is for."""
     return LatentCurriculum(recipe, run) if isinstance(recipe, LatentRecipe) else VideoCurriculum(recipe, run)
-
-
-class Stopped(Exception):
-    """Training was asked to stop; the checkpoint is written."""
 
 
 class Trainer:
@@ -81,7 +75,7 @@ class Trainer:
             self._begin_with(config.init)
         self.model.train()
         self.progress = ckpt.Progress(0, 0, 0.0)
-        self._stop = False
+        self._stopping = Stopping()
 
     def _begin_with(self, world: str) -> None:
         """Copy the weights of a trained world; a ValueError says where its shape differs."""
@@ -126,7 +120,7 @@ class Trainer:
         writer = SummaryWriter(str(self.folder / "tensorboard"))
         makers = self.curriculum.makers
         try:
-            with self._stopping():
+            with self._stopping:
                 for index, name in self.stages:
                     if index < self.progress.stage:
                         continue
@@ -148,13 +142,13 @@ class Trainer:
                         now = time.perf_counter()
                         self.progress = ckpt.Progress(index, step + 1, before + now - begin)
                         late = now - begin > 60 * self.config.stop_after
-                        if self._stop or late or now - saved > self.config.checkpoint_every:
+                        if self._stopping.asked or late or now - saved > self.config.checkpoint_every:
                             ckpt.save_checkpoint(
                                 self.folder, self.progress, self.model, average.shadow_params, optimizer
                             )
                             self._picture(stage.name, step + 1, writer)
                             saved = time.perf_counter()
-                            if self._stop or late:
+                            if self._stopping.asked or late:
                                 raise Stopped(
                                     f"stopped in stage {stage.name!r} at step {step + 1}; add --resume to go on"
                                 )
@@ -288,26 +282,6 @@ class Trainer:
                     told = time.perf_counter()
                     with log.open("a") as file:
                         file.write(f"{time.strftime('%H:%M:%S')} {name} {step + 1}/{total} {self._shown}\n")
-
-    @contextmanager
-    def _stopping(self) -> Iterator[None]:
-        """The first ctrl-C asks for a checkpoint after the current step; a second one interrupts at once."""
-
-        def ask(signum: int, frame: FrameType | None) -> None:
-            if self._stop:
-                raise KeyboardInterrupt
-            self._stop = True
-
-        try:
-            previous = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: signals are the caller's
-            yield
-            return
-        try:
-            yield
-        finally:
-            for s, handler in previous.items():
-                signal.signal(s, handler)
 
 
 def learning_rate(config: StageConfig, step: int) -> float:

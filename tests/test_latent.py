@@ -23,9 +23,10 @@ from neuralsim.imagination import Imagination
 from neuralsim.models.latent import LatentConfig, LatentState, LatentWorld, StateProbe, effective_rank, sigreg
 from neuralsim.noise import Noise
 from neuralsim.recipe import Train
+from neuralsim.stopping import Stopped
 from neuralsim.task import LearnedTask
 from neuralsim.tokens import encode_store
-from neuralsim.train import Stopped, train
+from neuralsim.train import train
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

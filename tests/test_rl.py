@@ -24,13 +24,14 @@ from neuralsim.agents.ground import Sound, dream_ground, true_ground
 from neuralsim.agents.learner import ALGORITHMS, build
 from neuralsim.agents.policy_file import PolicyNote, load_policy, read_note, save_policy
 from neuralsim.agents.reinforce import Reinforce
-from neuralsim.agents.rl import Run, Stopped, reinforce
+from neuralsim.agents.rl import Run, reinforce
 from neuralsim.agents.standing import load_standing
 from neuralsim.catalog import open_world
 from neuralsim.envs.features import FeatureEnv
 from neuralsim.envs.moves import as_actions
 from neuralsim.envs.sb3 import ImaginedVecEnv
 from neuralsim.envs.wish import find_wish
+from neuralsim.stopping import Stopped
 
 SMALL = Reinforce("tworoom", steps=8192, slots=64, trials=6, looks=2, video=False, threads=1, device="cpu")
 
@@ -76,7 +77,7 @@ def test_a_run_that_was_stopped_goes_on_and_keeps_its_curve(tmp_path: Path) -> N
 
     def note(steps: int, last: bool = False) -> None:
         noted(steps, last)
-        run.stop = run.stop or steps >= 12288
+        run.stopping.asked |= steps >= 12288
 
     run.note = note
     with pytest.raises(Stopped, match=r"stopped at step \d+ of 24576; add --resume"):

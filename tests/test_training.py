@@ -20,7 +20,8 @@ from neuralsim.models.video import VideoWAM
 from neuralsim.noise import Noise
 from neuralsim.objectives import rollout_losses
 from neuralsim.recipe import Train, find_recipe
-from neuralsim.train import Stopped, Trainer, learning_rate, train
+from neuralsim.stopping import Stopped
+from neuralsim.train import Trainer, learning_rate, train
 
 RUN = """
 import sys
