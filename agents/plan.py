@@ -8,9 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from neuralsim.agents.attempt import CONTROLS, Attempt, attempt
 from neuralsim.agents.course import Course
 from neuralsim.agents.film import film
@@ -23,6 +20,7 @@ from neuralsim.agents.planning import Planning
 from neuralsim.agents.stage import ORACLE, Stage, open_stage
 from neuralsim.agents.thrift import Thrift, thrift_of
 from neuralsim.envs.true_env import TrueEnv
+from neuralsim.progress import progress
 from neuralsim.report import Report
 
 FILMABLE = 20
@@ -38,13 +36,13 @@ def plan(config: Planning, show: bool = False) -> tuple[Report, list[Path]]:
     Every finished attempt is kept at once: interrupt and call again to go on. Raises ValueError for a world, model, goal
     or search that does not do, before anything runs, and where ``config.folder`` holds attempts of other settings.
     """
-    with _progress(show) as bar:
+    with progress(show) as bar:
         task = bar.add_task("held-out episodes", visible=False)
         stage = open_stage(config, lambda done, wanted: bar.update(task, completed=done, total=wanted, visible=True))
     with Journal(config.folder / "attempts.jsonl", stage.settings, config.fresh) as journal:
         missing = list(_missing(stage, journal))
         solved = [stage.solved(a) for a in attempts_in(journal) if a.actor == PLANNER]
-        with _progress(show) as bar:
+        with progress(show) as bar:
             task = bar.add_task("planning", total=len(missing))
             for kind, work in missing:
                 done = work()
@@ -110,9 +108,3 @@ def _thrift(stage: Stage, index: int) -> Thrift:
 def _far_apart(pairs: list[Pair], course: Course) -> list[Pair]:
     """Those with most to do first."""
     return sorted(pairs, key=lambda p: -next(iter(course.measure(p.start, p.goal).values())))
-
-
-def _progress(show: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    left = (TextColumn("left"), TimeRemainingColumn())
-    return Progress(*columns, *left, console=Console(stderr=True), disable=not show, transient=True)

@@ -9,8 +9,6 @@ from math import inf
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from neuralsim.agents.contender import Contender, find_contender, note_of, short_names
@@ -18,6 +16,7 @@ from neuralsim.agents.contest import Contest
 from neuralsim.agents.evaluation import Tally
 from neuralsim.agents.learning_picture import Score, draw_ranking
 from neuralsim.envs.wish import Wish, find_wish
+from neuralsim.progress import progress
 from neuralsim.report import Bar, Report, Row, circumstances, row_of
 from neuralsim.score import CrossedBootstrap, Estimate, mmrv, pearson, rank_correlation
 
@@ -137,7 +136,7 @@ def rank(config: Rank, show: bool = False) -> tuple[Ranking, Report, list[Path]]
     wish = _wish(config)
     contest = Contest(wish, config.episodes, config.seed, config.doubt_limit, not config.stochastic)
     imagined, true = [], []
-    with _progress(show) as bar:
+    with progress(show) as bar:
         task = bar.add_task("episodes", total=2 * config.episodes * len(contenders))
         for contender in contenders:
             bar.update(task, description=contender.name)
@@ -205,9 +204,3 @@ def _captions(report: Report) -> dict[str, str]:
         words = f"Pearson {r.value:.2f} ({r.low:.2f}..{r.high:.2f}), Spearman {rho.value:.2f}, MMRV {worst.value:.2f}"
         said[kind] = f"{kind}: {words}"
     return said
-
-
-def _progress(show: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    left = (TextColumn("left"), TimeRemainingColumn())
-    return Progress(*columns, *left, console=Console(stderr=True), disable=not show, transient=True)

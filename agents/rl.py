@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 
@@ -27,6 +25,7 @@ from neuralsim.agents.standing import Standing, load_standing, save_standing
 from neuralsim.agents.trial import TRIAL_SEED, Trial
 from neuralsim.catalog import Starts, open_world
 from neuralsim.episode import EpisodeStore, write_atomically
+from neuralsim.progress import progress
 from neuralsim.report import circumstances
 from neuralsim.stopping import Stopped, Stopping
 
@@ -249,16 +248,7 @@ class Run:
 
         self._writer = SummaryWriter(str(self.folder / "tensorboard"))
         self.model.set_logger(configure(str(self.folder / "tensorboard"), ["tensorboard"]))
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
-        )
-        with Progress(*columns, console=Console(stderr=True), disable=not self.show) as bar:
+        with progress(self.show, passing=False, field="text") as bar:
             task = bar.add_task("steps", total=self.config.total, completed=self.standing.steps, text="")
             self._tick = lambda steps, text: bar.update(task, completed=min(steps, self.config.total), text=text)
             try:

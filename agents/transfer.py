@@ -8,14 +8,13 @@ from math import inf
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from neuralsim.agents.contender import find_contender, note_of
 from neuralsim.agents.contest import Contest
 from neuralsim.agents.evaluation import Tally
 from neuralsim.agents.policy_film import film_policy
 from neuralsim.envs.wish import find_wish
+from neuralsim.progress import progress
 from neuralsim.report import Report, Row, circumstances, row_of
 from neuralsim.score import Bootstrap, mean
 
@@ -74,7 +73,7 @@ def transfer(config: Evaluate, show: bool = False) -> tuple[Report, list[Path]]:
     sides = {"true": contest.true, "imagined": contest.imagined}
     if config.real or config.imagined:
         del sides["imagined" if config.real else "true"]
-    with _progress(show) as bar:
+    with progress(show) as bar:
         task = bar.add_task("episodes", total=len(sides) * config.episodes)
         found = {name: side(contender, lambda n: bar.advance(task, n)) for name, side in sides.items()}
     rows = [row for name, tally in found.items() for row in _rows(name, tally)]
@@ -117,9 +116,3 @@ def _gap_rows(imagined: Tally, true: Tally) -> Iterator[Row]:
     for name, key in (("return", "returns"), ("success", "success")):
         gap = getattr(imagined, key).astype(np.float64) - getattr(true, key)
         yield row_of(starts(mean, gap), f"gap_{name}", f"gap: imagined - true {name}")
-
-
-def _progress(show: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    left = (TextColumn("left"), TimeRemainingColumn())
-    return Progress(*columns, *left, console=Console(stderr=True), disable=not show, transient=True)

@@ -16,8 +16,8 @@ import numpy as np
 class WorldSpec:
     """A world's outward contract.
 
-    Frames are uint8 ``(height, width, 3)``. Actions are float32 in ``[-1, 1]`` per dimension; ``action_scale`` carries
-    one unit of each dimension to physical units (``action_units``) per control step.
+    Frames are uint8 ``(height, width, 3)``. Actions are float32 in ``[-1, 1]`` per dimension, and physically
+    ``action_offset + action_scale * action`` in ``action_units`` per control step (no offset given: none).
     """
 
     name: str
@@ -28,14 +28,17 @@ class WorldSpec:
     action_scale: tuple[float, ...]
     rate_hz: float
     context: int
+    action_offset: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for field in ("action_names", "action_units", "action_scale"):  # JSON gives lists back
             object.__setattr__(self, field, tuple(getattr(self, field)))
-        if not len(self.action_names) == len(self.action_units) == len(self.action_scale):
+        object.__setattr__(self, "action_offset", tuple(self.action_offset) or (0.0,) * len(self.action_names))
+        if not len(self.action_offset) == len(self.action_names) == len(self.action_units) == len(self.action_scale):
             raise ValueError(
-                f"WorldSpec {self.name!r}: action_names, action_units and action_scale must be equally long; got "
-                f"{len(self.action_names)}, {len(self.action_units)} and {len(self.action_scale)}"
+                f"WorldSpec {self.name!r}: action_names, action_units, action_scale and action_offset must be equally "
+                f"long; got {len(self.action_names)}, {len(self.action_units)}, {len(self.action_scale)} and "
+                f"{len(self.action_offset)}"
             )
         if self.height <= 0 or self.width <= 0 or self.height % 8 or self.width % 8:
             raise ValueError(

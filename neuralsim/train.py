@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from neuralsim import checkpoint as ckpt
@@ -29,6 +28,7 @@ from neuralsim.episode import EpisodeStore, JoinedStore, WindowSampler, write_at
 from neuralsim.latent_curriculum import LatentCurriculum
 from neuralsim.measure import calibrate_uncertainty
 from neuralsim.precision import arithmetic, pick_device, pick_dtype
+from neuralsim.progress import columns
 from neuralsim.recipe import LatentRecipe, Recipe, StageConfig, Train
 from neuralsim.report import cpu_model
 from neuralsim.stopping import Stopped, Stopping
@@ -263,17 +263,8 @@ class Trainer:
     def _bar(self, name: str, first: int, total: int) -> Iterator[int]:
         """Steps ``first`` to ``total``, shown with speed, ETA and the current losses."""
         self._shown, self._watched = "", {}
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[shown]}"),
-        )
         log, told = self.folder / "train.log", time.perf_counter()
-        with Bar(*columns, refresh_per_second=2) as bar:
+        with Bar(*columns("shown"), refresh_per_second=2) as bar:
             task = bar.add_task(name, total=total, completed=first, shown="")
             for step in range(first, total):
                 yield step
