@@ -11,6 +11,7 @@ from neuralsim.catalog import Starts, World
 from neuralsim.envs.features import Encoder
 from neuralsim.envs.wish import Wish
 from neuralsim.imagination import Imagination
+from neuralsim.spec import WorldSpec
 
 Observation = Literal["features", "pixels"]
 
@@ -31,7 +32,7 @@ class Arena(Protocol):
     """``slots`` episodes side by side; slots that are not ``live`` stand still."""
 
     slots: int
-    action_size: int
+    spec: WorldSpec
 
     def begin(self, which: np.ndarray) -> np.ndarray:
         """All slots start at the starts numbered ``which`` ``(n,)``; returns their observations."""
@@ -70,7 +71,7 @@ class DreamArena:
         self.slots, self.observation, self.came_true = slots, observation, wish.came_true
         own = float(getattr(world.model, "uncertainty_threshold", np.inf))
         self.known = own if doubt_limit is None or np.isinf(doubt_limit) else doubt_limit
-        self.action_size = world.spec.action_size
+        self.spec = world.spec
 
     def begin(self, which: np.ndarray) -> np.ndarray:
         """See Arena. A start's number is its dream's seed."""
@@ -107,7 +108,7 @@ class TrueArena:
         self.states = starts.states[:, -1].astype(np.float64)
         self.encoder = Encoder(world.model, slots)
         self.slots, self.observation = slots, observation
-        self.action_size = world.spec.action_size
+        self.spec = world.spec
         self._frames = np.zeros((slots, *world.spec.frame_shape), np.uint8)
         self._features = np.zeros((slots, world.model.feature_size), np.float32)
 
@@ -125,7 +126,9 @@ class TrueArena:
         terminated, truncated, success, doubted = (np.zeros(self.slots, bool) for _ in range(4))
         rows = np.flatnonzero(live)
         for i in rows:
-            self._frames[i], reward[i], terminated[i], truncated[i], info = self.envs[i].step(actions[i])
+            self._frames[i], reward[i], terminated[i], truncated[i], info = self.envs[i].step(
+                self.spec.to_space(actions[i])
+            )
             success[i] = info["success"]
         self.encoder.follow(actions[rows], self._frames[rows], rows)
         self._encode(rows)

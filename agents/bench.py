@@ -146,8 +146,10 @@ def _reference(seconds: float) -> Iterator[Row]:
 
 
 def _actions(world: World, rows: int) -> Iterator[np.ndarray]:
-    """Endless random keys, float32 ``(rows, a)`` each."""
-    keys = random_keys(np.random.default_rng(0), 4096, world.spec.action_size * rows).reshape(4096, rows, -1)
+    """Endless random keys, ``(rows, a)`` each, as the faces take them."""
+    spec = world.spec
+    keys = random_keys(np.random.default_rng(0), 4096, spec.action_size * rows, spec.action_choices * rows)
+    keys = spec.to_space(keys.reshape(4096, rows, spec.action_size))
     while True:
         yield from keys
 
@@ -194,9 +196,9 @@ def _bare(world: World, seconds: float) -> Iterator[Row]:
         for batch in (1, 32):
             rows = np.arange(batch) % len(starts)
             frames = torch.as_tensor(starts.frames[rows]).to(model.device)
-            past = torch.as_tensor(starts.actions[rows], dtype=torch.float32).to(model.device)
+            past = torch.as_tensor(starts.actions[rows]).to(model.device)
             rng = Noise.from_seeds(range(batch), model.device)
-            action = torch.zeros(batch, world.spec.action_size, device=model.device)
+            action = torch.as_tensor(np.tile(world.spec.rest_action(), (batch, 1))).to(model.device)
             state = model.encode(frames, past)
             step, decode, encode = time_calls(
                 [

@@ -1,7 +1,7 @@
-"""collect: make episodes of a true world with a scripted explorer or an expert, on all cores, resumable.
+"""collect: make episodes of a true world, or of any Gymnasium environment, on all cores, resumable.
 
 Episode i of a collection is a function of ``(seed, i)`` alone, so neither the number of workers nor an interruption changes
-the data: shard s always ends up holding episodes 100 s to 100 s + 99.
+the data: of n episodes in a shard, shard s always ends up holding episodes n s to n s + n - 1.
 """
 
 from __future__ import annotations
@@ -17,40 +17,62 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 
 import neuralsim
 from neuralsim.agents.collector import Collector, find_collector
+from neuralsim.agents.policy_source import PolicySource
 from neuralsim.episode import Episode, EpisodeStore
 
 EPISODES_PER_SHARD = 100
+"""Episodes in a shard at most."""
+SHARD_BYTES = 96_000_000
+"""A shard of long episodes or large frames is no larger; its worker holds it in memory."""
+NEAR_GOAL = 0.2
+"""Share of episodes that start near the goal, where a world knows one."""
 SPARE_BYTES = 64 * 2**20
 """Disk space that a collection leaves free."""
 
 
 @dataclass(frozen=True)
 class Collect:
-    """Collect episodes of a true world."""
+    """Collect episodes of a true world, or of any registered Gymnasium environment."""
 
     world: str = "pusht"
-    """Name of the world: pusht or tworoom."""
+    """Name of the world: pusht, tworoom or carracing."""
     out: Path | None = None
-    """Folder of the episode store; data/<world> by default."""
+    """Folder of the episode store; data/<world> or data/<ID> by default."""
     episodes: int = 2000
     """How many episodes there should be in the end; existing ones count, so the same command resumes."""
-    steps: int = 100
-    """Actions in each episode."""
+    steps: int | None = None
+    """Actions in an episode at most. By default 100, carracing 300, and with --env its own time limit (1000 at most)."""
     seed: int = 0
     """Seed of the collection."""
-    size: int = 64
-    """Frame side in pixels."""
-    policy: Literal["explorer", "oracle"] = "explorer"
-    """Who acts: explorer shows what can happen; oracle demonstrates the task, by looking ahead in the true simulator."""
-    near_goal: float = 0.2
-    """Share of episodes that start near the goal (Push-T's block, TwoRoom's agent), so that success is seen from both sides."""
+    size: int | tuple[int, int] = 64
+    """Frame side in pixels, or height and width; multiples of 8."""
+    policy: str = "explore"
+    """Who acts: explore; random; oracle, who demonstrates pusht; a Stable-Baselines3 .zip, not unpickled; or module:function.
+    The last runs your code, found in this folder: function(env, seed) returns an object with SB3's predict().
+    It is shown what env itself shows, and answers in env's own actions."""
+    near_goal: float | None = None
+    """Share of episodes that start near the goal, so that success is seen from both sides: 0.2 in pusht and tworoom."""
+    env: str | None = None
+    """Instead of a world: the id of any registered Gymnasium environment that shows frames, or module:ID."""
+    env_kwargs: str = "{}"
+    """With --env: what gym.make is given besides, as JSON, e.g. '{"continuous": false}'."""
+    frames: Literal["auto", "render", "observation"] = "auto"
+    """With --env: where frames come from; auto takes observations where these are images, else rgb_array renders."""
+    fit: Literal["stretch", "pad"] = "stretch"
+    """With --env: how its images become frames: stretched to fill them, or padded with black."""
+    repeat: int = 1
+    """With --env: how many of its steps an action lasts; rewards are summed."""
+    rate: float | None = None
+    """With --env: its own steps a second; by default as its metadata says."""
+    action_names: tuple[str, ...] = ()
+    """With --env: names of its action dimensions; numbered by default."""
     workers: int = 2
     """Processes."""
     json: Path | None = None
@@ -58,64 +80,118 @@ class Collect:
 
     def __post_init__(self) -> None:
         for name, least in (("episodes", 1), ("steps", 1), ("seed", 0), ("workers", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name}: expected {least} or more, got {getattr(self, name)}")
-        if not 0 <= self.near_goal <= 1:
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"--{name}: expected {least} or more, got {value}")
+        if self.near_goal is not None and not 0 <= self.near_goal <= 1:
             raise ValueError(f"--near-goal: expected a share from 0 to 1, got {self.near_goal:g}")
-        self.collector.spec(self.size)  # says what worlds and sizes there are
-        if self.policy == "oracle" and self.collector.expert is None:
-            raise ValueError(f"--policy oracle: nobody demonstrates world {self.world!r}; there is --policy explorer")
+        acting = PolicySource(self.policy)
+        collector = self.collector
+        collector.spec(self.size)  # says what sizes there are
+        acting.check(collector, self.world if self.env is None else self.env)
+        if self.near_goal is not None and collector.seeded:
+            raise ValueError(f"--near-goal: episodes of {self.env or self.world} begin by seed alone; leave it out")
 
     @property
     def collector(self) -> Collector:
         """How the world's episodes are made."""
-        return find_collector(self.world)
+        if self.env is None:
+            self._check_env_alone()
+            return find_collector(self.world)
+        if self.world != Collect.world:
+            raise ValueError(f"--env {self.env}: is instead of a world, got world {self.world!r} too; give one of them")
+        from neuralsim.agents.gym_collector import gym_collector
+        from neuralsim.envs.gym_world import GymWorld
+
+        names = ("env", "env_kwargs", "frames", "fit", "repeat", "rate", "action_names")
+        return gym_collector(GymWorld(*(getattr(self, name) for name in names)))
+
+    def _check_env_alone(self) -> None:
+        for name in ("env_kwargs", "frames", "fit", "repeat", "rate", "action_names"):
+            if getattr(self, name) != getattr(Collect, name):
+                raise ValueError(f"--{name.replace('_', '-')}: is for --env; world {self.world!r} has its own")
+
+    @property
+    def most_steps(self) -> int:
+        """Actions in an episode at most."""
+        return self.collector.steps if self.steps is None else self.steps
 
     @property
     def folder(self) -> Path:
         """Where the episodes go."""
-        return Path("data") / self.world if self.out is None else self.out
+        return Path("data") / self.collector.spec(self.size).name.replace("/", "-") if self.out is None else self.out
+
+    @property
+    def near_share(self) -> float:
+        """Share of episodes that start near the goal."""
+        return NEAR_GOAL if self.near_goal is None else self.near_goal
 
     @property
     def bytes_per_episode(self) -> int:
-        """Disk space of one episode, nearly all of it frames."""
-        return (self.steps + 1) * (self.size * self.size * 3 + 64)
+        """Disk space of one episode at most, nearly all of it frames."""
+        spec = self.collector.spec(self.size)
+        return (self.most_steps + 1) * (spec.height * spec.width * 3 + 64)
+
+    @property
+    def per_shard(self) -> int:
+        """Episodes in a shard."""
+        fit = max(1, SHARD_BYTES // self.bytes_per_episode)
+        return min(EPISODES_PER_SHARD, self.collector.shard or fit)
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """What the store says of where its episodes come from; empty for a world that has a name."""
+        made = dict(self.collector.source)
+        return made | {"steps": self.most_steps} if made else {}
 
 
-def collect_episode(config: Collect, index: int, env: gym.Env[np.ndarray, np.ndarray] | None = None) -> Episode:
-    """Episode ``index`` of the collection: ``config.steps`` steps of ``config.policy``, going on after success.
+def collect_episode(config: Collect, index: int, env: gym.Env[np.ndarray, Any] | None = None) -> Episode:
+    """Episode ``index`` of the collection: at most ``config.most_steps`` steps of ``config.policy``. It goes on after success
+    in worlds that can be put at a state; seeded ones end it.
 
     ``env``, one of the collector's, saves making a new one.
     """
-    number = config.seed * 1_000_003 + index
-    rng, near_goal = _begin(config, index)
     collector = config.collector
-    env = env or collector.env(config.size)
-    make = collector.expert if config.policy == "oracle" and collector.expert else collector.explorer
-    policy = make(int(rng.integers(2**31)))
-    observation, _ = env.reset(options={"state": collector.start(rng, near_goal)})
-    frames, states, actions = [np.asarray(env.render())], [observation], []
-    rewards, terminated = [], []
-    memory = None
-    for _ in range(config.steps):
+    made = collector.env(config.size) if env is None else env
+    try:
+        return _play(config, collector, made, index)
+    finally:
+        if env is None:
+            made.close()
+
+
+def _play(config: Collect, collector: Collector, env: gym.Env[np.ndarray, Any], index: int) -> Episode:
+    rng, near_goal = _begin(config, index)
+    policy = PolicySource(config.policy).policy(collector, env, int(rng.integers(2**31)))
+    if collector.seeded:
+        observation, _ = env.reset(seed=int(rng.integers(2**31)))
+    else:
+        observation, _ = env.reset(options={"state": collector.start(rng, near_goal)})
+    frames, states = [np.asarray(env.render())], [observation]
+    actions: list[np.ndarray] = []
+    rewards, terminated, truncated = [], [], []
+    memory, ended = None, False
+    while len(actions) < config.most_steps and not ended:
         action, memory = policy.predict(observation, memory)
-        observation, reward, success, _, _ = env.step(action)
+        observation, reward, done, cut, _ = env.step(action)
         frames.append(np.asarray(env.render()))
-        states.append(observation)
+        if collector.state_names:  # else they are frames once more
+            states.append(observation)
         actions.append(action)
         rewards.append(reward)
-        terminated.append(success)
-    truncated = np.zeros(config.steps, bool)
-    truncated[-1] = True
+        terminated.append(done)
+        truncated.append(cut)
+        ended = collector.seeded and (done or cut)
+    truncated[-1] |= not ended
     return Episode(
         frames=np.stack(frames),
         actions=np.stack(actions),
         rewards=np.array(rewards, np.float32),
         terminated=np.array(terminated),
-        truncated=truncated,
-        states=np.stack(states).astype(np.float32),
+        truncated=np.array(truncated),
+        states=np.stack(states).astype(np.float32) if collector.state_names else None,
         provenance={
-            "seed": number,
+            "seed": config.seed * 1_000_003 + index,
             "collection_seed": config.seed,
             "index": index,
             "policy": _policy_name(config, near_goal),
@@ -133,11 +209,15 @@ def collect(config: Collect) -> Generator[tuple[int, int, float], None, None]:
     """
     collector = config.collector
     with _alone_in(config.folder):
+        if (config.folder / "store.json").is_file():
+            _check_source(EpisodeStore(config.folder), config)
         store = EpisodeStore.create(config.folder, collector.spec(config.size), collector.state_names)
+        if not len(store) and store.info.source != config.source:
+            store.set_source(config.source)
         present = _check_same_collection(store, config)
         jobs = [
             (config, shard)
-            for shard in range(-(-config.episodes // EPISODES_PER_SHARD))
+            for shard in range(-(-config.episodes // config.per_shard))
             if not present.issuperset(_indices(config, shard))
         ]
         done, begin = len(present), time.perf_counter()
@@ -170,10 +250,11 @@ def _collect_shard(job: tuple[Collect, int]) -> int:
 
 def _make_shard(config: Collect, shard: int) -> int:
     store = EpisodeStore(config.folder)
-    env = config.collector.env(config.size)
+    collector = config.collector
+    env = None if collector.anew else collector.env(config.size)
     # A short shard stems from a collection that asked for fewer episodes; what it holds is kept.
     where = {store.provenance(i)["index"]: i for i in range(len(store))}
-    old = {index: i for index, i in where.items() if index // EPISODES_PER_SHARD == shard}
+    old = {index: i for index, i in where.items() if index // config.per_shard == shard}
     indices = sorted({*_indices(config, shard), *old})
     parent = multiprocessing.parent_process()
     episodes = []
@@ -197,15 +278,32 @@ def _make_shard(config: Collect, shard: int) -> int:
 def _begin(config: Collect, index: int) -> tuple[np.random.Generator, bool]:
     """Episode ``index``'s generator, and whether the episode starts near the goal."""
     rng = np.random.default_rng([config.seed, index])
-    return rng, bool(rng.random() < config.near_goal)
+    return rng, not config.collector.seeded and bool(rng.random() < config.near_share)
 
 
 def _policy_name(config: Collect, near_goal: bool) -> str:
-    return config.policy + ("-near-goal" if near_goal else "")
+    return PolicySource(config.policy).name + ("-near-goal" if near_goal else "")
 
 
 def _indices(config: Collect, shard: int) -> range:
-    return range(shard * EPISODES_PER_SHARD, min((shard + 1) * EPISODES_PER_SHARD, config.episodes))
+    return range(shard * config.per_shard, min((shard + 1) * config.per_shard, config.episodes))
+
+
+def _check_source(store: EpisodeStore, config: Collect) -> None:
+    """A ValueError where ``store`` says of its environment something else than ``config``."""
+    there, asked = store.info.source, config.source
+    if not len(store) or there == asked:
+        return
+    if there.keys() != asked.keys():
+        raise ValueError(
+            f"{store.folder}: holds episodes of {there.get('env', store.spec.name)!r} that this command does not make; choose "
+            "another folder with --out"
+        )
+    name = next(name for name in there if there[name] != asked[name])
+    raise ValueError(
+        f"{store.folder}: holds a collection made with other arguments (--{'env-' * (name == 'kwargs')}{name} {there[name]}, "
+        f"asked for {asked[name]}); give the same ones to go on with it, or choose another --out"
+    )
 
 
 def _check_same_collection(store: EpisodeStore, config: Collect) -> set[int]:
@@ -216,9 +314,11 @@ def _check_same_collection(store: EpisodeStore, config: Collect) -> set[int]:
         index = origin.get("index")
         if index is None or "collection_seed" not in origin:
             raise ValueError(f"{store.folder}: holds episodes that were not collected ({origin}); choose another --out")
+        length = int(store.lengths[i])
+        whole = length < config.most_steps and config.collector.seeded and _ended(store, i)
         ours = {
             "--seed": (origin["collection_seed"], config.seed),
-            "--steps": (int(store.lengths[i]), config.steps),
+            "--steps": (length, length if whole else config.most_steps),
             "--near-goal, policy": (origin["policy"], _policy_name(config, _begin(config, index)[1])),
         }
         for name, (there, asked) in ours.items():
@@ -229,6 +329,11 @@ def _check_same_collection(store: EpisodeStore, config: Collect) -> set[int]:
                 )
         present.add(index)
     return present
+
+
+def _ended(store: EpisodeStore, i: int) -> bool:
+    """Whether the world ended episode ``i``; where the source says how many steps were asked for, all may have been."""
+    return bool(store.info.source) or bool(store[i].terminated[-1])
 
 
 def _check_space(folder: Path, config: Collect, episodes: int) -> None:

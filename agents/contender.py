@@ -15,6 +15,7 @@ from neuralsim.agents.driver import Policy
 from neuralsim.agents.evaluation import RandomPolicy
 from neuralsim.agents.policy_file import LoadedPolicy, PolicyNote, load_policy, read_note
 from neuralsim.catalog import World, open_world
+from neuralsim.spec import WorldSpec
 
 WORDS = ("random", "still")
 """Contenders that need no file: uniform actions, and none at all."""
@@ -32,16 +33,16 @@ class Contender:
 
 
 class StillPolicy:
-    """Does nothing: zeros ``(n, a)``."""
+    """Does nothing, as far as ``spec``'s world lets it: ``(n, a)``."""
 
-    def __init__(self, action_size: int) -> None:
-        self.action_size = action_size
+    def __init__(self, spec: WorldSpec) -> None:
+        self.spec = spec
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[np.ndarray, Any]:
         """See Stable-Baselines3's predict."""
-        return np.zeros((len(observation), self.action_size), np.float32), None
+        return np.tile(self.spec.rest_action(), (len(observation), 1)), None
 
 
 def find_contender(
@@ -62,12 +63,12 @@ def find_contender(
         raise FileNotFoundError(f"{source}: {error}; say with --model which world it was trained with") from error
     if opened.spec.name != world:
         raise ValueError(f"--model: {opened.folder or model} is a world of {opened.spec.name!r}, asked for {world!r}")
-    size = opened.spec.action_size
+    spec = opened.spec
     if source == "random":
-        return Contender(name or source, opened, "features", lambda: RandomPolicy(size, seed))
+        return Contender(name or source, opened, "features", lambda: RandomPolicy(spec, seed))
     if source == "still":
-        return Contender(name or source, opened, "features", lambda: StillPolicy(size))
-    policy = load_policy(source, size)
+        return Contender(name or source, opened, "features", lambda: StillPolicy(spec))
+    policy = load_policy(source, spec.action_size, spec.action_space() if spec.discrete else None)
     return Contender(name or Path(source).stem, opened, _sees(policy, opened), lambda: policy)
 
 

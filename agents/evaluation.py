@@ -12,6 +12,7 @@ from neuralsim.agents.arena import Arena
 from neuralsim.agents.driver import Policy
 from neuralsim.envs.moves import as_actions
 from neuralsim.score import Bootstrap, Estimate, mean
+from neuralsim.spec import WorldSpec
 
 Watch = Callable[[np.ndarray, np.ndarray], None]
 """Told at the start and after every step, per slot: which episodes go on, and whose wishes have come true so far."""
@@ -47,16 +48,16 @@ class Tally:
 
 
 class RandomPolicy:
-    """Uniform actions ``(n, a)`` in [-1, 1]."""
+    """Any actions ``(n, a)`` of ``spec``'s world, all equally likely."""
 
-    def __init__(self, action_size: int, seed: int = 0) -> None:
-        self.action_size, self.rng = action_size, np.random.default_rng(seed)
+    def __init__(self, spec: WorldSpec, seed: int = 0) -> None:
+        self.spec, self.rng = spec, np.random.default_rng(seed)
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[np.ndarray, Any]:
         """See Stable-Baselines3's predict."""
-        return self.rng.uniform(-1, 1, (len(observation), self.action_size)).astype(np.float32), None
+        return self.spec.random_actions(self.rng, len(observation)), None
 
 
 def evaluate(
@@ -68,7 +69,7 @@ def evaluate(
     watch: Watch | None = None,
 ) -> Tally:
     """``policy`` from starts 0 to ``episodes`` - 1 of ``arena``, once each; actions are clipped to [-1, 1], and whole numbers
-    are moves (see neuralsim.envs.moves). ``tick`` is told of each wave's episodes; ``watch``
+    are moves (see neuralsim.envs.moves) or the world's own choices. ``tick`` is told of each wave's episodes; ``watch``
     of every step."""
     parts = []
     for first in range(0, episodes, arena.slots):
@@ -91,7 +92,7 @@ def _wave(policy: Policy, arena: Arena, starts: np.ndarray, deterministic: bool,
         watch(live, success)
     while live.any():
         chosen, memory = policy.predict(observation, memory, begun, deterministic)
-        heard = arena.step(as_actions(chosen, arena.action_size), live)
+        heard = arena.step(as_actions(chosen, arena.spec.action_size, arena.spec.action_choices), live)
         returns += np.where(live, heard.reward, 0)
         lengths += live
         success |= live & heard.success

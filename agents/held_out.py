@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from neuralsim.agents.collect import Collect, collect
 from neuralsim.episode import EpisodeStore
+from neuralsim.spec import WorldSpec
 
 HELD_OUT_SEED = 1_000_000
 """Collection seed of measuring. Training data come from small seeds (0 by default), so the two never share an episode."""
@@ -22,7 +25,7 @@ def held_out_folder(world: str, size: int = 64) -> Path:
 def held_out_store(
     folder: str | os.PathLike[str],
     episodes: int = 256,
-    steps: int = 100,
+    steps: int | None = None,
     size: int = 64,
     workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
@@ -32,14 +35,47 @@ def held_out_store(
     """The store of held-out episodes of ``world`` in ``folder``, made or completed first where episodes are missing.
 
     All of its episodes are held out: pass ``all_held_out=True`` to whatever measures on it. ``progress`` is told (done, wanted);
-    ``near_goal`` is the share of episodes that begin near the goal, if another than usual.
+    ``steps``: actions in each, as many as the world's collections have by default. ``near_goal`` is the share of episodes that
+    begin near the goal, if another than usual.
     """
     config = Collect(
         world, out=Path(folder), episodes=episodes, steps=steps, seed=HELD_OUT_SEED, size=size, workers=workers
     )
     if near_goal is not None:
         config = replace(config, near_goal=near_goal)
+    return _collected(config, progress)
+
+
+def held_out_again(
+    spec: WorldSpec,
+    source: Mapping[str, Any],
+    episodes: int,
+    workers: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> EpisodeStore:
+    """Held-out episodes of a world whose episodes were collected from a Gymnasium environment: ``source`` is their store's
+    ``info.source``. They lie in data/<ID>-held-out; all of them are held out."""
+    shape = "" if (spec.height, spec.width) == (64, 64) else f"-{spec.height}x{spec.width}"
+    config = Collect(
+        env=source["env"],
+        env_kwargs=json.dumps(source["kwargs"]),
+        frames=source["frames"],
+        fit=source["fit"],
+        repeat=source["repeat"],
+        rate=spec.rate_hz * source["repeat"],
+        action_names=spec.action_names,
+        steps=source.get("steps"),
+        size=(spec.height, spec.width),
+        out=Path("data") / f"{spec.name.replace('/', '-')}-held-out{shape}",
+        episodes=episodes,
+        seed=HELD_OUT_SEED,
+        workers=workers,
+    )
+    return _collected(config, progress)
+
+
+def _collected(config: Collect, progress: Callable[[int, int], None] | None) -> EpisodeStore:
     for done, wanted, _ in collect(config):
         if progress:
             progress(done, wanted)
-    return EpisodeStore(folder)
+    return EpisodeStore(config.folder)

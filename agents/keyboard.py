@@ -7,24 +7,30 @@ may live in different threads. A tap shorter than a step still pushes for one st
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from neuralsim.spec import WorldSpec
 
 DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
 """What each key pushes, in action units (right, down)."""
 GENTLE = "gentle"
 """The key that turns a push into a gentle one."""
 GENTLE_SCALE = 1 / 3
+DIGITS = tuple("0123456789")
+RESTS = ("none", "noop", "nothing", "still", "stay", "idle", "rest")
+"""Labels of choices that do nothing."""
 
 
 @dataclass(frozen=True)
 class Press:
     """What the keys said at one moment.
 
-    action float32 ``(2,)`` in [-1, 1]; ``active``: some direction is pressed; ``serial``: number of the newest change of keys that this
-    action takes into account (see :attr:`Keyboard.serial`).
+    action float32 ``(2,)`` in [-1, 1], or the choice int64 ``(1,)``; ``active``: some key that acts is pressed; ``serial``: number of the
+    newest change of keys that this action takes into account (see :attr:`Keyboard.serial`).
     """
 
     action: np.ndarray
@@ -38,9 +44,12 @@ class Keyboard:
     Opposite keys cancel; two neighbouring ones push diagonally, both at full scale.
     """
 
+    keys: tuple[str, ...] = tuple(DIRECTIONS)
+    """The keys that act."""
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._held: set[str] = set()
+        self._held: dict[str, None] = {}  # in the order of pressing
         self._taps: dict[str, int | None] = {}  # pressed since the last read -> the change that released it, if any
         self.serial = 0
         """How often the keys have changed what is asked of the world."""
@@ -52,12 +61,12 @@ class Keyboard:
 
     def hold(self, key: str) -> int | None:
         """``key`` went down. Returns the number of this change, or None where it changes nothing."""
-        if key != GENTLE and key not in DIRECTIONS:
-            raise ValueError(f"key: expected one of {[*DIRECTIONS, GENTLE]}, got {key!r}")
+        if key != GENTLE and key not in self.keys:
+            raise ValueError(f"key: expected one of {[*self.keys, GENTLE]}, got {key!r}")
         with self._lock:
             if key in self._held:
                 return None
-            self._held.add(key)
+            self._held[key] = None
             if key == GENTLE:
                 return self._changed() if self._pushes() else None
             self._taps[key] = None
@@ -68,7 +77,7 @@ class Keyboard:
         with self._lock:
             if key not in self._held:
                 return None
-            self._held.discard(key)
+            del self._held[key]
             if key == GENTLE and not self._pushes():
                 return None
             serial = self._changed()
@@ -86,16 +95,13 @@ class Keyboard:
     def read(self) -> Press:
         """What to do in the step that begins now. Taps count once: they are used up."""
         with self._lock:
-            pressed = [k for k in DIRECTIONS if k in self._held or k in self._taps]
+            pressed = [k for k in {**self._held, **self._taps} if k != GENTLE]
             # A tap still pushes though its key is up again: that release is only seen by the next step.
             unseen = [s for s in self._taps.values() if s is not None]
             serial = min(unseen) - 1 if unseen else self.serial
             self._taps.clear()
-            scale = GENTLE_SCALE if GENTLE in self._held else 1.0
-        action = np.zeros(2, np.float32)
-        for key in pressed:
-            action += np.array(DIRECTIONS[key], np.float32) * scale
-        return Press(action, bool(pressed), serial)
+            gentle = GENTLE in self._held
+        return Press(self._meant(pressed, gentle), bool(pressed), serial)
 
     def predict(
         self, observation: Any = None, state: Any = None, episode_start: Any = None, deterministic: bool = False
@@ -103,9 +109,56 @@ class Keyboard:
         """The action ``(2,)`` that the keys ask for; observation and state are not looked at."""
         return self.read().action, state
 
+    def _meant(self, pressed: list[str], gentle: bool) -> np.ndarray:
+        """What ``pressed`` keys, the newest last, ask for."""
+        action = np.zeros(2, np.float32)
+        for key in pressed:
+            action += np.array(DIRECTIONS[key], np.float32) * (GENTLE_SCALE if gentle else 1.0)
+        return action
+
     def _pushes(self) -> bool:
-        return any(k in DIRECTIONS for k in self._held)
+        return any(k in self.keys for k in self._held)
 
     def _changed(self) -> int:
         self.serial += 1
         return self.serial
+
+
+class ChoiceKeyboard(Keyboard):
+    """Keys for a world with one dimension of choices: digits take the choice of that number, and directions the one whose label
+    names them, if ``labels`` (one per choice) are known. Of several keys the newest counts, unless a label names all of them.
+
+    Without a key the choice is the one labelled as doing nothing, else choice 0.
+    """
+
+    keys = (*DIRECTIONS, *DIGITS)
+
+    def __init__(self, spec: WorldSpec, labels: Sequence[str] = ()) -> None:
+        super().__init__()
+        if not spec.discrete or spec.action_size != 1:
+            raise ValueError(
+                f"world {spec.name!r}: keys choose in one dimension of choices, got actions {spec.action_space()}; "
+                "let a policy drive"
+            )
+        count = spec.action_choices[0]
+        if labels and len(labels) != count:
+            raise ValueError(f"world {spec.name!r}: expected {count} labels, one per choice, got {len(labels)}")
+        self._labels = [label.lower() for label in labels]
+        self._digits = {digit: k for k, digit in enumerate(DIGITS) if k < count}
+        self.rest = next((k for k, label in enumerate(self._labels) if label in RESTS), 0)
+        """The choice without a key."""
+
+    def _meant(self, pressed: list[str], gentle: bool) -> np.ndarray:
+        directions = [key for key in pressed if key in DIRECTIONS]
+        chosen = self._named(directions) if directions == pressed else None
+        for key in reversed(pressed):
+            if chosen is None:
+                chosen = self._digits.get(key) if key in DIGITS else self._named([key])
+        return np.array([self.rest if chosen is None else chosen], np.int64)
+
+    def _named(self, directions: list[str]) -> int | None:
+        """The choice whose label names just these directions; None where there is none."""
+        for k, label in enumerate(self._labels):
+            if directions and {d for d in DIRECTIONS if d in label} == set(directions):
+                return k
+        return None

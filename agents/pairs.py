@@ -117,7 +117,7 @@ class RandomPairs:
         raise ValueError(f"world {self.course.world}: {TRIES} random pairs drawn, all solved at the start")
 
     def _explore(self, env: TrueEnv, start: np.ndarray, seed: int) -> np.ndarray:
-        policy, memory, actions = self.course.collector.explorer(seed), None, []
+        policy, memory, actions = self.course.collector.explorer(env, seed), None, []
         observation, _ = env.reset(options={"state": start})
         for _ in range(self.ahead):
             action, memory = policy.predict(observation, memory)

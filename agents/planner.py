@@ -72,7 +72,7 @@ class Planner:
     budget_ms: a decision's time, reading the frames included; what is found by then counts, and the batch under way is
     finished (None: as long as the search takes). when, discount, uncertainty_penalty, chunk, rows: see Scoring. horizon:
     length of an episode, if known; plans then do not look beyond its end. proposals: plans worth trying from a state.
-    action_space: a Discrete or MultiDiscrete for worlds of choices; by default the box [-1, 1]. precision: as in
+    action_space: by default the world's own, be it a Box or of choices. precision: as in
     Imagination. on_round and on_decision are told what happens, for whoever wants to watch. ``clock`` counts seconds.
 
     The same episode gives the same actions, unless a budget cuts the search. Raises ValueError, before anything runs,
@@ -121,7 +121,7 @@ class Planner:
         self.scoring = Scoring(when, block, chunk, discount, uncertainty_penalty, rows)
         self.lookahead, self.execute, self.horizon = lookahead, execute, horizon
         self.budget_ms, self.proposals, self.seed = budget_ms, proposals, seed
-        self.action_space = action_space or gym.spaces.Box(-1, 1, (self.spec.action_size,), np.float32)
+        self.action_space = action_space or self.spec.action_space()
         self.dtype = pick_dtype(precision, self.model.device)
         self.on_round, self.on_decision, self.clock = on_round, on_decision, clock
         self._rehearse()

@@ -59,12 +59,13 @@ class PolicyNote:
 @dataclass(frozen=True)
 class LoadedPolicy:
     """A policy ready to act: Stable-Baselines3's ``predict``, whose answers are actions in [-1, 1] even where the network
-    chooses among moves (DQN)."""
+    chooses among moves (DQN), or ``own``: the network's own answers."""
 
     network: Any
     note: PolicyNote
     path: Path
     action_size: int
+    own: bool = False
 
     @property
     def observation_space(self) -> spaces.Box:
@@ -76,7 +77,7 @@ class LoadedPolicy:
     ) -> tuple[np.ndarray, Any]:
         """See Stable-Baselines3's BasePolicy.predict."""
         chosen, state = self.network.predict(observation, state, episode_start, deterministic)
-        return as_actions(chosen, self.action_size), state
+        return (chosen if self.own else as_actions(chosen, self.action_size)), state
 
 
 def save_policy(model: Any, path: Path, note: PolicyNote) -> None:
@@ -119,8 +120,11 @@ def read_weights(path: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def load_policy(path: str | os.PathLike[str], action_size: int = 2) -> LoadedPolicy:
-    """The policy in ``path``, ready to act on batches or single observations; ValueError names what cannot be read."""
+def load_policy(
+    path: str | os.PathLike[str], action_size: int = 2, action_space: spaces.Space[Any] | None = None
+) -> LoadedPolicy:
+    """The policy in ``path``, ready to act on batches or single observations; ValueError names what cannot be read. One that
+    was trained in an environment of its own answers in that one's ``action_space``."""
     place = Path(path)
     weights = read_weights(place)["policy"]
     with _open(place) as archive:
@@ -152,8 +156,8 @@ def load_policy(path: str | os.PathLike[str], action_size: int = 2) -> LoadedPol
         if algorithm == "recurrent-ppo":
             settings["lstm_hidden_size"] = weights["lstm_actor.weight_hh_l0"].shape[1]
         seen = spaces.Box(-np.inf, np.inf, (int(first.shape[1]),), np.float32)
-    acts: spaces.Space[Any] = spaces.Box(-1.0, 1.0, (action_size,), np.float32)
-    if algorithm == "dqn":
+    acts: spaces.Space[Any] = action_space or spaces.Box(-1.0, 1.0, (action_size,), np.float32)
+    if algorithm == "dqn" and action_space is None:
         choices = int(weights[_last_layer(weights, TRUNKS["dqn"])].shape[0])
         if choices != len(moves(action_size)):
             raise ValueError(
@@ -167,7 +171,7 @@ def load_policy(path: str | os.PathLike[str], action_size: int = 2) -> LoadedPol
     except (RuntimeError, TypeError, AssertionError, ValueError) as error:
         raise ValueError(f"{place}: its weights do not make a {algorithm} policy: {error}") from error
     network.set_training_mode(False)
-    return LoadedPolicy(network, note, place, action_size)
+    return LoadedPolicy(network, note, place, action_size, own=action_space is not None)
 
 
 def algorithm_class(name: str) -> type[Any]:

@@ -159,7 +159,7 @@ class Recorder:
             "video": path.name if path else "",
             "version": neuralsim.__version__,
         }
-        actions = np.stack([m.action for m in steps if m.action is not None]).astype(np.float32)
+        actions = np.stack([m.action for m in steps if m.action is not None]).astype(self.spec.action_dtype)
         for kind, names in STORES.items():
             true = kind == "true"
             coverage = [m.coverage_truth if true else m.coverage_dream for m in steps]

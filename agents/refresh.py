@@ -145,6 +145,7 @@ def drift_of(model: Any, store: EpisodeStore, episodes: list[int]) -> dict[str, 
 
 def _episode(env: Any, encoder: Encoder, policy: Any, seed: int, wish: Wish, number: int) -> Episode:
     """One true episode of ``policy`` as it explores, until its end."""
+    spec = encoder.model.spec
     frame, _ = env.reset(seed=seed)
     encoder.begin(np.array([0]), frame[None])
     frames, states = [frame], [env.unwrapped.state()]
@@ -152,8 +153,8 @@ def _episode(env: Any, encoder: Encoder, policy: Any, seed: int, wish: Wish, num
     done = False
     while not done:
         chosen, _ = policy.predict(encoder.features(), deterministic=False)
-        action = as_actions(chosen, env.action_space.shape[0])[0]
-        frame, _, terminated, truncated, info = env.step(action)
+        action = as_actions(chosen, spec.action_size, spec.action_choices)[0]
+        frame, _, terminated, truncated, info = env.step(spec.to_space(action))
         encoder.follow(action[None], frame[None])
         frames.append(frame)
         states.append(env.unwrapped.state())
@@ -166,7 +167,7 @@ def _episode(env: Any, encoder: Encoder, policy: Any, seed: int, wish: Wish, num
     truncated_at[-1] = not ends[-1]
     return Episode(
         frames=np.stack(frames),
-        actions=np.stack(actions).astype(np.float32),
+        actions=np.stack(actions),
         rewards=np.array(rewards, np.float32),
         terminated=np.array(ends),
         truncated=truncated_at,

@@ -70,7 +70,7 @@ class Run:
         self.home = open_world(config.dreamt, config.device)
         self.world = open_world(found.world, config.device) if found and found.world else self.home
         self.trial = Trial(config, self.home)
-        self.moves = config.algo == "dqn"
+        self.moves = config.algo == "dqn" and not self.world.spec.discrete
         self.standing = found or Standing()
         self.curve = load_curve(self.folder) if found else fresh_curve(config)
         # What was looked at after the checkpoint will be looked at again.
@@ -273,7 +273,8 @@ def reinforce(config: Reinforce, show: bool = False) -> tuple[Curve, list[Path]]
         if config.video:
             world = open_world(config.dreamt, config.device)
             starts = config.wish.starts(FILMED, TRIAL_SEED + 1, world.spec.height)
-            policy = load_policy(folder / last.policy, world.spec.action_size)
+            spec = world.spec
+            policy = load_policy(folder / last.policy, spec.action_size, spec.action_space() if spec.discrete else None)
             files.append(film_policy(folder / "policy.mp4", policy, world, config.wish, starts, config.observation))
     if config.json is not None:
         write_atomically(config.json, (folder / "curve.json").read_text())
@@ -284,7 +285,7 @@ def reinforce(config: Reinforce, show: bool = False) -> tuple[Curve, list[Path]]
 def _act_at_random(config: Reinforce) -> Curve:
     """A curve of one point: what acting at random brings."""
     world = open_world(config.dreamt, config.device)
-    point = Trial(config, world)(RandomPolicy(world.spec.action_size, config.seed), 0, 0, 0.0)
+    point = Trial(config, world)(RandomPolicy(world.spec, config.seed), 0, 0, 0.0)
     return _single(config, point)
 
 

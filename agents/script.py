@@ -7,6 +7,7 @@ and up at once), ``close`` (as the window manager does) and ``quit``. Keys are p
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,3 +86,22 @@ def restless_hand(seconds: float, seed: int = 0) -> tuple[ScriptEvent, ...]:
         events += [ScriptEvent(end, "up", keys[k]) for k in chosen]
         time = end + float(rng.uniform(0.05, 0.2))
     return (*sorted(events, key=lambda e: e.time), ScriptEvent(seconds, "quit"))
+
+
+def post(event: pygame.event.Event) -> None:
+    """Put ``event`` into pygame's queue, if there still is one."""
+    with contextlib.suppress(pygame.error):  # the window may be gone already
+        pygame.event.post(event)
+
+
+def press(scripted: ScriptEvent, begin: float) -> None:
+    """Put the events of one line of a script into pygame's queue, where a hand's come from."""
+    due = begin + scripted.time
+    if scripted.verb == "close":
+        post(pygame.event.Event(pygame.QUIT))
+    elif scripted.verb == "quit":
+        post(pygame.event.Event(pygame.KEYDOWN, key=pygame.K_ESCAPE))
+    if scripted.verb in ("down", "tap"):
+        post(pygame.event.Event(pygame.KEYDOWN, key=scripted.key, due=due))
+    if scripted.verb in ("up", "tap"):
+        post(pygame.event.Event(pygame.KEYUP, key=scripted.key, due=due))

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pygame
@@ -26,7 +26,7 @@ from neuralsim.agents.driver import load_driver
 from neuralsim.agents.keyboard import DIRECTIONS, GENTLE, Keyboard
 from neuralsim.agents.meter import KeyToFrame, Rate
 from neuralsim.agents.recorder import Recorder
-from neuralsim.agents.script import ScriptEvent, read_script, restless_hand
+from neuralsim.agents.script import ScriptEvent, post, press, read_script, restless_hand
 from neuralsim.agents.session import REWIND_SECONDS, Moment, Session
 from neuralsim.agents.window import Status, Window
 from neuralsim.agents.worker import Worker
@@ -149,7 +149,7 @@ class Player:
     def run_live(self) -> None:
         """Play in real time until somebody quits."""
         wake = pygame.event.custom_type()
-        self._worker = Worker(self.session, self.config.fps, lambda: _post(pygame.event.Event(wake)))
+        self._worker = Worker(self.session, self.config.fps, lambda: post(pygame.event.Event(wake)))
         self._begin = time.perf_counter()
         benchmark = self.config.benchmark
         let_go = self._begin + benchmark * (1 - FLAT_OUT_SHARE) if benchmark > 0 else float("inf")
@@ -164,7 +164,7 @@ class Player:
                 self.handle(event, time.perf_counter())
             now = time.perf_counter()
             while self._script and self._begin + self._script[0].time <= now:
-                _press(self._script.pop(0), self._begin)
+                press(self._script.pop(0), self._begin)
             if self._worker.error is not None:
                 return
             made = self._worker.drain()
@@ -187,7 +187,7 @@ class Player:
             # What a frame took to compute counts as latency here too; waiting for the next tick is the virtual part.
             self._clock = lambda virtual=virtual, began=began: virtual + time.perf_counter() - began  # type: ignore[misc]
             while self._script and self._script[0].time <= virtual + 1e-9:
-                _press(self._script.pop(0), 0.0)
+                press(self._script.pop(0), 0.0)
             for event in pygame.event.get():
                 self.handle(event, virtual)
             if not self.done:
@@ -433,8 +433,14 @@ def dummy_screen() -> Iterator[None]:
                 os.environ[name] = value
 
 
+class Stoppable(Protocol):
+    """What goes on until it is ``done``."""
+
+    done: bool
+
+
 @contextlib.contextmanager
-def stop_on_signals(player: Player) -> Iterator[None]:
+def stop_on_signals(player: Stoppable) -> Iterator[None]:
     """ctrl-C, a closed terminal and ``kill`` end the play as 'q' does, once; a second one ends the program as usual."""
     before: dict[int, Any] = {}
 
@@ -459,21 +465,3 @@ def stop_on_signals(player: Player) -> Iterator[None]:
 
 def _toggle_pause(session: Session) -> None:
     session.paused = not session.paused
-
-
-def _post(event: pygame.event.Event) -> None:
-    with contextlib.suppress(pygame.error):  # the window may be gone already
-        pygame.event.post(event)
-
-
-def _press(scripted: ScriptEvent, begin: float) -> None:
-    """Put the events of one line of a script into pygame's queue, where a hand's come from."""
-    due = begin + scripted.time
-    if scripted.verb == "close":
-        _post(pygame.event.Event(pygame.QUIT))
-    elif scripted.verb == "quit":
-        _post(pygame.event.Event(pygame.KEYDOWN, key=pygame.K_ESCAPE))
-    if scripted.verb in ("down", "tap"):
-        _post(pygame.event.Event(pygame.KEYDOWN, key=scripted.key, due=due))
-    if scripted.verb in ("up", "tap"):
-        _post(pygame.event.Event(pygame.KEYUP, key=scripted.key, due=due))

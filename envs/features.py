@@ -28,7 +28,7 @@ class Encoder:
         self.context = model.spec.context
         self.dtype = pick_dtype(precision, torch.device(model.device))
         self.frames = np.zeros((slots, self.context, *model.spec.frame_shape), np.uint8)
-        self.actions = np.zeros((slots, max(self.context - 1, 0), model.spec.action_size), np.float32)
+        self.actions = np.zeros((slots, max(self.context - 1, 0), model.spec.action_size), model.spec.action_dtype)
         self.seen = np.zeros(slots, np.int64)
 
     @property
@@ -45,7 +45,7 @@ class Encoder:
         rows = np.arange(len(self.seen)) if slots is None else slots
         if self.context > 1:
             self.frames[rows, :-1], self.actions[rows, :-1] = self.frames[rows, 1:], self.actions[rows, 1:]
-            self.actions[rows, -1] = np.clip(actions, -1, 1)
+            self.actions[rows, -1] = actions if self.model.spec.discrete else np.clip(actions, -1, 1)
         self.frames[rows, -1] = frames
         self.seen[rows] = np.minimum(self.seen[rows] + 1, self.context)
 
@@ -83,7 +83,7 @@ class FeatureEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """See the true world."""
         frame, reward, terminated, truncated, info = self.env.step(action)
-        self.encoder.follow(np.asarray(action)[None], frame[None])
+        self.encoder.follow(self.encoder.model.spec.from_space(action)[None], frame[None])
         return self.encoder.features()[0], float(reward), terminated, truncated, info
 
 
@@ -102,7 +102,7 @@ class FeatureVecEnv(VecEnvWrapper):
 
     def step_async(self, actions: np.ndarray) -> None:
         """See VecEnv."""
-        self._actions = actions
+        self._actions = self.encoder.model.spec.from_space(actions)
         self.venv.step_async(actions)
 
     def step_wait(self) -> VecEnvStepReturn:

@@ -21,6 +21,7 @@ from gymnasium.vector.utils import batch_space
 
 from neuralsim.catalog import World, open_world
 from neuralsim.imagination import Chunk, Imagination, Snapshot, Transition
+from neuralsim.spec import WorldSpec
 from neuralsim.task import Task
 
 RENDER_MODES = ["rgb_array"]
@@ -105,21 +106,30 @@ class Face:
         return spaces.Box(-np.inf, np.inf, (model.feature_size,), np.float32)
 
     @property
-    def action_space(self) -> spaces.Box:
-        """Of one slot: ``(a,)``, or ``(chunk, a)``."""
-        size = self.imagination.model.spec.action_size
-        return spaces.Box(-1.0, 1.0, (size,) if self.chunk is None else (self.chunk, size), np.float32)
+    def spec(self) -> WorldSpec:
+        """What the world looks like from outside."""
+        return self.imagination.model.spec
+
+    @property
+    def action_space(self) -> spaces.Space[Any]:
+        """Of one slot: ``(a,)``, or ``(chunk, a)``; see WorldSpec for choices."""
+        return self.spec.action_space(self.chunk)
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        """Of one slot, as the world has it: ``(a,)``, or ``(chunk, a)``."""
+        lead = () if self.chunk is None else (self.chunk,)
+        return (*lead, self.spec.action_size)
 
     def observe(self) -> np.ndarray:
         """``(b, h, w, 3)`` uint8 or ``(b, d)`` float32."""
         return self.imagination.frames() if self.observation == "pixels" else self.imagination.features()
 
     def play(self, action: Any, mask: np.ndarray | None = None) -> Transition:
-        """One action in every slot where ``mask`` holds, be it a step or a chunk."""
+        """One action ``(b, *action_shape)`` in every slot where ``mask`` holds, be it a step or a chunk."""
         if self.chunk is None:
             return self.imagination.step(action, mask)
-        space = (self.imagination.num_slots, *self.action_space.shape)
-        self.imagination.check_action(action, space)
+        self.imagination.check_action(action, (self.imagination.num_slots, *self.action_shape))
         return self.imagination.step_chunk(action, mask)
 
     def played(self, transition: Transition) -> dict[str, np.ndarray]:
@@ -154,8 +164,9 @@ class ImaginedEnv(gym.Env[np.ndarray, np.ndarray]):
 
     world: a shipped world's name, a folder, or a World. observation: "pixels", uint8 ``(h, w, 3)``, or "features",
     float32 ``(d,)``, the model's own; pixels are then never decoded unless rendered. Action: float32 ``(a,)`` in [-1,
-    1] as ``neuralsim.spec`` says, or with ``chunk=k`` float32 ``(k, a)``: the step plays k frames, sums their rewards
-    and stops at the first end. task: what reward and termination mean (default: as the model learned them). horizon:
+    1] as ``neuralsim.spec`` says (a Discrete or MultiDiscrete where it says choices), or with ``chunk=k`` float32 ``(k,
+    a)``: the step plays k frames, sums their rewards and stops at the first end. task: what reward and termination mean
+    (default: as the model learned them). horizon:
     steps until truncation (None: never). uncertainty_limit: truncation beyond it (default: the world's calibrated
     threshold). temperature: scale of the model's noise. lean, device, precision: see
     Imagination.
@@ -235,9 +246,9 @@ class ImaginedEnv(gym.Env[np.ndarray, np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Dream on under ``action``."""
-        array = self.imagination.model.spec.check_actions(action)
-        if array.shape != self.action_space.shape:
-            raise ValueError(f"action: expected shape {self.action_space.shape}, got {array.shape}")
+        array = self.face.spec.check_actions(self.face.spec.from_space(action))
+        if array.shape != self.face.action_shape:
+            raise ValueError(f"action: expected shape {self.action_space.shape}, got {np.shape(action)}")
         transition = self.face.play(array[None])
         info: dict[str, Any] = {
             "uncertainty": float(transition.uncertainty[0]),
@@ -329,7 +340,7 @@ class ImaginedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """Dream on where the last step ended nothing; begin anew where it did."""
         pending = self.imagination.ended
         with self.imagination.all_or_nothing():
-            transition = self.face.play(actions, ~pending)
+            transition = self.face.play(self.face.spec.from_space(actions), ~pending)
             extra = self.face.played(transition)
             if pending.any():
                 self.imagination.reset(pending)

@@ -10,6 +10,7 @@ pixel the mean over its area), so a 64-pixel frame is read to a small part of a 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -47,8 +48,30 @@ BATCH = 32
 """Frames read at once: few enough to stay in the processor's cache."""
 
 
+@dataclass(frozen=True)
+class PushTReading(Reading):
+    """What is to be seen in ``n`` frames of Push-T. Positions in world units, angles in radians.
+
+    pusher ``(n, 2)``, valid where ``pusher_found`` ``(n,)``. block ``(n, 3)``: x, y, angle, valid where ``block_found``. mask bool
+    ``(n, h, w)``: the block's pixels. area ``(n,)``: square units of block in sight. size ``(n,)``: that area over what the rigid
+    shape at ``block`` would show, 1 for an intact block wherever it lies. pieces int ``(n,)``: connected parts of the mask. misfit
+    ``(n,)``: 0 where the mask is exactly the rigid shape at ``block``, 1 where nothing agrees.
+    """
+
+    pusher: np.ndarray
+    pusher_found: np.ndarray
+    block: np.ndarray
+    block_found: np.ndarray
+    mask: np.ndarray
+    area: np.ndarray
+    size: np.ndarray
+    pieces: np.ndarray
+    misfit: np.ndarray
+
+
 class PushTReader:
-    """Reads ``size``-pixel frames of Push-T; see the module's text. Implements :class:`neuralsim.reading.Reader`."""
+    """Reads ``size``-pixel frames of Push-T; see the module's text. Implements :class:`neuralsim.reading.Reader`. ``extent`` is the
+    world's width in its units: what being lost costs as a position error."""
 
     extent = WORKSPACE
 
@@ -90,7 +113,8 @@ class PushTReader:
         self._size_at = self._angle_table()
 
     def of_state(self, states: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """True states ``(..., 5)`` (``STATE_NAMES``) -> pusher ``(..., 2)``, block ``(..., 3)``, whether all of it is in sight."""
+        """True states ``(..., 5)`` (``STATE_NAMES``) -> pusher ``(..., 2)``, block ``(..., 3)``, and whether all of it is in sight
+        ``(...)``: where it is not, its pose cannot be read and does not count."""
         x, y, angle = states[..., 2, None], states[..., 3, None], states[..., 4, None]
         sine, cosine = np.sin(angle), np.cos(angle)
         corners = np.array([(-60, 0), (60, 0), (-60, 30), (60, 30), (-15, 120), (15, 120)], np.float64)
@@ -99,8 +123,8 @@ class PushTReader:
         return states[..., :2], states[..., 2:5], reach <= WORKSPACE / 2 - SIGHT_MARGIN
 
     @torch.inference_mode()
-    def __call__(self, frames: np.ndarray) -> Reading:
-        """uint8 ``(n, size, size, 3)`` -> Reading."""
+    def __call__(self, frames: np.ndarray) -> PushTReading:
+        """uint8 ``(n, size, size, 3)`` -> PushTReading."""
         frames = np.asarray(frames)
         if frames.ndim != 4 or frames.shape[1:] != (self.size, self.size, 3) or frames.dtype != np.uint8:
             raise ValueError(
@@ -108,7 +132,7 @@ class PushTReader:
                 f"for another size make PushTReader(size=...)"
             )
         parts = [self._read(frames[i : i + BATCH]) for i in range(0, len(frames), BATCH)] or [self._read(frames)]
-        return Reading(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+        return PushTReading(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
     def _read(self, frames: np.ndarray) -> tuple[np.ndarray, ...]:
         pixels = torch.from_numpy(np.ascontiguousarray(frames)).float()

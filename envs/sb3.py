@@ -59,7 +59,7 @@ class ImaginedVecEnv(VecEnv):
         return observation
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Keep ``actions`` ``(num_envs, a)`` for :meth:`step_wait`, which does the work."""
+        """Keep ``actions`` ``(num_envs, a)``, or ``(num_envs,)`` of a Discrete, for :meth:`step_wait`, which does the work."""
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
@@ -68,7 +68,7 @@ class ImaginedVecEnv(VecEnv):
             raise RuntimeError("step_wait without step_async: call step(actions), or step_async(actions) first")
         actions, self._actions = self._actions, None
         with self.imagination.all_or_nothing():
-            transition = self.face.play(actions)
+            transition = self.face.play(self.face.spec.from_space(actions))
             extra = self.face.played(transition)
             observation = self.face.observe()
             done = transition.terminated | transition.truncated

@@ -21,17 +21,23 @@ if (_root / "pyproject.toml").is_file() and (_root / "envs" / "__init__.py").is_
 
 import gymnasium  # noqa: E402
 
+from neuralsim.registration import register  # noqa: E402
 from neuralsim.spec import WorldSpec  # noqa: E402
 
 if TYPE_CHECKING:
-    from neuralsim.catalog import open_world
+    from neuralsim.catalog import open_world, register_model
     from neuralsim.check import check_world
     from neuralsim.imagination import Imagination
 
-__all__ = ["Imagination", "WorldSpec", "check_world", "open_world"]
+__all__ = ["Imagination", "WorldSpec", "check_world", "open_world", "register", "register_model"]
 __version__ = "0.1.0"
 
-_LATER = {"Imagination": "imagination", "check_world": "check", "open_world": "catalog"}
+_LATER = {
+    "Imagination": "imagination",
+    "check_world": "check",
+    "open_world": "catalog",
+    "register_model": "catalog",
+}
 """Public names whose modules import torch and diffusers, and the modules."""
 
 
@@ -62,6 +68,9 @@ def _register() -> None:
     )
     gymnasium.register(
         id="neuralsim/TwoRoomReal-v0", entry_point="neuralsim.envs.tworoom:TwoRoomRealEnv", max_episode_steps=200
+    )
+    gymnasium.register(
+        id="neuralsim/CarRacingReal-v0", entry_point="neuralsim.envs.car_racing:CarRacingRealEnv", max_episode_steps=334
     )
 
 

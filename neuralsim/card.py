@@ -1,14 +1,17 @@
-"""The card of a trained world: where its weights come from and how true they were measured to be, as README.md in its folder."""
+"""The card of a trained world: where its weights come from and how true they were measured to be, as README.md in its folder.
+
+A world that was just trained has a card without figures; ``neuralsim card`` adds them.
+"""
 
 from __future__ import annotations
 
-import json
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from neuralsim.episode import write_atomically
+from neuralsim.manifest import CARD, TRAINING, read_object, seal
 
 
 @dataclass(frozen=True)
@@ -26,15 +29,39 @@ class Card:
 
 
 def write_card(config: Card) -> Path:
-    """``README.md`` in the world's folder. Raises FileNotFoundError where a record is missing."""
-    record = config.world / "training.json"
-    if not record.is_file():
-        raise FileNotFoundError(f"{config.world}: no world as 'neuralsim train' leaves one (training.json is missing)")
-    training = json.loads(record.read_text())
-    reports = [json.loads(p.read_text()) for p in (config.measured, config.benched) if p is not None]
-    target = config.world / "README.md"
-    write_atomically(target, card(training, reports, config.note))
-    return target
+    """``README.md`` in the world's folder, and its manifest anew. Raises FileNotFoundError where a record is missing, and
+    ValueError where one is not what it should be."""
+    return _write(config.world, [p for p in (config.measured, config.benched) if p is not None], config.note)
+
+
+def finish(world: Path) -> Path:
+    """Make a folder whole that training has written: a card, without figures yet, and the manifest. To be called last."""
+    return _write(
+        world, [], "Not measured yet: `neuralsim measure` and then `neuralsim card`, on this folder, add figures."
+    )
+
+
+def _write(world: Path, figures: list[Path], note: str) -> Path:
+    if not (world / TRAINING).is_file():
+        raise FileNotFoundError(f"{world}: no world as 'neuralsim train' leaves one ({TRAINING} is missing)")
+    keys = ("recipe", "episodes", "training_frames", "collection_seeds", "seed", "hours", "precision")
+    training = _record(world / TRAINING, keys)
+    reports = [_record(path, ("title", "circumstances", "rows")) for path in figures]
+    try:
+        text = card(training, reports, note)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{world}: its records make no card ({type(error).__name__}: {error})") from error
+    write_atomically(world / CARD, text)
+    seal(world)
+    return world / CARD
+
+
+def _record(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
+    """A JSON object that has ``keys``."""
+    body = read_object(path)
+    if missing := [key for key in keys if key not in body]:
+        raise ValueError(f"{path}: lacks {', '.join(missing)}; write it anew with the command that makes such files")
+    return body
 
 
 def card(training: dict[str, Any], reports: list[dict[str, Any]], note: str = "") -> str:

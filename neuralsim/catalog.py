@@ -1,36 +1,61 @@
 """Catalog: trained worlds by name or folder.
 
 A world is a folder: ``config.json`` and ``diffusion_pytorch_model.safetensors`` (diffusers' ``save_pretrained``),
-``starts.npz`` (true histories from which dreams may begin) and ``README.md`` (its card). Nothing in it is unpickled,
-and the class that ``config.json`` names is looked up in a fixed table, never imported by name: opening a stranger's
-world runs none of the stranger's code.
+``starts.npz`` (true histories from which dreams may begin), ``training.json`` (how it was trained), ``README.md`` (its
+card) and ``world.json`` (its manifest). Nothing in it is unpickled, and the class that ``config.json`` names is looked up
+among those that are known here, never imported by name: opening a stranger's world runs none of the stranger's code.
 """
 
 from __future__ import annotations
 
 import copy
-import difflib
 import functools
-import json
+import inspect
 import os
+import shutil
+import tempfile
+import zipfile
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from neuralsim.episode import EpisodeStore
+from neuralsim.episode import EpisodeStore, knows_actions
+from neuralsim.location import ALIASES, assets, find, list_worlds
+from neuralsim.manifest import (
+    CARD,
+    CONFIG,
+    FILES,
+    MANIFEST,
+    STARTS,
+    TRAINING,
+    WEIGHTS,
+    Manifest,
+    check_files,
+    read_object,
+    read_text,
+    seal,
+)
+from neuralsim.model_file import read_model
 from neuralsim.precision import pick_device
 from neuralsim.spec import WorldSpec
 from neuralsim.world import WorldModel
 
-ALIASES = {"pusht": "pusht-video", "tworoom": "tworoom-latent"}
-"""Short names: the world that a task's plain name opens."""
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+__all__ = [
+    "ALIASES",
+    "WEIGHTS",
+    "Starts",
+    "World",
+    "known_models",
+    "list_worlds",
+    "open_world",
+    "register_model",
+]
+
+Model = TypeVar("Model", bound=WorldModel)
+LARGEST_STARTS = 1 << 30
+"""Bytes that start states may take in memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +118,8 @@ class Starts:
         training ones alone."""
         chosen = np.arange(len(store)) if held_out is None else store.split(held_out)
         chosen = chosen[store.lengths[chosen] + 1 >= context]
+        if context > 1 and store.spec.action_size:
+            chosen = chosen[[knows_actions(store.provenance(int(i))) for i in chosen]]
         if not len(chosen):
             raise ValueError(f"{store.folder}: no episode has {context} frames to start from")
         draws = np.random.default_rng([seed, 1003])
@@ -101,7 +128,8 @@ class Starts:
             episode = store[int(index)]
             begin = int(draws.integers(0, len(episode) + 2 - context))
             frames.append(episode.frames[begin : begin + context])
-            actions.append(episode.actions[begin : begin + context - 1])
+            none = np.empty((context - 1, store.spec.action_size), store.spec.action_dtype)
+            actions.append(episode.actions[begin : begin + context - 1] if episode.has_actions else none)
             if episode.states is not None:
                 states.append(episode.states[begin : begin + context])
             seeds.append(episode.provenance.get("seed", -1))
@@ -112,16 +140,26 @@ class Starts:
     def load(cls, path: str | os.PathLike[str], spec: WorldSpec) -> Self:
         """Read ``starts.npz`` and check it against ``spec``; never unpickles."""
         try:
+            with zipfile.ZipFile(path) as archive:
+                size = sum(member.file_size for member in archive.infolist())
+            if size > LARGEST_STARTS:
+                raise ValueError(f"{size} bytes unpacked, expected at most {LARGEST_STARTS}")
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in ("frames", "actions", "states", "seeds") if name in file}
-        except (ValueError, OSError) as error:
+        except Exception as error:  # zip, zlib and numpy raise what they like at bytes that are no archive
             raise ValueError(f"{path}: not a starts file of plain arrays ({error})") from error
         missing = {"frames", "actions"} - set(arrays)
         if missing:
             raise ValueError(f"{path}: {sorted(missing)} missing; Starts(...).save(path) writes such a file")
+        for name, kinds in (("actions", "fiu"), ("states", "f"), ("seeds", "iu")):
+            if name in arrays and arrays[name].dtype.kind not in kinds:
+                raise ValueError(f"{path}: {name}: expected numbers (of kind {kinds}), got dtype {arrays[name].dtype}")
         spec.check_frames(arrays["frames"], f"{path}: frames")
         arrays["actions"] = spec.check_actions(arrays["actions"], f"{path}: actions")
-        return cls(**arrays)
+        try:
+            return cls(**arrays)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,29 +180,81 @@ class World:
         # Gymnasium copies the arguments of gym.make deeply; a world is a value, and its weights are large.
         return self
 
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write all of the world into ``folder``, which may hold an older one, with its manifest; returns the folder.
+
+        Everything is written elsewhere first. The manifest goes in before what it lists, so a save that was cut short is
+        refused by ``open_world`` instead of mixing two worlds; the card goes in last. To share the folder on the Hugging
+        Face hub: ``hf upload org/name FOLDER``, or ``huggingface_hub.upload_folder(repo_id="org/name", folder_path=folder)``;
+        then ``open_world("org/name")`` opens it anywhere. Raises FileExistsError for a folder that holds something else.
+        """
+        target = Path(folder).expanduser().absolute()
+        if target.is_dir() and any(target.iterdir()) and not ({CONFIG, MANIFEST} & set(os.listdir(target))):
+            raise FileExistsError(f"{target}: holds something that is no world; choose another folder")
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as place:
+            work = Path(place)
+            self.model.save_pretrained(work)
+            if self.starts is not None:
+                self.starts.save(work / STARTS)
+            if self.card:
+                (work / CARD).write_text(self.card, encoding="utf-8")
+            if self.folder is not None and (self.folder / TRAINING).is_file():
+                shutil.copyfile(self.folder / TRAINING, work / TRAINING)
+            seal(work)
+            (target / CARD).unlink(missing_ok=True)
+            for name in FILES:  # the manifest is the first of them, the card the last
+                if (work / name).is_file():
+                    os.replace(work / name, target / name)
+                else:
+                    (target / name).unlink(missing_ok=True)
+        return target
+
+
+_THEIRS: dict[str, type[WorldModel]] = {}
+"""Classes that ``register_model`` made known."""
+
 
 def known_models() -> dict[str, type[WorldModel]]:
-    """The classes a world's ``config.json`` may name."""
+    """The classes a world's ``config.json`` may name: the package's, and those of ``register_model``."""
     from neuralsim.models.latent import LatentWorld
     from neuralsim.models.video import VideoWAM
 
-    return {"VideoWAM": VideoWAM, "LatentWorld": LatentWorld}
+    return {"VideoWAM": VideoWAM, "LatentWorld": LatentWorld, **_THEIRS}
 
 
-def list_worlds() -> list[str]:
-    """Names of the worlds that ship with the package, short ones first."""
-    shipped = sorted(p.parent.name for p in _assets().glob("*/config.json"))
-    return [alias for alias, name in ALIASES.items() if name in shipped] + shipped
+def register_model(kind: type[Model]) -> type[Model]:
+    """Let ``open_world`` open worlds whose ``config.json`` names your class ``kind``; returns it, so it may stand above the
+    class as ``@neuralsim.register_model``.
+
+    A program that opens such a world imports the module that defines the class first; nothing is imported by name. A
+    class that is defined anew (in a notebook) takes the place of the old one. Raises TypeError for what is no concrete
+    WorldModel, and ValueError for a name that is another class's.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, WorldModel)) or inspect.isabstract(kind):
+        lacking = f" (it lacks {', '.join(sorted(kind.__abstractmethods__))})" if inspect.isabstract(kind) else ""
+        raise TypeError(f"register_model: expected a class derived from WorldModel, got {kind!r}{lacking}")
+    known = known_models().get(kind.__name__)
+    if known is not None and (known.__module__, known.__qualname__) != (kind.__module__, kind.__qualname__):
+        raise ValueError(
+            f"register_model: {kind.__name__!r} is the class {known.__module__}.{known.__qualname__}; give yours another name"
+        )
+    if known is not kind:
+        _load.cache_clear()
+    _THEIRS[kind.__name__] = kind
+    return kind
 
 
 def open_world(name_or_folder: str | os.PathLike[str] | World = "pusht", device: str = "auto") -> World:
     """The world of that name or in that folder, its model in evaluation mode on ``device`` (auto: cuda where there is
-    one, else cpu).
+    one, else cpu). ``org/name``, where no such folder is here, is a repository on the Hugging Face hub: it is downloaded
+    once, after a word on stderr, and then used from the cache (see ``neuralsim.hub``).
 
     Weights are read once per process and shared by all who open the same folder, frozen; plain attributes such as
     ``denoise_steps`` are each opener's own. To train further, load your own copy:
     ``VideoWAM.from_pretrained(world.folder)``. A World is handed back as it is. Raises FileNotFoundError for what is
-    not there and ValueError for a folder that is not a world.
+    not there, and ValueError for a folder that is not a world, is damaged, does not match its manifest, or is of a newer
+    format; the message names the file.
     """
     if isinstance(name_or_folder, World):
         home = name_or_folder.model.device
@@ -173,64 +263,25 @@ def open_world(name_or_folder: str | os.PathLike[str] | World = "pusht", device:
                 f"this World lives on {home}, asked for {device!r}; open it there: open_world(name, device={device!r})"
             )
         return name_or_folder
-    folder = _find(name_or_folder)
-    files = [folder / name for name in ("config.json", WEIGHTS, "starts.npz", "README.md")]
-    stamps = tuple(f.stat().st_mtime_ns if f.exists() else 0 for f in files)
+    folder = find(name_or_folder)
+    stamps = tuple(f.stat().st_mtime_ns if f.exists() else 0 for f in (folder / name for name in FILES))
     world = _load(folder, str(pick_device(device)), stamps)
     return replace(world, model=copy.copy(world.model))
-
-
-def _assets() -> Path:
-    return Path(str(resources.files("neuralsim.assets")))
-
-
-def _find(name_or_folder: str | os.PathLike[str]) -> Path:
-    """The folder meant; a shipped name goes before a folder of the same name here."""
-    name = os.fspath(name_or_folder)
-    if isinstance(name_or_folder, str):
-        shipped = _assets() / ALIASES.get(name, name)
-        if (shipped / "config.json").is_file() and shipped.parent == _assets():
-            return shipped.resolve()
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder.resolve()
-    names = list_worlds()
-    near = difflib.get_close_matches(name, names, 1, 0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise FileNotFoundError(
-        f"world {name!r}: neither a shipped world ({', '.join(names) or 'none ships with this checkout'}) nor a folder"
-        f"{hint}"
-    )
 
 
 @functools.lru_cache(maxsize=4)
 def _load(folder: Path, device: str, stamps: tuple[int, ...]) -> World:
     """``stamps`` (times of change) are part of the key only: a world trained anew is read anew."""
-    config = folder / "config.json"
-    if not config.is_file():
-        raise ValueError(f"{folder}: not a world (config.json is missing); model.save_pretrained(folder) makes one")
-    try:
-        values = json.loads(config.read_text())
-        class_name = values.get("_class_name")
-    except (json.JSONDecodeError, AttributeError) as error:
-        raise ValueError(f"{config}: not a JSON object ({error})") from error
-    models = known_models()
-    if class_name not in models:
-        raise ValueError(f"{config}: unknown model class {class_name!r}; this NeuralSim knows {', '.join(models)}")
-    weights = folder / WEIGHTS
-    # Not from_pretrained: it maps the file, and weights at odd addresses and without their memory layout are slower and
-    # round otherwise.
-    try:
-        with torch.random.fork_rng(devices=[]):  # a new model draws its first weights from the global generator
-            model: Any = models[class_name].from_config(values)
-        model.load_state_dict(load_file(weights))
-    except FileNotFoundError as error:
+    check_files(folder, (CONFIG,), links=folder.parent == assets().resolve())  # some installers link a package's files
+    config = read_object(folder / CONFIG)
+    if (manifest := Manifest.read(folder)) is not None:
+        manifest.check(folder)
+    class_name, models = config.get("_class_name"), known_models()
+    if not isinstance(class_name, str) or class_name not in models:
         raise ValueError(
-            f"{folder}: not a world ({WEIGHTS} is missing); model.save_pretrained(folder) makes one"
-        ) from error
-    except (SafetensorError, RuntimeError, TypeError) as error:
-        raise ValueError(f"{folder}: config.json and {WEIGHTS} do not make a {class_name}: {error}") from error
-    model = model.to(device).eval().requires_grad_(False)
-    starts = Starts.load(folder / "starts.npz", model.spec) if (folder / "starts.npz").is_file() else None
-    card = (folder / "README.md").read_text() if (folder / "README.md").is_file() else ""
-    return World(model, starts, folder, card)
+            f"{folder / CONFIG}: unknown model class {class_name!r}; this NeuralSim knows {', '.join(models)}. A class of your "
+            "own is made known by neuralsim.register_model(Class)"
+        )
+    model = read_model(folder, models[class_name], config).to(device).eval().requires_grad_(False)
+    starts = Starts.load(folder / STARTS, model.spec) if (folder / STARTS).is_file() else None
+    return World(model, starts, folder, read_text(folder / CARD) if (folder / CARD).is_file() else "")

@@ -70,8 +70,8 @@ class _Check:
         # Blocks of colour rather than salt and pepper: closer to what any codec can hold.
         small = rng.integers(0, 256, (self.rows, t, self.spec.height // 8, self.spec.width // 8, 3), dtype=np.uint8)
         self.frames = self._tensor(small.repeat(8, 2).repeat(8, 3))
-        self.past = self._tensor(rng.uniform(-1, 1, (self.rows, t - 1, self.spec.action_size)).astype(np.float32))
-        self.plan = self._tensor(rng.uniform(-1, 1, (self.rows, 3, self.spec.action_size)).astype(np.float32))
+        self.past = self._tensor(self.spec.random_actions(rng, self.rows, t - 1))
+        self.plan = self._tensor(self.spec.random_actions(rng, self.rows, 3))
         self.noise = Noise.from_seeds(range(seed, seed + self.rows), model.device)
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
@@ -119,6 +119,12 @@ class _Check:
         _expect(tuple(value.shape) == shape, what, f"shape {tuple(value.shape)}", f"shape {shape}")
         if value.is_floating_point():
             _expect(bool(torch.isfinite(value).all()), what, "NaN or infinity", "finite numbers")
+
+    def _opposite(self, actions: torch.Tensor) -> torch.Tensor:
+        """Minus ``actions``, or the choices counted from the other end."""
+        if not self.spec.discrete:
+            return -actions
+        return torch.tensor(self.spec.action_choices, device=actions.device) - 1 - actions
 
     # -- the promises, one method each ---------------------------------------------------------------------------------
 
@@ -215,7 +221,7 @@ class _Check:
                 together.index(row), alone, f"row {i} in a batch of {self.rows} against the same row alone"
             )
         changed = self.plan.clone()
-        changed[0] = -changed[0]
+        changed[0] = self._opposite(changed[0])
         other = self._dream(self.state, changed, self.noise)
         rest = slice(1, None)
         self._expect_close(together.index(rest), other.index(rest), "rows 1 and on, when only row 0's actions change")
@@ -243,10 +249,11 @@ class _Check:
             )
 
     def actions_matter(self) -> None:
-        noise = self.noise
-        futures = [
-            self._call("features", self._dream(self.state, s * torch.ones_like(self.plan), noise)) for s in (1, -1)
-        ]
+        if self.spec.action_size == 0 or set(self.spec.action_choices) == {1}:
+            return  # there is nothing else to do
+        # Where actions are choices: always the first of them, then always the last.
+        one = torch.ones_like(self.plan) if not self.spec.discrete else torch.zeros_like(self.plan)
+        futures = [self._call("features", self._dream(self.state, x, self.noise)) for x in (one, self._opposite(one))]
         if torch.equal(*futures):
             warnings.warn(
                 f"{type(self.model).__name__}: opposite actions lead to equal futures; nobody can steer this world",

@@ -104,38 +104,57 @@ def _collect(words: list[str]) -> None:
     from neuralsim.agents.collect import Collect, collect
     from neuralsim.episode import EpisodeStore
 
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # frames are drawn for nobody, also where there is no screen
     config = _parse(Collect, "collect", words, "world")
-    before, done, seconds = -1, 0, 0.0
+    for remark in config.collector.remarks(config.size):
+        print(remark)
+    before, frames, seconds = -1, 0, 0.0
     with _progress() as bar, contextlib.closing(collect(config)) as steps:
         task = bar.add_task("episodes", total=config.episodes)
         for step in steps:
             done, wanted, seconds = step
             if before < 0:
-                before = done
+                before, frames = done, _frames(EpisodeStore(config.folder))
                 bar.reset(task, total=wanted, completed=done)  # the rate counts what is made now
             bar.update(task, completed=done)
-    store, made = EpisodeStore(config.folder), done - before
+    store = EpisodeStore(config.folder)
+    made, now = len(store) - before, _frames(store) - frames
     figures = {
         "store": str(config.folder),
         "episodes": len(store),
-        "frames": int((store.lengths + 1).sum()),
+        "frames": _frames(store),
         "collected_now": made,
         "seconds": round(seconds, 1),
-        "frames_per_second": round(made * (config.steps + 1) / seconds, 1) if made else None,
+        "frames_per_second": round(now / seconds, 1) if made else None,
     }
-    now = f"{made} of them now, {figures['frames_per_second']} frames/s" if made else "there was nothing to add"
-    print(f"{config.folder}: {figures['episodes']} episodes, {figures['frames']} frames; {now}")
+    told = f"{made} of them now, {figures['frames_per_second']} frames/s" if made else "there was nothing to add"
+    print(f"{config.folder}: {figures['episodes']} episodes, {figures['frames']} frames; {told}")
     _save(config.json, figures)
 
 
+def _record(words: list[str]) -> None:
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    from neuralsim.agents.record import Record, record
+
+    report = record(_parse(Record, "record", words, "real"))
+    print(f"{report.store}: {report.kept} episodes kept, {report.steps_kept} steps; {report.episodes} episodes in all")
+
+
+def _frames(store: Any) -> int:
+    return int((store.lengths + 1).sum())
+
+
 def _train(words: list[str]) -> None:
+    from neuralsim.forecast import forecast
     from neuralsim.recipe import Train
     from neuralsim.stopping import Stopped
-    from neuralsim.train import train
+    from neuralsim.train import Trainer
 
     config = _parse(Train, "train", words, "recipe")
     try:
-        world = train(config)
+        trainer = Trainer(config)
+        print(f"{trainer.recipe.name} on {trainer.store.folder}: {len(trainer.store)} episodes; {forecast(trainer)}")
+        world = trainer.run()
     except Stopped as stop:
         print(stop, file=sys.stderr)
         if config.stop_after == float("inf"):
@@ -340,10 +359,11 @@ COMMANDS: Mapping[str, Command] = {
     "play": Command("play [WORLD]", "the keyboard: dream and truth side by side", _play),
     "collect": Command(
         "collect [WORLD]",
-        "episodes of the true world, by scripted explorers",
+        "episodes of the true world, or of any Gymnasium environment (--env ID)",
         _collect,
         "Whole shards are kept; the same command goes on.",
     ),
+    "record": Command("record WORLD|ID", "drive a true world by the keyboard and keep the episodes", _record),
     "train": Command(
         "train [RECIPE]",
         "a world from episodes",

@@ -7,12 +7,13 @@ Sources: section 5.6 of field/systems.md; copy-last answers Physics-IQ's flaw of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from neuralsim.episode import Clip, EpisodeStore
+from neuralsim.episode import Clip, EpisodeStore, knows_actions
 from neuralsim.noise import Noise
 from neuralsim.precision import pick_dtype
 from neuralsim.reading import Reader, Reading
@@ -26,20 +27,29 @@ Ticker = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Windows:
-    """``n`` windows of held-out episodes: which episode, and its first step; ``context`` frames of each are history."""
+    """``n`` windows of held-out episodes: which episode, and its first step; ``context`` frames of each are history.
+
+    ``plans`` ``(n, steps, a)``, where given, are dreamt instead of the actions that were taken after the history.
+    """
 
     store: EpisodeStore
     episodes: np.ndarray
     starts: np.ndarray
     context: int
     steps: int
+    plans: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.episodes)
 
     def index(self, rows: slice | np.ndarray) -> Windows:
         """Some of the windows."""
-        return Windows(self.store, self.episodes[rows], self.starts[rows], self.context, self.steps)
+        plans = None if self.plans is None else self.plans[rows]
+        return replace(self, episodes=self.episodes[rows], starts=self.starts[rows], plans=plans)
+
+    def cut(self, steps: int) -> Windows:
+        """The same windows, ``steps`` long."""
+        return replace(self, steps=steps, plans=None if self.plans is None else self.plans[:, :steps])
 
     def read(self) -> Clip:
         """The windows' arrays: ``context + steps`` frames and one action fewer; see Clip."""
@@ -54,16 +64,22 @@ class Windows:
         for episode, start in zip(self.episodes, self.starts, strict=True):
             whole = self.store[int(episode)]
             for name, kept in parts.items():
-                array = getattr(whole, name)
+                none = name == "actions" and not self.store.spec.action_size  # what there is none of, everybody knows
+                array = np.empty((len(whole), 0), self.store.spec.action_dtype) if none else getattr(whole, name)
                 if array is not None:
                     kept.append(array[start : start + actions + (name in ("frames", "states"))])
-        stacked = {name: np.stack(kept) if kept else None for name, kept in parts.items()}
+        stacked = {name: np.stack(kept) if len(kept) == len(self) else None for name, kept in parts.items()}
+        if self.plans is not None and stacked["actions"] is not None:
+            stacked["actions"][:, self.context - 1 :] = self.plans
         return Clip(**stacked)  # type: ignore[arg-type]
 
 
 def held_out_episodes(store: EpisodeStore, all_held_out: bool) -> np.ndarray:
-    """Indices of the episodes that may be measured on: the held-out split, or all of a store collected for nothing else."""
-    return np.arange(len(store)) if all_held_out else store.split(True)
+    """Indices of the episodes that may be measured on: the held-out split, or all of a store collected for nothing else;
+    those whose actions are known, where the world has any."""
+    chosen = np.arange(len(store)) if all_held_out else store.split(True)
+    known = [not store.spec.action_size or knows_actions(store.provenance(int(i))) for i in chosen]
+    return chosen[np.array(known, bool)]
 
 
 def sample_windows(
@@ -90,7 +106,7 @@ def dream(model: WorldModel, clip: Clip, context: int, seeds: Sequence[int], chu
     Run it, and whatever reads the states, inside ``inference(model.device, dtype)``.
     """
     rng = Noise.from_seeds(seeds, model.device)
-    actions = torch.as_tensor(clip.actions, dtype=torch.float32).to(model.device)
+    actions = torch.as_tensor(clip.actions).to(model.device)
     state = model.encode(torch.as_tensor(clip.frames[:, :context]).to(model.device), actions[:, : context - 1])
     yield state
     plan = actions[:, context - 1 :]
@@ -109,10 +125,11 @@ def dream(model: WorldModel, clip: Clip, context: int, seeds: Sequence[int], chu
 class Rollouts:
     """``n`` rollouts seen at ``steps`` ``(s,)``, the first of which is 0: imagined, true, and read off the true frames.
 
-    reading (of imagined frames) and true_reading (the reader's own error) are ``(n, s)`` Readings, None without a Reader; pusher ``(n, s,
-    2)``, block ``(n, s, 3)`` and in_sight ``(n, s)`` are true. error and error_copy ``(n, s)``: squared error in grey levels. likeness and
-    likeness_copy: SSIM at ``ssim_steps``, NaN elsewhere. reward, terminated (probability), uncertainty and their truths are ``(n, t)`` for
-    steps 1, 2, ..., t; reward_before ``(n,)`` is the true reward at step 0. frames: the windows kept for the picture, imagined beside true.
+    reading (of imagined frames) and true_reading (of the true ones: the reader's own error) are ``(n, s)`` Readings, None without a
+    Reader. states ``(n, s, d)``: the true ones, None where nobody knows them; told: as the model tells them, None where it does
+    not. error and error_copy ``(n, s)``: squared error in grey levels. likeness and likeness_copy: SSIM at ``ssim_steps``, NaN
+    elsewhere. heads (reward, terminated as a probability), uncertainty and the truths of the former are ``(n, t)`` for steps 1, 2,
+    ..., t; reward_before ``(n,)`` is the true reward at step 0. frames: the windows kept for the picture, imagined beside true.
     """
 
     episodes: np.ndarray
@@ -128,9 +145,8 @@ class Rollouts:
     heads: dict[str, np.ndarray]
     reading: Reading | None = None
     true_reading: Reading | None = None
-    pusher: np.ndarray | None = None
-    block: np.ndarray | None = None
-    in_sight: np.ndarray | None = None
+    states: np.ndarray | None = None
+    told: np.ndarray | None = None
     frames: tuple[np.ndarray, np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -186,12 +202,15 @@ def _roll_out(
     imagined = np.empty((n, len(steps), *clip.frames.shape[2:]), np.uint8)
     heads: dict[str, list[np.ndarray]] = {}
     uncertainty: list[np.ndarray] = []
+    told: list[np.ndarray] = []
     seeds = [seed * 1_000_003 + i for i in range(len(windows))[rows]]
     with inference(model.device, pick_dtype(precision, model.device)):
         for step, state in enumerate(dream(model, clip, windows.context, seeds, chunk)):
             where = np.flatnonzero(steps == step)
             if len(where):
                 imagined[:, where[0]] = model.decode(state).cpu().numpy()
+                with suppress(TypeError):  # it tells no states
+                    told.append(model.read_state(state).float().cpu().numpy())
             if step:
                 for name, value in model.read(state).items():
                     heads.setdefault(name, []).append(value.float().cpu().numpy())
@@ -217,10 +236,10 @@ def _roll_out(
     if reader is not None:
         part["reading"] = reader(imagined.reshape(-1, *imagined.shape[2:])).reshape(n, len(steps))
         part["true_reading"] = reader(true.reshape(-1, *true.shape[2:])).reshape(n, len(steps))
-        if clip.states is not None:
-            part["pusher"], part["block"], part["in_sight"] = reader.of_state(
-                clip.states[:, first + steps].astype(np.float64)
-            )
+    if clip.states is not None:
+        part["states"] = clip.states[:, first + steps].astype(np.float64)
+    if told:
+        part["told"] = np.stack(told, 1).astype(np.float64)
     kept = slice(0, max(0, keep - rows.start))
     part["frames"] = (imagined[kept], true[kept].copy())
     return part
@@ -229,13 +248,15 @@ def _roll_out(
 def _join(parts: list[dict[str, object]], episodes: np.ndarray, steps: np.ndarray) -> Rollouts:
     joined: dict[str, object] = {}
     for name, example in parts[0].items():
-        values = [part[name] for part in parts]
+        values = [part[name] for part in parts if name in part]
+        if len(values) < len(parts):  # not every episode knows its states
+            continue
         if isinstance(example, dict):
             joined[name] = {k: np.concatenate([v[k] for v in values]) for k in example}  # type: ignore[index]
         elif isinstance(example, tuple):
             joined[name] = tuple(np.concatenate(column) for column in zip(*values, strict=True))
         elif isinstance(example, Reading):
-            joined[name] = Reading.join(values)  # type: ignore[arg-type]
+            joined[name] = type(example).join(values)  # type: ignore[arg-type]
         else:
             joined[name] = np.concatenate(values)  # type: ignore[arg-type]
     return Rollouts(episodes=episodes, steps=steps, **joined)  # type: ignore[arg-type]

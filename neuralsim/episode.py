@@ -25,9 +25,8 @@ import numpy as np
 from neuralsim.spec import WorldSpec
 
 FORMAT_VERSION = 1
-DTYPES = {
+DTYPES: dict[str, Any] = {
     "frames": np.uint8,
-    "actions": np.float32,
     "rewards": np.float32,
     "terminated": np.bool_,
     "truncated": np.bool_,
@@ -68,7 +67,7 @@ class _Acted:
 class Episode(_Acted):
     """One whole episode of T steps.
 
-    frames uint8 ``(T+1, h, w, 3)``; actions float32 ``(T, a)`` in [-1, 1]; rewards float32 ``(T,)``; terminated and
+    frames uint8 ``(T+1, h, w, 3)``; actions ``(T, a)`` float32 in [-1, 1] or int64 choices; rewards float32 ``(T,)``; terminated and
     truncated bool ``(T,)`` (what the true task said after each step; a collector may go on after success); states float32
     ``(T+1, s)`` where the true state is known, else None; provenance: seed, policy, version and whatever else is known of
     its origin. Video without actions is made by ``Episode.of_video``; its ``actions`` raise ActionsAbsent.
@@ -136,14 +135,19 @@ def is_held_out(provenance: dict[str, Any]) -> bool:
 class StoreInfo:
     """What a store says of itself in ``store.json``.
 
-    ``source`` is empty for collected episodes; imported ones say there where they come from, ``action_offset`` in physical
-    units (physical action = offset + scale * action), which dimensions were constant, and what was left out.
+    ``source`` is empty for collected episodes; imported ones say there where they come from, which dimensions were constant,
+    and what was left out. Stores that were imported before a spec knew of an offset have their ``action_offset`` there.
     """
 
     spec: WorldSpec
     state_names: tuple[str, ...]
     version: int = FORMAT_VERSION
     source: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        offset = self.source.get("action_offset")
+        if offset and not any(self.spec.action_offset):
+            object.__setattr__(self, "spec", replace(self.spec, action_offset=tuple(offset)))
 
 
 class EpisodeStore:
@@ -192,7 +196,8 @@ class EpisodeStore:
     def set_source(self, source: dict[str, Any]) -> None:
         """Put on record where the episodes come from, as plain JSON; see ``StoreInfo.source``."""
         path = self.folder / "store.json"
-        write_atomically(path, json.dumps(json.loads(path.read_text()) | {"source": source}, indent=1))
+        body = json.loads(path.read_text()) | {"spec": asdict(self.spec), "source": source}
+        write_atomically(path, json.dumps(body, indent=1))
         self.info = replace(self.info, source=source)
 
     def refresh(self) -> None:
@@ -204,7 +209,7 @@ class EpisodeStore:
             room = None if self._limit is None else self._limit - len(lengths)
             if room == 0:
                 break
-            arrays, entries = _open_shard(folder)
+            arrays, entries = _open_shard(folder, self.spec)
             frame = action = 0
             for entry in entries[:room]:
                 self._entries.append((len(self.shards), frame, action, entry["provenance"]))
@@ -287,9 +292,8 @@ class EpisodeStore:
             names = [name for name in self.ARRAYS if name != "actions" or acted == {True}]
             names += ["states"] if all(e.states is not None for e in episodes) else []
             for name in names:
-                whole: np.ndarray = np.concatenate([getattr(e, name) for e in episodes]).astype(
-                    DTYPES[name], copy=False
-                )
+                dtype = self.spec.action_dtype if name == "actions" else DTYPES[name]
+                whole: np.ndarray = np.concatenate([getattr(e, name) for e in episodes]).astype(dtype, copy=False)
                 np.save(shard / f"{name}.npy", whole, allow_pickle=False)
             entries = [{"length": len(e), "provenance": e.provenance} for e in episodes]
             (shard / "episodes.json").write_text(json.dumps(entries))
@@ -308,10 +312,9 @@ class JoinedStore(EpisodeStore):
     def __init__(self, stores: Sequence[EpisodeStore]) -> None:
         first = stores[0]
         for store in stores[1:]:
-            meant = [(s.info, s.info.source.get("action_offset")) for s in (store, first)]
-            if meant[0] != meant[1]:
+            if store.info != first.info:
                 raise ValueError(
-                    f"{store.folder} and {first.folder} are of different worlds ({meant[0]} and {meant[1]}): "
+                    f"{store.folder} and {first.folder} are of different worlds ({store.info} and {first.info}): "
                     "only stores of one world can be learned from together"
                 )
         self.folder, self.info, self._stores = first.folder, first.info, tuple(stores)
@@ -345,12 +348,13 @@ class Clip(_Acted):
 class WindowSampler:
     """Draws random windows of ``length`` frames from one split of a store; every valid window is equally likely.
 
-    Episodes without actions are passed over, unless ``actions`` is False or a window is one frame, which needs none.
+    Episodes without actions are passed over, unless ``actions`` is False, or a window is one frame, which needs none, or the
+    world has no actions at all.
     """
 
     def __init__(self, store: EpisodeStore, length: int, held_out: bool = False, actions: bool = True) -> None:
         episodes = store.split(held_out)
-        if actions and length > 1:
+        if actions and length > 1 and store.spec.action_size:
             known = np.array([knows_actions(store.provenance(i)) for i in episodes], bool)
             if len(known) and not known.any():
                 raise ValueError(
@@ -383,23 +387,23 @@ class WindowSampler:
     def read(self, episodes: np.ndarray, starts: np.ndarray) -> Clip:
         """The windows that begin at step ``starts[i]`` of ``episodes[i]``."""
         store, t = self.store, self.length
-        shards = np.array([store._entries[e][0] for e in episodes])
-        frame0 = np.array([store._entries[e][1] for e in episodes]) + starts
-        action0 = np.array([store._entries[e][2] for e in episodes]) + starts
-        involved = np.unique(shards)
+        entries = [store._entries[e] for e in episodes]
+        involved = {shard for shard, *_ in entries}
         names = set.intersection(*(set(store.shards[shard]) for shard in involved))  # not every shard need know states
         out: dict[str, np.ndarray] = {}
-        for shard in involved:
-            rows = np.flatnonzero(shards == shard)
-            for name in names:
-                array = store.shards[shard][name]
-                per_frame = name in ("frames", "states")
-                first = (frame0 if per_frame else action0)[rows]
-                part = array[first[:, None] + np.arange(t if per_frame else t - 1)]
-                out.setdefault(name, np.empty((len(episodes), *part.shape[1:]), part.dtype))[rows] = part
+        for name in names:
+            per_frame = name in ("frames", "states")
+            n = t if per_frame else t - 1
+            like = store.shards[entries[0][0]][name]
+            out[name] = np.empty((len(entries), n, *like.shape[1:]), like.dtype)
+            for row, (shard, frame, action, _) in enumerate(entries):
+                first = (frame if per_frame else action) + int(starts[row])
+                out[name][row] = store.shards[shard][name][
+                    first : first + n
+                ]  # in one piece: twice as fast as by indices
         actions: Any = out.get("actions") if self._actions else None
-        if self._actions and t == 1:
-            actions = np.empty((len(episodes), 0, store.spec.action_size), np.float32)
+        if self._actions and (t == 1 or not store.spec.action_size):
+            actions = np.empty((len(episodes), t - 1, store.spec.action_size), store.spec.action_dtype)
         return Clip(out["frames"], actions, out["rewards"], out["terminated"], out.get("states"))
 
 
@@ -410,7 +414,7 @@ class Shard(dict[str, np.ndarray]):
         raise ActionsAbsent if name == "actions" else KeyError(name)
 
 
-def _open_shard(folder: Path) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+def _open_shard(folder: Path, spec: WorldSpec) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
     """The arrays (memory-mapped) and the entries of one shard; a ValueError names a damaged one and its damage."""
     try:
         files = sorted(folder.glob("*.npy"))
@@ -422,6 +426,9 @@ def _open_shard(folder: Path) -> tuple[dict[str, np.ndarray], list[dict[str, Any
             raise ValueError(f"it lacks {', '.join(f'{name}.npy' for name in missing)}")
         if "actions" in arrays and acted != {True}:
             raise ValueError("it has actions.npy for episodes that episodes.json says have no actions")
+        row = (spec.action_dtype, (spec.action_size,))
+        if "actions" in arrays and (found := (arrays["actions"].dtype, arrays["actions"].shape[1:])) != row:
+            raise ValueError(f"its actions are {found[0]} {found[1]}, the world's {row[0]} {row[1]}")
         actions = sum(entry["length"] for entry in entries)
         wanted = {name: actions + (len(entries) if name in ("frames", "states") else 0) for name in arrays}
         wrong = [f"{k}.npy has {len(v)} rows, not {wanted[k]}" for k, v in arrays.items() if len(v) != wanted[k]]

@@ -249,7 +249,7 @@ class Imagination:
     # -- stepping ------------------------------------------------------------------------------------------------------
 
     def step(self, action: Any, mask: np.ndarray | None = None) -> Transition:
-        """One step with ``action`` ``(b, a)`` in [-1, 1]; slots where ``mask`` does not hold stand still, reward 0."""
+        """One step with ``action`` ``(b, a)`` in [-1, 1], or of choices; slots where ``mask`` does not hold stand still, reward 0."""
         now = self.snapshot()
         plan = self.check_action(action, (self.num_slots, self.model.spec.action_size))[:, None]
         live = self._check_mask(mask)
@@ -413,7 +413,7 @@ class Imagination:
     # -- the border: what comes in is checked here, before anything changes --------------------------------------------
 
     def check_action(self, action: Any, shape: tuple[int | None, ...]) -> torch.Tensor:
-        """``action`` as float32 of ``shape`` (None: any length from 1 on) on the model's device, or a ValueError."""
+        """``action`` as the spec's dtype has it, of ``shape`` (None: any length from 1 on) on the model's device, or a ValueError."""
         if isinstance(action, torch.Tensor):
             action = action.detach().cpu().numpy()
         array = self.model.spec.check_actions(action)
@@ -512,7 +512,7 @@ class Imagination:
                     f"options['actions']: {t} frames need the {t - 1} actions between them, "
                     f"shape {(t - 1, spec.action_size)}; got none"
                 )
-            actions = np.zeros((0, spec.action_size), np.float32)
+            actions = np.zeros((0, spec.action_size), spec.action_dtype)
         else:
             actions = spec.check_actions(options["actions"], "options['actions']")
         shapes = [(t - 1, spec.action_size), (b, t - 1, spec.action_size)]

@@ -14,6 +14,7 @@ import numpy as np
 
 import neuralsim
 from neuralsim.episode import EpisodeStore, WindowSampler, knows_actions
+from neuralsim.spec import WorldSpec
 
 PACKAGES = ("torch", "diffusers", "gymnasium", "stable-baselines3", "gym-pusht", "minari", "numpy")
 WINDOW, BATCH = 16, 32
@@ -95,8 +96,17 @@ def _world(what: str) -> dict[str, Any]:
         "megabytes": None if folder is None else round(sum(f.stat().st_size for f in folder.iterdir()) / 1e6, 2),
         "frames": f"{spec.height} x {spec.width}",
         "actions": [
-            f"{name}: {scale:g} {unit} per step"
-            for name, scale, unit in zip(spec.action_names, spec.action_scale, spec.action_units, strict=True)
+            f"{name}: one of {choices}"
+            if choices
+            else f"{name}: {offset - scale:g} to {offset + scale:g} {unit} per step"
+            for name, unit, scale, offset, choices in zip(
+                spec.action_names,
+                spec.action_units,
+                spec.action_scale,
+                spec.action_offset,
+                spec.action_choices or (0,) * spec.action_size,
+                strict=True,
+            )
         ],
         "rate_hz": spec.rate_hz,
         "context": spec.context,
@@ -184,15 +194,27 @@ def _about_actions(store: EpisodeStore) -> list[str]:
     if not acted:
         return told
     spec, constant = store.spec, store.info.source.get("constant", {})
+    if spec.discrete:
+        return [*told, *_about_choices(spec, acted)]
     low, high = np.min([a.min(0) for a in acted], axis=0), np.max([a.max(0) for a in acted], axis=0)
     covered = _coverage(acted, -np.ones(spec.action_size), np.ones(spec.action_size))
-    offset = np.array(store.info.source.get("action_offset") or [0.0] * spec.action_size)
-    native = [offset + np.array(spec.action_scale) * bound for bound in (low, high)]
+    native = [np.array(spec.action_offset) + np.array(spec.action_scale) * bound for bound in (low, high)]
     for i, name in enumerate(spec.action_names):
         if name in constant:
             told.append(f"{name}: always {constant[name]:g} {spec.action_units[i]}")
         else:
             told.append(f"{name}: {native[0][i]:g} to {native[1][i]:g} {spec.action_units[i]}, covers {covered[i]:.0%}")
+    return told
+
+
+def _about_choices(spec: WorldSpec, acted: list[np.ndarray]) -> list[str]:
+    """How often each choice was taken, by the numbers it came with."""
+    told = []
+    for i, (name, choices) in enumerate(zip(spec.action_names, spec.action_choices, strict=True)):
+        counts = np.sum([np.bincount(a[:, i], minlength=choices) for a in acted], axis=0)
+        first, total = int(spec.action_offset[i]), max(int(counts.sum()), 1)
+        each = ", ".join(f"{first + k} {count} times ({count / total:.0%})" for k, count in enumerate(counts))
+        told.append(f"{name}: {each}")
     return told
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from neuralsim.curriculum import Curriculum, Losses, Run, Stage
 from neuralsim.episode import WindowSampler
+from neuralsim.models.action import encode_actions
 from neuralsim.models.codec import to_pixels
 from neuralsim.models.latent import LatentState, LatentWorld, effective_rank, sigreg
 from neuralsim.objectives import distance, reading_losses
@@ -98,7 +98,7 @@ class LatentCurriculum(Curriculum):
                 length = torch.as_tensor(lengths[:, hop]).to(run.device)
                 by = (ends[:, hop, None] + np.arange(block)).clip(max=clip.actions.shape[1] - 1)
                 actions = torch.as_tensor(clip.actions[np.arange(rows)[:, None], by]).to(run.device)
-                believed = model.predictors(believed, actions, length)
+                believed = model.predictors(believed, encode_actions(model.spec, actions), length)
                 wrong.append((believed - vectors[:, hop + 1, None]).square().mean())
             directions = run.noise(draws, 1).normal(DIRECTIONS * vectors.shape[-1]).view(vectors.shape[-1], DIRECTIONS)
             directions = directions / directions.norm(dim=0)
@@ -147,9 +147,8 @@ class LatentCurriculum(Curriculum):
 
     def _hop(self, believed: torch.Tensor, clip: TokenClip, at: int, length: int) -> torch.Tensor:
         """The members' vectors ``(b m d)`` ``length`` steps after frame ``at`` of ``clip``."""
-        actions = clip.actions[:, at : at + length]
-        padded = F.pad(actions, (0, 0, 0, self.model.block - length))
-        return self.model.predictors(believed, padded, torch.full((len(actions),), length, device=actions.device))
+        assert clip.actions is not None  # as the windows were asked for
+        return self.model.hop(believed, clip.actions[:, at : at + length])
 
     def _start(self, clip: TokenClip, draws: np.random.Generator) -> torch.Tensor:
         """The first vectors of ``clip`` for every member, a little off, as dreams soon are."""
@@ -187,6 +186,7 @@ class LatentCurriculum(Curriculum):
             """Half true vectors, half dreamt ones; half of each from windows in which something was achieved."""
             rows = max(1, stage.batch // (2 * length))
             clip = windows.sample(2 * rows, length + 1, draws, run.device, rewarding=True)
+            assert clip.actions is not None
             with torch.no_grad():
                 first = self._start(clip, draws)
                 state = LatentState(first, first.new_zeros(len(first)))

@@ -1,26 +1,29 @@
-"""Long play: minutes of dreaming under a keyboard's random keys, and whether the world is still whole at the end."""
+"""Long play: minutes of dreaming under random keys or a driver, and whether the world is still whole at the end."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from neuralsim.judge import Judge, Sign
 from neuralsim.noise import Noise
 from neuralsim.precision import pick_dtype
-from neuralsim.reading import Reader, Reading, Truth
+from neuralsim.reading import Truth
 from neuralsim.report import Bar, Report, Row, circumstances, resident_megabytes, row_of
-from neuralsim.score import Bootstrap, mean, median
+from neuralsim.score import Bootstrap, mean, squared_error
+from neuralsim.spec import WorldSpec
 from neuralsim.task import inference
 from neuralsim.world import WorldModel
 
 LAST_SHARE = 0.2
 """The figures are of this last part of the play: two minutes of ten."""
-AREA_SLACK = 0.1
-"""The block has kept its size within this share of its own."""
+CHANGED = 0.5
+"""Two frames are different ones if they differ by more than this, root mean square, in grey levels: more than rounding does."""
 
 
 @dataclass(frozen=True)
@@ -37,111 +40,160 @@ class LongPlayConfig:
     """auto, float32 or bfloat16."""
 
 
-def random_keys(rng: np.random.Generator, steps: int, size: int) -> np.ndarray:
-    """What random hands do on arrow keys: hold one combination for 3 to 19 steps, then another; float32 ``(steps, size)`` of -1, 0, 1."""
-    out = np.zeros((steps, size), np.float32)
+def random_keys(rng: np.random.Generator, steps: int, size: int, choices: Sequence[int] = ()) -> np.ndarray:
+    """What random hands do on a keyboard: hold one combination for 3 to 19 steps, then another; float32 ``(steps, size)`` of -1,
+    0, 1, or int64 below ``choices`` where there are any."""
+    out = np.zeros((steps, size), np.int64 if choices else np.float32)
+    low, high = (0, choices) if choices else (-1, 2)
     at = 0
     while at < steps:
         hold = int(rng.integers(3, 20))
-        out[at : at + hold] = rng.integers(-1, 2, size)
+        out[at : at + hold] = rng.integers(low, high, size)
         at += hold
     return out
+
+
+class Hands(Protocol):
+    """Whoever drives by what is to be seen: Stable-Baselines3's ``predict`` on frames."""
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, Any]:
+        """Frames uint8 ``(b, h, w, 3)`` -> actions ``(b, a)``, and what to pass back."""
+
+
+def played_keys(spec: WorldSpec, rng: np.random.Generator, steps: int) -> np.ndarray:
+    """``random_keys`` for the actions of a world, ``(steps, a)``; what rests at an end of its range is either let go or held."""
+    keys = random_keys(rng, steps, spec.action_size, spec.action_choices)
+    if not spec.discrete:
+        rest = spec.rest_action()
+        at_end = np.abs(rest) == 1
+        keys[:, at_end] = np.where(keys[:, at_end] == -rest[at_end], -rest[at_end], rest[at_end])
+    return keys
 
 
 def long_play(
     model: WorldModel,
     frames: np.ndarray,
     actions: np.ndarray,
-    reader: Reader,
-    truth: Truth | None = None,
+    judge: Judge | None = None,
     states: np.ndarray | None = None,
     config: LongPlayConfig | None = None,
     tick: Callable[[int], None] | None = None,
+    driver: Hands | None = None,
+    name: str = "",
+    known: np.ndarray | None = None,
 ) -> Report:
-    """Dream on from ``b`` histories, ``frames`` ``(b, t, h, w, 3)`` and ``actions`` ``(b, t-1, a)``, under random keys.
+    """Dream on from ``b`` histories, ``frames`` ``(b, t, h, w, 3)`` and ``actions`` ``(b, t-1, a)``, under random keys or as
+    ``driver`` drives; ``name`` then goes before the rows' keys.
 
-    With ``truth`` and the true ``states`` ``(b, s)`` at the histories' ends, the true world plays the same keys and its figures stand in
-    the baseline column (a true block can be squeezed out of the picture too). ``tick`` is told of steps done.
+    The baseline column is the truth. Where the judge has a simulator and the true ``states`` ``(b, s)`` at the histories' ends are
+    given, it plays the same keys (a true block can be squeezed out of the picture too); else it is what the judge says of
+    ``known`` true frames ``(m, h, w, 3)``, by default the histories'. Without a judge frames must keep changing, and be such as
+    the model can redraw as well as it does those known. ``tick`` is told of steps done.
     """
     config = config or LongPlayConfig()
-    b, size = len(frames), model.spec.action_size
-    keys = np.stack([random_keys(np.random.default_rng([config.seed, i]), config.steps, size) for i in range(b)])
+    b, spec = len(frames), model.spec
+    known = frames.reshape(-1, *frames.shape[2:]) if known is None else known
+    draws = [np.random.default_rng([config.seed, i]) for i in range(b)]
+    keys = np.stack([played_keys(spec, rng, config.steps) for rng in draws])
     plan = torch.as_tensor(keys).to(model.device)
     rng = Noise.from_seeds([config.seed * 1_000_003 + i for i in range(b)], model.device)
     look = [s for s in range(1, config.steps + 1) if s % config.look_every == 0 or s == config.steps]
     looked = set(look)
     seen: list[np.ndarray] = []
     bad, megabytes_early = 0, math.nan
+    shown, memory = frames[:, -1], None
     model.eval()
     with inference(model.device, pick_dtype(config.precision, model.device)):
-        state = model.encode(
-            torch.as_tensor(frames).to(model.device), torch.as_tensor(actions, dtype=torch.float32).to(model.device)
-        )
+        state = model.encode(torch.as_tensor(frames).to(model.device), torch.as_tensor(actions).to(model.device))
         for step in range(1, config.steps + 1):
-            state = model.step(state, plan[:, step - 1], rng.advance(step - 1))
+            action = plan[:, step - 1]
+            if driver is not None:
+                chosen, memory = driver.predict(shown, memory, np.full(b, step == 1))
+                action = torch.as_tensor(spec.check_actions(chosen)).to(model.device)
+            state = model.step(state, action, rng.advance(step - 1))
             frame = model.decode(state)
             bad += int((~torch.isfinite(model.features(state))).any(1).sum())
+            if driver is not None or step in looked:
+                shown = frame.cpu().numpy()
             if step in looked:
-                seen.append(frame.cpu().numpy())
+                seen.append(shown)
             if step == max(1, config.steps // 10):
                 megabytes_early = resident_megabytes() - _megabytes(seen)
             if tick:
                 tick(b)
     growth = resident_megabytes() - _megabytes(seen) - megabytes_early
-    reading = _read(reader, seen)
-    baseline: tuple[float | None, ...] = (None, None, None)
     tail = slice(-max(1, round(LAST_SHARE * len(look))), None)
-    if truth is not None and states is not None:
-        baseline = tuple(
-            mean(x.ravel()) for x in _wholeness(_read(reader, _true_frames(truth, states, keys, looked)), tail)
-        )
-    boot = Bootstrap(np.arange(b), seed=config.seed)
-    whole, found, misfit = _wholeness(reading, tail)
+    if judge is None:
+        signs, baseline = _plain_signs(model, np.stack(seen, 1)[:, tail], known, config), None
+    else:
+        signs = _signs(judge, np.stack(seen, 1))
+        if judge.truth is not None and states is not None and driver is None:
+            true = np.stack(_true_frames(judge.truth, states, spec.to_space(keys), looked), 1)
+            baseline = [mean(sign.values[:, tail].ravel()) for sign in _signs(judge, true)]
+        else:
+            baseline = [mean(sign.values.ravel()) for sign in _signs(judge, known[:, None])]
+        signs = tuple(replace(sign, values=sign.values[:, tail]) for sign in signs)
+    boot, before = Bootstrap(np.arange(b), seed=config.seed), f"{name}/" if name else ""
     minutes = config.steps / model.spec.rate_hz / 60
     rows = (
-        row_of(
-            boot(mean, whole.mean(1)),
-            "rigid",
-            "frames whose block is one piece of its size, last fifth",
-            baseline=baseline[0],
-            better="high",
+        *(
+            row_of(
+                boot(sign.statistic, np.array([sign.statistic(row) for row in sign.values])),
+                before + sign.key,
+                f"{sign.label}, last fifth" + (", median" if sign.statistic is not mean else ""),
+                baseline=None if baseline is None else baseline[i],
+                better=sign.better,
+                bar=sign.bar,
+            )
+            for i, sign in enumerate(signs)
+        ),
+        Row(
+            f"{before}not_finite",
+            "steps with a number that is not finite",
+            float(bad),
+            n=b * config.steps,
+            bar=Bar(most=0),
+        ),
+        Row(f"{before}growth", "memory grown after the first tenth", growth, unit="MB", bar=Bar(most=50)),
+    )
+    who = f"by {name or 'a driver'}" if driver is not None else "random keys"
+    return Report(f"{minutes:.1f} minutes of imagined play, {b} dreams, {who}", rows, circumstances())
+
+
+def _signs(judge: Judge, frames: np.ndarray) -> tuple[Sign, ...]:
+    """What the judge says of frames ``(b, looks, h, w, 3)``."""
+    return judge.signs(judge.reader(frames.reshape(-1, *frames.shape[2:])).reshape(*frames.shape[:2]))
+
+
+def _plain_signs(model: WorldModel, frames: np.ndarray, known: np.ndarray, config: LongPlayConfig) -> tuple[Sign, ...]:
+    """What can be said of frames ``(b, looks, h, w, 3)`` of any world."""
+    differ = squared_error(frames[:, 1:], frames[:, :-1]) > CHANGED**2
+    flat = frames.reshape(-1, *frames.shape[2:])
+    limit = _redraw_error(model, known, config).max()
+    fits = (_redraw_error(model, flat, config) <= limit).reshape(frames.shape[:2])
+    return (
+        Sign("changing", "looks at which the frame is another than before", differ.astype(np.float64)),
+        Sign(
+            "redrawn",
+            "frames that the model redraws as well as it does true ones",
+            fits.astype(np.float64),
             bar=Bar(least=0.95),
         ),
-        row_of(
-            boot(mean, found.mean(1)),
-            "pusher_found",
-            "frames with a pusher, last fifth",
-            baseline=baseline[1],
-            better="high",
-            bar=Bar(least=0.99),
-        ),
-        row_of(
-            boot(median, np.median(misfit, 1)),
-            "misfit",
-            "block's misfit to its rigid shape (0 none), last fifth, median",
-            baseline=baseline[2],
-            better="low",
-        ),
-        Row("not_finite", "steps with a number that is not finite", float(bad), n=b * config.steps, bar=Bar(most=0)),
-        Row("growth", "memory grown after the first tenth", growth, unit="MB", bar=Bar(most=50)),
     )
-    return Report(f"{minutes:.1f} minutes of imagined play, {b} dreams, random keys", rows, circumstances())
 
 
-def _read(reader: Reader, frames: list[np.ndarray]) -> Reading:
-    """Frames of s looks, each ``(b, h, w, 3)`` -> Reading ``(b, s)``."""
-    stacked = np.stack(frames, 1)
-    return reader(stacked.reshape(-1, *stacked.shape[2:])).reshape(*stacked.shape[:2])
-
-
-def _wholeness(reading: Reading, tail: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Over the last looks: block is whole, pusher is there (0 or 1), misfit; each float ``(b, looks)``."""
-    whole = (np.abs(reading.size - 1) <= AREA_SLACK) & (reading.pieces == 1)
-    return (
-        whole[:, tail].astype(np.float64),
-        reading.pusher_found[:, tail].astype(np.float64),
-        reading.misfit[:, tail].astype(np.float64),
-    )
+def _redraw_error(model: WorldModel, frames: np.ndarray, config: LongPlayConfig, batch: int = 64) -> np.ndarray:
+    """Squared error of redrawing ``(n, h, w, 3)``, each shown to the model as a world at rest, ``(n,)``."""
+    errors, t = [], model.spec.context
+    for i in range(0, len(frames), batch):
+        part = frames[i : i + batch]
+        still = torch.as_tensor(np.repeat(part[:, None], t, 1)).to(model.device)
+        rest = torch.as_tensor(np.tile(model.spec.rest_action(), (len(part), t - 1, 1))).to(model.device)
+        with inference(model.device, pick_dtype(config.precision, model.device)):
+            errors.append(squared_error(model.decode(model.encode(still, rest)).cpu().numpy(), part))
+    return np.concatenate(errors)
 
 
 def _true_frames(truth: Truth, states: np.ndarray, keys: np.ndarray, looked: set[int]) -> list[np.ndarray]:

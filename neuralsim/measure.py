@@ -1,8 +1,8 @@
 """Measure: how true a dream is, on episodes the model has never seen.
 
-Open-loop rollouts of 1 to 64 steps are compared with the truth in numbers a person understands: where the pusher and the block are, whether
-the block kept its shape, whether it moved though nothing touched it, whether another action makes another future. Every figure
-stands beside that of copying the last frame, beside the reader's own error on true frames, and inside a 95 % confidence interval.
+Open-loop rollouts of 1 to 64 steps are compared with the truth: pixels, rewards, ends and states in every world, and where
+there is a Judge, what is to be seen in the frames in numbers a person understands. Every figure stands beside that of copying
+the last frame, beside the reader's own error on true frames, and inside a 95 % confidence interval.
 """
 
 from __future__ import annotations
@@ -17,38 +17,21 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from neuralsim.claims import reward_rows, success_rows, uncertainty_rows
-from neuralsim.control import PLANS, control_rows
-from neuralsim.curves import curves_of, moving_first
-from neuralsim.dreaming import Rollouts, roll_out, sample_windows
+from neuralsim.claims import ending_rows, reward_rows, state_rows, uncertainty_rows
+from neuralsim.control import heed_rows
+from neuralsim.curves import curves_of, eventful_first
+from neuralsim.dreaming import Rollouts, held_out_episodes, roll_out, sample_windows
 from neuralsim.episode import EpisodeStore
+from neuralsim.judge import Judge
 from neuralsim.models.latent import LatentWorld
 from neuralsim.picture import draw_curves, draw_strip
-from neuralsim.reading import Reader, Truth
-from neuralsim.report import Bar, Report, Row, circumstances, row_of
-from neuralsim.scene import scene_rows
+from neuralsim.report import Report, Row, circumstances, row_of
 from neuralsim.score import Bootstrap, mean
-from neuralsim.variants import restart_rows, variant_rows, variants_of
+from neuralsim.variants import variant_rows, variants_of
 from neuralsim.world import WorldModel
 from neuralsim.yardstick import STRIDE, MeasureConfig
 
-__all__ = ["BARS", "MeasureConfig", "Measurement", "calibrate_uncertainty", "measure"]
-
-BARS: Mapping[tuple[str, int | None], Bar] = {
-    ("codec_iou", None): Bar(least=0.95),
-    ("codec_pusher", None): Bar(most=2.0),
-    ("iou_moved", 10): Bar(least=0.80),
-    ("pusher_moved", 10): Bar(most=10.0),
-    ("iou_moved", 30): Bar(least=0.60),
-    ("pusher_moved", 30): Bar(most=20.0),
-    ("shape", 64): Bar(least=0.95),
-    ("reward", 10): Bar(most=0.05),
-    ("success_precision", 10): Bar(least=0.90),
-    ("success_recall", 10): Bar(least=0.90),
-    ("control_pusher", 10): Bar(0.8, 1.25),
-    ("control_block", 10): Bar(0.8, 1.25),
-}
-"""What a world that redraws frames must reach; a compact one is there to be planned in, and held to that (see 'neuralsim plan')."""
+__all__ = ["MeasureConfig", "Measurement", "calibrate_uncertainty", "measure"]
 
 
 @dataclass(frozen=True)
@@ -77,29 +60,34 @@ class Measurement(Report):
 def measure(
     model: WorldModel,
     store: EpisodeStore,
-    reader: Reader | None = None,
-    truth: Truth | None = None,
+    judge: Judge | None = None,
     config: MeasureConfig | None = None,
     near: EpisodeStore | None = None,
     show: bool = False,
 ) -> Measurement:
     """Measure ``model`` on the held-out episodes of ``store``.
 
-    ``near``: further episodes, of which more succeed, to ask about success. Without a ``reader`` only what pixels and rewards
-    tell is measured; without a ``truth`` simulator there is no controllability. ``show`` draws a progress bar. Raises
-    ValueError where the store is of another world or has no held-out episode that is long enough.
+    ``near``: further episodes, of which more end, to ask about termination. Without a ``judge`` only what pixels, rewards and
+    states tell is measured, and how much worse a dream is under other actions. Horizons that fewer than half of the episodes
+    reach are left out. A world that redraws frames is held to the judge's bars; a compact one is there to be planned in, and
+    held to that (see 'neuralsim plan'). ``show`` draws a progress bar. Raises ValueError where the store is of another world or
+    has no held-out episode that is long enough.
     """
     config = config or MeasureConfig()
     if store.spec.frame_shape != model.spec.frame_shape or store.spec.action_names != model.spec.action_names:
         raise ValueError(f"measure: the model is of {model.spec}, the episodes in {store.folder} of {store.spec}")
     rng = np.random.default_rng(config.seed)
-    context, last = model.spec.context, max(config.horizons)
+    context, asked = model.spec.context, config.horizons
+    config = replace(config, horizons=_reached(store, context, config))
+    last = max(config.horizons)
     model.eval()
     windows = sample_windows(store, config.rollouts, context, last, rng, config.all_held_out)
-    windows = moving_first(windows, reader)
+    windows = eventful_first(windows, judge)
+    reader = None if judge is None else judge.reader
     small = config.small
     variants = variants_of(model, config)
-    work = config.rollouts * (last + STRIDE) + len(variants) * small * 30 + small * PLANS * STRIDE
+    work = config.rollouts * (last + STRIDE) + (len(variants) + 1) * small * 30
+    work += 0 if judge is None else judge.trial_steps(small)
     with Progress(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeRemainingColumn(),
         console=Console(stderr=True), disable=not show, transient=True,
@@ -123,28 +111,39 @@ def measure(
         )
         boot = Bootstrap(rollouts.episodes, seed=config.seed)
         rows = [*_frame_rows(rollouts, boot, config)]
-        if reader is not None:
-            rows += scene_rows(rollouts, reader, boot, config)
+        if judge is not None:
+            rows += judge.rows(rollouts, boot, config)
+        rows += state_rows(rollouts, store.info.state_names, boot, config)
         rows += reward_rows(rollouts, boot, config)
-        rows += success_rows(model, near or store, config, tick)
+        meaning = () if judge is None else (judge.ending, judge.near_miss)
+        rows += ending_rows(model, near or store, config, tick, *meaning)
         rows += uncertainty_rows(rollouts, boot, config)
-        if reader is not None and rollouts.pusher is not None:
-            progress.update(bar, description="other actions")
-            if truth is not None and last >= STRIDE:
-                rows += control_rows(model, windows.index(slice(small)), reader, truth, config, tick)
-            progress.update(bar, description="other samplers")
-            rows += variant_rows(model, windows.index(slice(small)), rollouts, reader, config, variants, tick)
-            if truth is not None:
-                rows += restart_rows(windows.index(slice(small)), rollouts, reader, truth, config)
-    if not isinstance(model, LatentWorld):
-        rows = [replace(row, bar=BARS.get((row.key, row.step))) for row in rows]
+        few = windows.index(slice(small))
+        progress.update(bar, description="other actions")
+        if judge is None or judge.truth is None:
+            rows += heed_rows(model, few, rollouts, judge, config, tick)
+        if judge is not None:
+            rows += judge.trials(model, few, rollouts, config, tick)
+        progress.update(bar, description="other samplers")
+        rows += variant_rows(model, few, rollouts, judge, config, variants, tick)
+    if judge is not None and not isinstance(model, LatentWorld):
+        rows = [replace(row, bar=judge.bars.get((row.key, row.step))) for row in rows]
+    told = {"seed": config.seed, "denoise_steps": getattr(model, "denoise_steps", None)}
+    if short := sorted(set(asked) - set(config.horizons)):
+        told["left_out"] = f"steps {' '.join(map(str, short))}: too few episodes are as long"
     return Measurement(
         title=f"{store.spec.name}: {config.rollouts} held-out rollouts, {len(np.unique(rollouts.episodes))} episodes",
         rows=tuple(rows),
-        circumstances=circumstances() | {"seed": config.seed, "denoise_steps": getattr(model, "denoise_steps", None)},
+        circumstances=circumstances() | told,
         rollouts=rollouts,
-        curves=curves_of(rollouts, reader),
+        curves=curves_of(rollouts, judge),
     )
+
+
+def _reached(store: EpisodeStore, context: int, config: MeasureConfig) -> tuple[int, ...]:
+    """The horizons that at least half of the held-out episodes reach; the nearest, if none."""
+    reach = store.lengths[held_out_episodes(store, config.all_held_out)] + 1 - context
+    return tuple(h for h in config.horizons if 2 * (reach >= h).sum() >= len(reach)) or (min(config.horizons),)
 
 
 def calibrate_uncertainty(
@@ -172,24 +171,11 @@ def calibrate_uncertainty(
 
 
 def _frame_rows(r: Rollouts, boot: Bootstrap, config: MeasureConfig) -> Iterator[Row]:
-    """How like the true frames the imagined ones are, pixel by pixel, at every horizon."""
+    """How like the true frames the imagined ones are, pixel by pixel, redrawn and at every horizon."""
+    yield row_of(boot(mean, r.psnr(0)), "codec_psnr", "redrawing a true frame: PSNR", unit="dB", better="high")
     for step in config.horizons:
-        yield row_of(
-            boot(mean, r.psnr(step)),
-            "psnr",
-            "PSNR",
-            unit="dB",
-            step=step,
-            baseline=mean(r.psnr(step, copy=True)),
-            better="high",
-        )
-    for step in config.horizons:
-        column = r.column(step)
-        yield row_of(
-            boot(mean, r.likeness[:, column]),
-            "ssim",
-            "SSIM",
-            step=step,
-            baseline=mean(r.likeness_copy[:, column]),
-            better="high",
-        )
+        ours, theirs = (boot(mean, r.psnr(step, copy)) for copy in (False, True))
+        yield row_of(ours, "psnr", "PSNR", theirs, unit="dB", step=step, better="high")
+    for step in config.horizons if np.isfinite(r.likeness).any() else ():
+        ours, theirs = (boot(mean, x[:, r.column(step)]) for x in (r.likeness, r.likeness_copy))
+        yield row_of(ours, "ssim", "SSIM", theirs, step=step, better="high")

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from neuralsim.models.action import encode_actions
 from neuralsim.models.stream import anchors
 from neuralsim.models.video import VideoState, VideoWAM
 from neuralsim.noise import Noise
@@ -26,7 +27,7 @@ def distance(guess: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 def rollout_losses(
     model: VideoWAM,
     tokens: torch.Tensor,
-    actions: torch.Tensor,
+    actions: torch.Tensor | None,
     context: int,
     rng: Noise,
     jitter: float = 0.0,
@@ -38,19 +39,22 @@ def rollout_losses(
 
     Gradients run through the whole dream: what is learned is not one step but staying true for many (self-forcing;
     Huang et al. 2025, arXiv 2506.08009). ``jitter`` is noise on the tokens it starts from; ``alone``: with no history but
-    the newest frame; ``chunk``: so many frames denoised together. Returns losses (``doubt`` holds the predicted error
-    against the mean absolute one) and the dreamt tokens ``(b s n d)``.
+    the newest frame; ``chunk``: so many frames denoised together; ``actions`` None: nobody knows them. Returns losses
+    (``doubt`` holds the predicted error against the mean absolute one) and the dreamt tokens ``(b s n d)``.
     """
     _, t, n, d = tokens.shape
+    told = actions is not None
+    if actions is None:
+        actions = untold(model, tokens)
     past = tokens[:, :context]
     past = past + jitter * rng.normal(context * n * d, stream=1).view(past.shape)
-    state: VideoState = model.start(past, actions[:, : context - 1])
+    state: VideoState = model.start(past, actions[:, : context - 1], told=told)
     dynamics, doubt, dreamt = [], [], []
     for i in range(context, t, chunk):
         if alone:
-            states = [model.step_alone(state, actions[:, i - 1], rng.advance(i))]
+            states = [model.step_alone(state, actions[:, i - 1], rng.advance(i), told)]
         else:
-            states = model.denoise(state, actions[:, i - 1 : min(i + chunk, t) - 1], rng.advance(i))
+            states = model.denoise(state, actions[:, i - 1 : min(i + chunk, t) - 1], rng.advance(i), told)
         for j, state in enumerate(states):
             truth = tokens[:, i + j]
             dynamics.append(distance(state.tokens, truth).mean((1, 2)))
@@ -63,11 +67,19 @@ def rollout_losses(
     )
 
 
-def forcing_losses(model: VideoWAM, tokens: torch.Tensor, actions: torch.Tensor, rng: Noise) -> dict[str, torch.Tensor]:
+def untold(model: VideoWAM, tokens: torch.Tensor) -> torch.Tensor:
+    """What stands for actions nobody knows between ``tokens`` ``(b t n d)``: ``(b t-1 a)`` that the model will not read."""
+    shape = (len(tokens), tokens.shape[1] - 1, model.spec.action_size)
+    return torch.zeros(shape, device=tokens.device, dtype=torch.int64 if model.spec.discrete else torch.float32)
+
+
+def forcing_losses(
+    model: VideoWAM, tokens: torch.Tensor, actions: torch.Tensor | None, rng: Noise
+) -> dict[str, torch.Tensor]:
     """Diffusion forcing: denoise frames that each have a noise level of their own.
 
     Half of the rows follow the chunk law (a clean or lightly noised history, then k frames at one level, as ``unroll``
-    asks for), half have independent levels per frame.
+    asks for), half have independent levels per frame. ``actions`` None: nobody knows them.
     """
     b, t, n, d = tokens.shape
     device = tokens.device
@@ -82,9 +94,11 @@ def forcing_losses(model: VideoWAM, tokens: torch.Tensor, actions: torch.Tensor,
     levels = torch.where(odd, independent, chunked)[..., None].expand(b, t, n)
     noise = rng.normal(t * n * d, stream=3).view(tokens.shape)
     noisy = (1 - levels[..., None]) * tokens + levels[..., None] * noise
-    led = torch.ones(b, t, dtype=torch.bool, device=device)
+    led = torch.full((b, t), actions is not None and model.spec.action_size > 0, device=device)
     led[:, 0] = False
-    into = F.pad(actions, (0, 0, 1, 0))
+    if actions is None:
+        actions = untold(model, tokens)
+    into = F.pad(encode_actions(model.spec, actions), (0, 0, 1, 0))
     before = anchors(torch.zeros_like(noisy[:, 0]), noisy, levels)
     guess, _, _ = model.stream(noisy, before, levels, into, led)
     wrong = distance(guess, tokens).mean(-1) * levels  # at level 0 there is nothing to ask

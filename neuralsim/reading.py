@@ -6,7 +6,7 @@ pixels; that reader is fixed, knows nothing of any model, and its own error on t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, Self
 
@@ -15,55 +15,41 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Reading:
-    """What a Reader saw in ``n`` frames. Positions in world units, angles in radians.
-
-    pusher ``(n, 2)``: what the actions move, valid where ``pusher_found`` ``(n,)``. block ``(n, 3)``: x, y, angle of what it moves, valid
-    where ``block_found``. mask bool ``(n, h, w)``: the block's pixels. area ``(n,)``: square units of block in sight. size ``(n,)``: that
-    area over what the rigid shape at ``block`` would show, 1 for an intact block wherever it lies. pieces int ``(n,)``: connected parts of
-    the mask. misfit ``(n,)``: 0 where the mask is exactly the rigid shape at ``block``, 1 where nothing agrees.
-    """
-
-    pusher: np.ndarray
-    pusher_found: np.ndarray
-    block: np.ndarray
-    block_found: np.ndarray
-    mask: np.ndarray
-    area: np.ndarray
-    size: np.ndarray
-    pieces: np.ndarray
-    misfit: np.ndarray
+    """What a Reader saw in ``n`` frames: a frozen dataclass of arrays, frames first. Each world has its own."""
 
     def __len__(self) -> int:
-        return len(self.pusher)
+        return len(getattr(self, fields(self)[0].name))
+
+    def map(self, function: Callable[[np.ndarray], np.ndarray]) -> Self:
+        """The reading with ``function`` applied to every array."""
+        return type(self)(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
 
     def reshape(self, *shape: int) -> Self:
         """The leading axis folded into ``shape``: ``(b * t, ...) -> (b, t, ...)``."""
-        return type(self)(**{f.name: (x := getattr(self, f.name)).reshape(*shape, *x.shape[1:]) for f in fields(self)})
+        return self.map(lambda x: x.reshape(*shape, *x.shape[1:]))
+
+    def copied(self) -> Self:
+        """Of ``(b, t, ...)``, what was seen first, at every time: copy-last-frame."""
+        return self.map(lambda x: np.broadcast_to(x[:, :1], x.shape))
 
     @classmethod
-    def join(cls, parts: Sequence[Reading]) -> Self:
+    def join(cls, parts: Sequence[Self]) -> Self:
         """Readings one after the other."""
         return cls(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)})
 
 
 class Reader(Protocol):
-    """Reads frames of one world. ``extent`` is the world's width in its units: what being lost costs as a position error."""
-
-    extent: float
+    """Reads frames of one world."""
 
     def __call__(self, frames: np.ndarray) -> Reading:
         """uint8 ``(n, h, w, 3)`` -> Reading of length n."""
 
-    def of_state(self, states: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """True states ``(..., s)`` as a store keeps them -> pusher ``(..., 2)``, block ``(..., 3)`` and whether all of the block is in
-        sight ``(...)``: where it is not, its pose cannot be read and does not count."""
-
 
 class Truth(Protocol):
-    """The true world, where it can be put into a given state: what controllability is measured against."""
+    """The true world: what controllability and long play are measured against. Not every one can be put into a given state."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, Mapping[str, Any]]:
-        """Start at ``options["state"]`` ``(s,)``."""
+        """Start at ``options["state"]`` ``(s,)``, or where ``seed`` says."""
 
     def step(self, action: np.ndarray) -> tuple[Any, Any, bool, bool, Mapping[str, Any]]:
         """One true step."""

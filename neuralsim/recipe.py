@@ -4,9 +4,11 @@ follows."""
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Literal
 
 from neuralsim.models.latent import LatentConfig
 from neuralsim.models.video import CodecConfig, StreamConfig
@@ -22,6 +24,16 @@ class StageConfig:
     lr: float
     ema: float = 0.998
     warmup: int = 100
+
+
+@dataclass(frozen=True)
+class MovingCamera:
+    """How frames are coded where nothing in them stands still: by convolutions; ``emphasis`` is the extra weight of pixels by
+    how much they differ from their surroundings, ``jitter`` the noise on the code in standard deviations."""
+
+    codec: CodecConfig = field(default_factory=lambda: CodecConfig(tokens=1, size=64, conv_width=24, kind="conv"))
+    emphasis: float = 4.0
+    jitter: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,10 @@ class VideoRecipe:
     """Extra weight of pixels that differ from the background."""
     place_jitter: float = 0.003
     """Standard deviation of the noise on keypoints while the codec trains, in half frame widths."""
+    moving: MovingCamera | None = None
+    """What takes the place of these three where the data's camera moves; None: it is known to stand still."""
+    read_states: bool = False
+    """Learn to tell the states that the data know."""
     rollout: tuple[int, ...] = (1, 1, 2, 2, 3, 4, 6, 8, 12)
     alone: float = 0.8
     """Share of the rollouts that see the newest frame only: half the work, and where frames show the whole state as true
@@ -157,18 +173,70 @@ def tworoom_latent_mini() -> LatentRecipe:
     )
 
 
+def carracing_video() -> VideoRecipe:
+    """The shipped CarRacing: two hours on two cores."""
+    return VideoRecipe(
+        name="carracing-video",
+        world="carracing",
+        moving=MovingCamera(),
+        read_states=True,
+        codec_stage=StageConfig(steps=6000, batch=64, lr=2e-3),
+        dynamics_stage=StageConfig(steps=6000, batch=512, lr=1e-3),
+        readings_stage=StageConfig(steps=1500, batch=1024, lr=1e-3),
+        alone=0.3,
+        token_jitter=0.02,
+    )
+
+
+def _video(size: str) -> VideoRecipe:
+    """Any world: it fits itself to the data's camera, actions and states; ``size`` is how much of everything."""
+    codec, moving, stream, steps, batch = {
+        "tiny": (CodecConfig(1, 16, 24), CodecConfig(1, 32, 12, "conv"), StreamConfig(96, 2, 3, 4), (600, 1500), 192),
+        "small": (
+            CodecConfig(1, 24, 40),
+            CodecConfig(1, 48, 20, "conv"),
+            StreamConfig(192, 3, 4, 4),
+            (2000, 4000),
+            384,
+        ),
+        "base": (CodecConfig(1, 32, 64), CodecConfig(1, 64, 24, "conv"), StreamConfig(256, 4, 4, 4), (4000, 8000), 768),
+    }[size]
+    return VideoRecipe(
+        name=f"video-{size}",
+        world="",
+        codec=codec,
+        moving=MovingCamera(moving),
+        stream=stream,
+        codec_stage=StageConfig(steps=steps[0], batch=48, lr=2e-3),
+        dynamics_stage=StageConfig(steps=steps[1], batch=batch, lr=1e-3),
+        readings_stage=StageConfig(steps=steps[0] // 2, batch=512, lr=1e-3),
+        read_states=True,
+        alone=0.4,
+        token_jitter=0.01,
+    )
+
+
+SIZES = ("tiny", "small", "base")
+"""The dial of the recipes that take any world: minutes, most of an hour, hours."""
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "pusht-video": pusht_video,
     "pusht-video-mini": pusht_video_mini,
     "pusht-latent": pusht_latent,
     "pusht-latent-mini": pusht_latent_mini,
+    "carracing-video": carracing_video,
     "tworoom-latent": tworoom_latent,
     "tworoom-latent-mini": tworoom_latent_mini,
+    **{f"video-{size}": functools.partial(_video, size) for size in SIZES},
 }
 
 
-def find_recipe(name: str) -> Recipe:
-    """The recipe called ``name``; an unknown one is a ValueError that names the nearest."""
+def find_recipe(name: str, size: str | None = None) -> Recipe:
+    """The recipe called ``name``, at ``size`` where it comes in several; an unknown one is a ValueError that names the nearest."""
+    family = name.removesuffix(f"-{name.rsplit('-', 1)[-1]}") if name.endswith(SIZES) else name
+    if f"{family}-{SIZES[0]}" in RECIPES:
+        name = f"{family}-{size}" if size else name if name != family else f"{family}-small"
+    elif size:
+        raise ValueError(f"--size: recipe {name!r} comes in one size; leave it out, or choose the recipe 'video'")
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -180,10 +248,13 @@ def find_recipe(name: str) -> Recipe:
 class Train:
     """Train a world from a store of episodes."""
 
-    recipe: str = "pusht-video"
-    """Name of the recipe."""
+    recipe: str | None = None
+    """Name of the recipe. 'video' learns any world; it is the default where --data says what from, else pusht-video is."""
+    size: Literal["tiny", "small", "base"] | None = None
+    """How much of everything recipe 'video' takes: model, batch and steps. Small by default."""
     data: Path | None = None
-    """Episode store to learn from (see 'neuralsim collect'); data/<the recipe's world> by default."""
+    """Episode store to learn from (see 'neuralsim collect' and 'import'), a folder or a name in data/; by default the recipe's
+    world's own."""
     episodes: int | None = None
     """Learn from the store's first so many episodes only."""
     also: tuple[Path, ...] = ()
@@ -191,7 +262,8 @@ class Train:
     stages: tuple[str, ...] = ()
     """Go through these stages alone (all by default); the rest stays as --init has it."""
     out: Path | None = None
-    """Folder of the run; runs/<recipe> by default. Holds checkpoints, TensorBoard events and, at the end, the world."""
+    """Folder of the run; runs/<recipe> by default, or for recipe 'video' runs/<name of the data>. Holds checkpoints,
+    TensorBoard events and, at the end, the world."""
     init: str | None = None
     """Begin with the weights of this world (name or folder, of the recipe's shape) instead of random ones."""
     effort: float = 1.0
@@ -219,19 +291,37 @@ class Train:
         for name in ("effort", "rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name}: expected a number above 0, got {getattr(self, name):g}")
+        if not self._named.world and self.data is None:
+            raise ValueError(f"recipe {self._named.name!r} learns any world: say from which episodes with --data")
+
+    @property
+    def _named(self) -> Recipe:
+        return find_recipe(self.recipe or ("pusht-video" if self.data is None else "video"), self.size)
+
+    @property
+    def store(self) -> Path:
+        """Where the episodes lie."""
+        asked = self.data or Path("data") / self._named.world
+        named = Path("data") / asked
+        return named if not (asked / "store.json").is_file() and (named / "store.json").is_file() else asked
 
     @property
     def folder(self) -> Path:
         """Where the run lives."""
-        return self.out or Path("runs") / self.recipe
+        return self.out or Path("runs") / (self._named.name if self._named.world else self.store.name)
 
     @property
     def plan(self) -> Recipe:
         """The recipe, with as many steps as ``effort`` asks for, at ``rate``."""
-        recipe = find_recipe(self.recipe)
+        recipe = self._named
         stages = {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name.endswith("_stage")}
         asked = {
-            name: replace(stage, steps=max(1, round(stage.steps * self.effort)), lr=stage.lr * self.rate)
+            name: replace(
+                stage,
+                steps=max(1, round(stage.steps * self.effort)),
+                lr=stage.lr * self.rate,
+                warmup=max(1, round(stage.warmup * min(1, self.effort))),
+            )
             for name, stage in stages.items()
         }
         return replace(recipe, **asked)

@@ -23,16 +23,20 @@ from neuralsim.score import Estimate
 
 @dataclass(frozen=True)
 class Bar:
-    """What a figure must reach: ``least <= value <= most``."""
+    """What a figure must reach: ``least <= value <= most``; with ``beats`` it must be better than copy-last-frame, and their 95 %
+    intervals apart."""
 
     least: float = -math.inf
     most: float = math.inf
+    beats: bool = False
 
     def passed(self, value: float) -> bool:
-        """Whether ``value`` reaches the bar; NaN does not."""
+        """Whether ``value`` lies within the bar; NaN does not."""
         return self.least <= value <= self.most
 
     def __str__(self) -> str:
+        if self.beats:
+            return "beats copy-last"
         if math.isinf(self.least):
             return f"≤ {self.most:g}"
         return f"≥ {self.least:g}" if math.isinf(self.most) else f"{self.least:g} to {self.most:g}"
@@ -42,7 +46,8 @@ class Bar:
 class Row:
     """One figure. ``key`` and ``step`` name it for programs, ``label`` for people; ``low`` to ``high`` is its 95 % confidence interval.
 
-    ``baseline`` is the same figure for copy-last-frame, ``floor`` for the reader on true frames; None where there is no such thing.
+    ``baseline`` is the same figure for copy-last-frame, with its interval where that is known, ``floor`` for the reader on true
+    frames; None where there is no such thing.
     ``median`` of repeats, where ``value`` is the best of them. ``better`` is "high", "low" or "" where neither is.
     """
 
@@ -59,15 +64,25 @@ class Row:
     better: str = ""
     median: float | None = None
     bar: Bar | None = None
+    baseline_low: float | None = None
+    baseline_high: float | None = None
 
     @property
     def passed(self) -> bool | None:
         """Whether the bar is reached; None without a bar."""
-        return None if self.bar is None else self.bar.passed(self.value)
+        return None if self.bar is None else self.bar.passed(self.value) and (self.beats_copying or not self.bar.beats)
+
+    @property
+    def beats_copying(self) -> bool:
+        """Whether this is better than the baseline, and their intervals are apart."""
+        ours, theirs = (self.low, self.baseline_high) if self.better == "high" else (self.baseline_low, self.high)
+        return ours is not None and theirs is not None and ours > theirs
 
 
-def row_of(estimate: Estimate, key: str, label: str, **rest: Any) -> Row:
-    """A Row of an Estimate."""
+def row_of(estimate: Estimate, key: str, label: str, copied: Estimate | None = None, **rest: Any) -> Row:
+    """A Row of an Estimate, beside that of copy-last-frame if ``copied`` is given."""
+    if copied is not None:
+        rest |= {"baseline": copied.value, "baseline_low": copied.low, "baseline_high": copied.high}
     return Row(key, label, estimate.value, low=estimate.low, high=estimate.high, n=estimate.n, **rest)
 
 
@@ -141,6 +156,12 @@ class Report:
             last = [
                 ("  95 %", lambda r: "" if r.low is None else f"{_number(r.low)}..{_number(r.high)}"),
                 ("  copy last", lambda r: _number(r.baseline)),
+                (
+                    "  its 95 %",
+                    lambda r: (
+                        "" if r.baseline_low is None else f"{_number(r.baseline_low)}..{_number(r.baseline_high)}"
+                    ),
+                ),
                 ("  reader's floor", lambda r: _number(r.floor)),
             ]
             table.add_row(

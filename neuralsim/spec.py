@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from gymnasium import spaces
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,9 @@ class WorldSpec:
     """A world's outward contract.
 
     Frames are uint8 ``(height, width, 3)``. Actions are float32 in ``[-1, 1]`` per dimension, and physically
-    ``action_offset + action_scale * action`` in ``action_units`` per control step (no offset given: none).
+    ``action_offset + action_scale * action`` in ``action_units`` per control step (no offset given: none). Where
+    ``action_choices`` says how many choices each dimension has, actions are int64 in ``[0, choices)`` instead; the scales are
+    then 1, and the offset is the number by which the original calls choice 0.
     """
 
     name: str
@@ -29,9 +35,10 @@ class WorldSpec:
     rate_hz: float
     context: int
     action_offset: tuple[float, ...] = ()
+    action_choices: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for field in ("action_names", "action_units", "action_scale"):  # JSON gives lists back
+        for field in ("action_names", "action_units", "action_scale", "action_choices"):  # JSON gives lists back
             object.__setattr__(self, field, tuple(getattr(self, field)))
         object.__setattr__(self, "action_offset", tuple(self.action_offset) or (0.0,) * len(self.action_names))
         if not len(self.action_offset) == len(self.action_names) == len(self.action_units) == len(self.action_scale):
@@ -40,6 +47,8 @@ class WorldSpec:
                 f"long; got {len(self.action_names)}, {len(self.action_units)}, {len(self.action_scale)} and "
                 f"{len(self.action_offset)}"
             )
+        if self.action_choices:
+            self._check_choices()
         if self.height <= 0 or self.width <= 0 or self.height % 8 or self.width % 8:
             raise ValueError(
                 f"WorldSpec {self.name!r}: frame size must be a positive multiple of 8, got {self.height}x{self.width}"
@@ -49,10 +58,76 @@ class WorldSpec:
                 f"WorldSpec {self.name!r}: rate_hz must be > 0 and context >= 1, got {self.rate_hz} and {self.context}"
             )
 
+    def _check_choices(self) -> None:
+        counts = self.action_choices
+        if len(counts) != self.action_size or not all(isinstance(n, int) and n >= 1 for n in counts):
+            raise ValueError(
+                f"WorldSpec {self.name!r}: action_choices: expected a whole number of at least 1 for each of the "
+                f"{self.action_size} action dimensions, got {counts}"
+            )
+        if set(self.action_scale) != {1.0} or any(float(o) % 1 for o in self.action_offset):
+            raise ValueError(
+                f"WorldSpec {self.name!r}: choices have an action_scale of 1 and a whole action_offset, got "
+                f"{self.action_scale} and {self.action_offset}"
+            )
+
     @property
     def action_size(self) -> int:
         """Number of action dimensions."""
         return len(self.action_names)
+
+    @property
+    def discrete(self) -> bool:
+        """Whether actions are choices, not quantities."""
+        return bool(self.action_choices)
+
+    @property
+    def action_dtype(self) -> np.dtype[Any]:
+        """float32, or int64 for choices."""
+        return np.dtype(np.int64 if self.discrete else np.float32)
+
+    @property
+    def action_width(self) -> int:
+        """How many numbers tell one action to a network: one per dimension, or one per choice."""
+        return sum(self.action_choices) if self.discrete else self.action_size
+
+    def action_space(self, chunk: int | None = None) -> spaces.Space[Any]:
+        """Gymnasium's word for one action: a Box ``(a,)``, for choices a MultiDiscrete ``(a,)``, or a Discrete where there
+        is one dimension. With ``chunk`` for so many actions: ``(chunk, a)``, or ``(chunk,)`` instead of the Discrete."""
+        from gymnasium import spaces  # not at once: to import neuralsim is to stay light
+
+        lead = () if chunk is None else (chunk,)
+        if not self.discrete:
+            return spaces.Box(-1.0, 1.0, (*lead, self.action_size), np.float32)
+        if self.action_size > 1:
+            return spaces.MultiDiscrete(np.broadcast_to(self.action_choices, (*lead, self.action_size)).copy())
+        if chunk is None:
+            return spaces.Discrete(self.action_choices[0])
+        return spaces.MultiDiscrete([self.action_choices[0]] * chunk)
+
+    def from_space(self, actions: Any) -> Any:
+        """Actions as ``action_space`` has them -> as the world has them, ``(..., a)``: only a Discrete's lack an axis."""
+        if not self.discrete or self.action_size > 1:
+            return actions
+        return (actions if hasattr(actions, "ndim") else np.asarray(actions))[..., None]
+
+    def to_space(self, actions: np.ndarray) -> Any:
+        """The inverse of ``from_space``."""
+        return actions[..., 0] if self.discrete and self.action_size == 1 else actions
+
+    def rest_action(self) -> np.ndarray:
+        """``(a,)``: what physically does nothing, or as little as can be; choice 0 where there are choices."""
+        if self.discrete:
+            return np.zeros(self.action_size, np.int64)
+        offset, scale = np.array(self.action_offset, np.float64), np.array(self.action_scale, np.float64)
+        wanted = np.divide(-offset, scale, out=np.zeros_like(scale), where=scale != 0)
+        return np.clip(wanted, -1, 1).astype(np.float32)
+
+    def random_actions(self, rng: np.random.Generator, *shape: int) -> np.ndarray:
+        """``(*shape, a)``: any actions, all equally likely."""
+        if self.discrete:
+            return rng.integers(0, self.action_choices, (*shape, self.action_size))
+        return rng.uniform(-1, 1, (*shape, self.action_size)).astype(np.float32)
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:
@@ -85,15 +160,16 @@ class WorldSpec:
         return array
 
     def check_actions(self, actions: object, what: str = "action") -> np.ndarray:
-        """Return ``actions`` as float32 ``(..., a)`` in [-1, 1] or raise a ValueError that says what is wrong."""
+        """Return ``actions`` as float32 ``(..., a)`` in [-1, 1], for choices as int64 ``(..., a)``, or raise a ValueError that
+        says what is wrong."""
+        return self._checked_choices(actions, what) if self.discrete else self._checked_quantities(actions, what)
+
+    def _checked_quantities(self, actions: object, what: str) -> np.ndarray:
         try:
             array = np.asarray(actions, dtype=np.float32)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{what}: expected numbers of shape (..., {self.action_size}), got {actions!r}") from error
-        if array.ndim < 1 or array.shape[-1] != self.action_size:
-            raise ValueError(
-                f"{what}: expected shape (..., {self.action_size}) ({', '.join(self.action_names)}), got {array.shape}"
-            )
+        self._check_width(array, what)
         if not np.isfinite(array).all():
             raise ValueError(
                 f"{what}: expected finite numbers, got NaN or infinity at {np.argwhere(~np.isfinite(array))[0].tolist()}"
@@ -104,3 +180,33 @@ class WorldSpec:
                 f"{', '.join(f'{s:g} {u}' for s, u in zip(self.action_scale, self.action_units, strict=True))} per step"
             )
         return np.clip(array, -1, 1)
+
+    def _checked_choices(self, actions: object, what: str) -> np.ndarray:
+        try:
+            array = np.asarray(actions)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{what}: expected whole numbers (..., {self.action_size}), got {actions!r}") from error
+        if array.dtype.kind not in "iu":
+            raise ValueError(
+                f"{what}: expected whole numbers of an integer dtype, for world {self.name!r} has choices "
+                f"({self._told_choices()}), got dtype {array.dtype}; a choice is no quantity"
+            )
+        self._check_width(array, what)
+        wrong = (array < 0) | (array >= np.array(self.action_choices))
+        if wrong.any():
+            place = tuple(np.argwhere(wrong)[0])
+            i = int(place[-1])
+            raise ValueError(
+                f"{what}: expected {self.action_names[i]!r} in 0..{self.action_choices[i] - 1}, got {array[place]}"
+                + (f" at {[int(p) for p in place]}" if array.ndim > 1 else "")
+            )
+        return array.astype(np.int64, copy=False)
+
+    def _check_width(self, array: np.ndarray, what: str) -> None:
+        if array.ndim < 1 or array.shape[-1] != self.action_size:
+            raise ValueError(
+                f"{what}: expected shape (..., {self.action_size}) ({', '.join(self.action_names)}), got {array.shape}"
+            )
+
+    def _told_choices(self) -> str:
+        return ", ".join(f"{n!r} in 0..{c - 1}" for n, c in zip(self.action_names, self.action_choices, strict=True))

@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from neuralsim.episode import EpisodeStore
+from neuralsim.episode import EpisodeStore, knows_actions
 from neuralsim.precision import arithmetic
+
+HIGH = 0.95
+"""Rewards above this quantile count as high."""
 
 
 def fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
@@ -71,11 +74,11 @@ def _mark(frames: np.ndarray) -> str:
 
 @dataclass(frozen=True)
 class TokenClip:
-    """Windows of tokens ``(b t n d)``, actions ``(b t-1 a)``, rewards and terminated float ``(b t-1)``, states ``(b t s)`` where
-    they are known."""
+    """Windows of tokens ``(b t n d)``, actions ``(b t-1 a)`` (None in video without actions), rewards and terminated float
+    ``(b t-1)``, states ``(b t s)`` where they are known."""
 
     tokens: torch.Tensor
-    actions: torch.Tensor
+    actions: torch.Tensor | None
     rewards: torch.Tensor
     terminated: torch.Tensor
     states: torch.Tensor | None = None
@@ -84,27 +87,36 @@ class TokenClip:
 class TokenWindows:
     """Training windows over tokens in memory.
 
+    They are of the episodes whose actions are known, or with ``acted=False`` of the others: then no action is ever read.
     Windows in which much happens are drawn more often (by the mean absolute change of their first tokens, capped): most
     of what a world does is stand still, and what moves is what must be learned.
     """
 
-    def __init__(self, store: EpisodeStore, tokens: torch.Tensor) -> None:
-        self.tokens = tokens
+    def __init__(self, store: EpisodeStore, tokens: torch.Tensor, acted: bool = True) -> None:
+        self.tokens, self.acted = tokens, acted
         frames, actions = store.offsets()
         kept = store.split(held_out=False)
+        kept = kept[[knows_actions(store.provenance(int(i))) == acted for i in kept]]
         self.firsts, self.lengths, self.first_actions = frames[kept], store.lengths[kept], actions[kept]
-        self.actions, self.rewards, terminated = (
+        self.rewards, terminated = (
             torch.cat([torch.from_numpy(np.array(arrays[name])) for arrays in store.shards])
-            for name in ("actions", "rewards", "terminated")
+            for name in ("rewards", "terminated")
         )
         self.terminated = terminated.float()
+        self.actions = torch.cat([_actions(arrays, store) for arrays in store.shards]) if acted else None
         known = all("states" in arrays for arrays in store.shards)
         self.states = torch.cat([torch.from_numpy(np.array(s["states"])) for s in store.shards]) if known else None
         if not len(self.firsts):
             raise ValueError(
-                f"{store.folder}: no training episodes (every episode's seed is a multiple of the held-out number)"
+                f"{store.folder}: no training episodes {'with' if acted else 'without'} actions "
+                "(those whose seed is a multiple of the held-out number are kept for measuring)"
             )
         self._tables: dict[tuple[int, bool], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+
+    @property
+    def longest(self) -> int:
+        """Actions in the longest episode."""
+        return int(self.lengths.max())
 
     def typical_change(self) -> float:
         """Mean absolute change of a token number from frame to frame over the training episodes."""
@@ -122,6 +134,7 @@ class TokenWindows:
         if key not in self._tables:
             frames, actions, odds = [], [], []
             reach = min(length, 8) - 1
+            high = float(np.quantile(self.rewards.numpy(), HIGH))
             for first, t, action in zip(self.firsts, self.lengths, self.first_actions, strict=True):
                 if t + 1 < length:
                     continue
@@ -135,7 +148,7 @@ class TokenWindows:
                     best = np.array([reward[s : s + length - 1].max() for s in starts])
                     ends = self.terminated[action : action + t].numpy()
                     ended = np.array([ends[s : s + length - 1].any() for s in starts])
-                    odds[-1] = np.where(ended, 3.0, np.where(best > 0.6, 1.0, 0.1))
+                    odds[-1] = np.where(ended, 3.0, np.where(best > high, 1.0, 0.1))
                 frames.append(first + starts)
                 actions.append(action + starts)
             if not frames:
@@ -151,16 +164,27 @@ class TokenWindows:
     def sample(
         self, batch: int, length: int, draws: np.random.Generator, device: torch.device, rewarding: bool = False
     ) -> TokenClip:
-        """``batch`` windows of ``length`` frames; ``rewarding`` prefers those in which the reward passes 0.6, and more
-        so those that reach the end: it is rare, and what tells it from a near miss is little."""
+        """``batch`` windows of ``length`` frames; ``rewarding`` prefers those in which the reward is among the highest, and
+        more so those that reach the end: it is rare, and what tells it from a near miss is little."""
         frames, actions, odds = self._table(length, rewarding)
         window = np.searchsorted(odds, draws.random(batch) * odds[-1], side="right").clip(max=len(odds) - 1)
         at = torch.from_numpy(frames[window])[:, None] + torch.arange(length)
         by = torch.from_numpy(actions[window])[:, None] + torch.arange(length - 1)
         return TokenClip(
             self.tokens[at].to(device),
-            self.actions[by].to(device),
+            None if self.actions is None else self.actions[by].to(device),
             self.rewards[by].to(device),
             self.terminated[by].to(device),
             None if self.states is None else self.states[at].to(device),
         )
+
+
+def _actions(arrays: Mapping[str, np.ndarray], store: EpisodeStore) -> torch.Tensor:
+    """A shard's actions; in their place, zeros that no window reaches where it is video without any."""
+    if "actions" in arrays:
+        return torch.from_numpy(np.array(arrays["actions"]))
+    return torch.zeros(
+        len(arrays["rewards"]),
+        store.spec.action_size,
+        dtype=torch.from_numpy(np.empty(0, store.spec.action_dtype)).dtype,
+    )

@@ -21,10 +21,18 @@ import torch
 from rich.progress import Progress as Bar
 
 from neuralsim import checkpoint as ckpt
-from neuralsim.card import source_commit
+from neuralsim.card import finish, source_commit
 from neuralsim.catalog import Starts, open_world
 from neuralsim.curriculum import Curriculum, Run, Stage
-from neuralsim.episode import EpisodeStore, JoinedStore, WindowSampler, write_atomically
+from neuralsim.dreaming import held_out_episodes
+from neuralsim.episode import (
+    HELD_OUT_EVERY,
+    EpisodeStore,
+    JoinedStore,
+    WindowSampler,
+    knows_actions,
+    write_atomically,
+)
 from neuralsim.latent_curriculum import LatentCurriculum
 from neuralsim.measure import calibrate_uncertainty
 from neuralsim.precision import arithmetic, pick_device, pick_dtype
@@ -55,8 +63,9 @@ class Trainer:
         if config.threads:
             torch.set_num_threads(config.threads)
         # Start states and the limit of doubt are the first store's; what else there is only teaches.
-        self.home = EpisodeStore(config.data or Path("data") / self.recipe.world, config.episodes)
+        self.home = EpisodeStore(config.store, config.episodes)
         self.store = JoinedStore([self.home, *map(EpisodeStore, config.also)]) if config.also else self.home
+        _check_teaches(self.store)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.found = ckpt.latest_checkpoint(self.folder)
         if self.found and not config.resume:
@@ -74,8 +83,16 @@ class Trainer:
         if config.init and not self.found:
             self._begin_with(config.init)
         self.model.train()
-        self.progress = ckpt.Progress(0, 0, 0.0)
+        self.progress = ckpt.read_progress(self.found) if self.found else ckpt.Progress(0, 0, 0.0)
         self._stopping = Stopping()
+
+    def rehearsal(self, store: EpisodeStore, cache: Path) -> Curriculum:
+        """The same curriculum on other episodes, with a model of its own, to see how long its steps take."""
+        curriculum = curriculum_of(
+            self.recipe, Run(store, cache, self.config.seed, self.device, self.dtype, lambda _, a, b: iter(range(a, b)))
+        )
+        curriculum.model.to(self.device).train()
+        return curriculum
 
     def _begin_with(self, world: str) -> None:
         """Copy the weights of a trained world; a ValueError says where its shape differs."""
@@ -112,7 +129,6 @@ class Trainer:
         from torch.utils.tensorboard import SummaryWriter
 
         if self.found:
-            self.progress = ckpt.read_progress(self.found)
             ckpt.load_model(self.found, self.model)
         elif self.stages[0][0] == 0:
             self.curriculum.begin()
@@ -194,7 +210,7 @@ class Trainer:
     def _picture(self, name: str, step: int, writer: Any) -> None:
         """Samples for TensorBoard: held-out truth above what the model makes of it, redrawn or dreamt 16 steps ahead."""
         steps = min(16, int(self.store.lengths.max()))
-        held_out = bool((self.store.lengths[self.store.split(held_out=True)] >= steps).any())
+        held_out = bool((self.store.lengths[held_out_episodes(self.store, all_held_out=False)] >= steps).any())
         draws = np.random.default_rng([self.config.seed, 1004])
         clip = WindowSampler(self.store, steps + 1, held_out).sample(8, draws)
         frames, actions = (torch.as_tensor(x).to(self.device) for x in (clip.frames, clip.actions))
@@ -208,21 +224,23 @@ class Trainer:
     # -- the finished world
 
     def _write_world(self) -> Path:
-        """``<run>/world``: config, weights, start states and what the run was; the threshold of doubt is set on
-        held-out dreams first."""
+        """``<run>/world``: config, weights, start states, what the run was, card and manifest; the threshold of doubt is
+        set on held-out dreams first."""
         target = self.folder / "world"
         self.model.eval()
         ckpt.save_world(self.model, target)  # rounds the weights, so the threshold is that of what ships
-        held_out = self.home.lengths[self.home.split(held_out=True)]
+        held_out = self.home.lengths[held_out_episodes(self.home, all_held_out=False)]
+        context = self.model.spec.context
+        held_out = held_out[held_out >= context]  # long enough for a history and a step
         if len(held_out):
-            steps = min(CALIBRATION_STEPS, int(held_out.max()) + 1 - self.model.spec.context)
+            steps = min(CALIBRATION_STEPS, int(held_out.max()) + 1 - context)
             limit = calibrate_uncertainty(
                 self.model, self.home, steps=steps, seed=self.config.seed, precision=self.config.precision
             )
             self.model.uncertainty_threshold.fill_(limit)
         ckpt.save_world(self.model, target)
         held_out_or_all = None if not len(held_out) else True
-        starts = Starts.cut(self.home, self.recipe.starts, self.model.spec.context, self.config.seed, held_out_or_all)
+        starts = Starts.cut(self.home, self.recipe.starts, context, self.config.seed, held_out_or_all)
         starts.save(target / "starts.npz")
         write_atomically(
             target / "training.json",
@@ -233,6 +251,8 @@ class Trainer:
                     "init": self.config.init,
                     "stages": [name for _, name in self.stages],
                     "before": self._record_of(self.config.init),
+                    "store": str(self.home.folder),
+                    "source": self.home.info.source if "env" in self.home.info.source else {},
                     "episodes": len(self.store),
                     "training_frames": int((self.store.lengths[self.store.split(False)] + 1).sum()),
                     "collection_seeds": sorted(
@@ -249,6 +269,7 @@ class Trainer:
                 indent=1,
             ),
         )
+        finish(target)
         return target
 
     @staticmethod
@@ -273,6 +294,21 @@ class Trainer:
                     told = time.perf_counter()
                     with log.open("a") as file:
                         file.write(f"{time.strftime('%H:%M:%S')} {name} {step + 1}/{total} {self._shown}\n")
+
+
+def _check_teaches(store: EpisodeStore) -> None:
+    """A ValueError unless some training episode tells what was done, in a world where anything can be done."""
+    kept = store.split(held_out=False)
+    if not len(kept):
+        raise ValueError(
+            f"{store.folder}: no episodes to train on ({len(store)} in all; those whose seed is a multiple of "
+            f"{HELD_OUT_EVERY} are kept for measuring)"
+        )
+    if store.spec.action_size and not any(knows_actions(store.provenance(int(i))) for i in kept):
+        raise ValueError(
+            f"{store.folder}: all {len(kept)} training episodes are video without actions, so nothing would tell what the "
+            f"actions of world {store.spec.name!r} do; add episodes that have them with --also"
+        )
 
 
 def learning_rate(config: StageConfig, step: int) -> float:

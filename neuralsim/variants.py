@@ -1,17 +1,14 @@
-"""Variants of the main rollouts: chunk-wise, with other numbers of denoising steps, and by the true simulator restarted."""
+"""Variants of the main rollouts: chunk-wise, and with other numbers of denoising steps."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
 
-import numpy as np
-
 from neuralsim.dreaming import Rollouts, Ticker, Windows, roll_out
-from neuralsim.reading import Reader, Truth
+from neuralsim.judge import Judge, pixel_headlines
 from neuralsim.report import Row, row_of
-from neuralsim.scene import has_moved, scene_of
-from neuralsim.score import Bootstrap, mask_iou, mean, median
+from neuralsim.score import Bootstrap
 from neuralsim.world import WorldModel
 from neuralsim.yardstick import MeasureConfig
 
@@ -31,7 +28,7 @@ def variant_rows(
     model: WorldModel,
     windows: Windows,
     main: Rollouts,
-    reader: Reader,
+    judge: Judge | None,
     config: MeasureConfig,
     variants: Mapping[str, tuple[int | None, int]],
     tick: Ticker,
@@ -40,7 +37,8 @@ def variant_rows(
     steps = [s for s in (10, 30) if s in config.horizons]
     if not steps or not variants:
         return
-    short = Windows(windows.store, windows.episodes, windows.starts, windows.context, max(steps))
+    short = windows.cut(max(steps))
+    reader = None if judge is None else judge.reader
     boot = Bootstrap(windows.episodes, seed=config.seed)
     found: dict[str, Rollouts] = {"one frame at a time": main}
     for name, (denoise, chunk) in variants.items():
@@ -59,44 +57,15 @@ def variant_rows(
             tick=tick,
         )
     for name, r in found.items():
-        assert r.reading is not None
-        scene = scene_of(r, r.reading, reader)
-        moved = np.where(has_moved(r), 0.0, np.nan)
-        for step in steps:
-            c, n = r.column(step), len(windows)
-            tail = f"{name}: " if name in variants else f"{name}, same rollouts: "
-            key = name.replace(" ", "_")
-            iou = boot(mean, (scene.iou + moved)[:n, c])
-            yield row_of(iou, f"{key}/iou_moved", tail + "block IoU where it moved", step=step, better="high")
-            pusher = boot(median, (scene.pusher + moved)[:n, c])
-            label = tail + "pusher error where the block moved, median"
-            yield row_of(pusher, f"{key}/pusher_moved", label, unit="units", step=step, better="low")
-
-
-def restart_rows(
-    windows: Windows, main: Rollouts, reader: Reader, truth: Truth, config: MeasureConfig
-) -> Iterator[Row]:
-    """What the true simulator reaches when it, too, knows no more than the state at the start: the most that can be asked of a dream.
-
-    Contact is chaotic, and a state holds no velocities, so this is less than perfect.
-    """
-    steps = [s for s in (10, 30) if s in config.horizons]
-    if not steps or main.true_reading is None:
-        return
-    clip, n = windows.read(), len(windows)
-    assert clip.states is not None
-    frames = np.empty((n, len(steps), *clip.frames.shape[2:]), np.uint8)
-    for i in range(n):
-        truth.reset(options={"state": clip.states[i, windows.context - 1]})
-        for step in range(1, max(steps) + 1):
-            truth.step(clip.actions[i, windows.context - 2 + step])
-            if step in steps:
-                frames[i, steps.index(step)] = truth.render()
-    seen = reader(frames.reshape(-1, *frames.shape[2:])).reshape(n, len(steps))
-    moved = has_moved(main)
-    boot = Bootstrap(windows.episodes, seed=config.seed)
-    for j, step in enumerate(steps):
-        c = main.column(step)
-        iou = np.where(moved[:n, c], mask_iou(seen.mask[:, j], main.true_reading.mask[:n, c]), np.nan)
-        label = "true simulator restarted from the start: block IoU where it moved"
-        yield row_of(boot(mean, iou), "restart/iou_moved", label, step=step, better="high")
+        for figure in pixel_headlines(r) if judge is None else judge.headlines(r):
+            for step in steps:
+                value = figure.values[: len(windows), r.column(step)]
+                label = f"{name}: " if name in variants else f"{name}, same rollouts: "
+                yield row_of(
+                    boot(figure.statistic, value),
+                    f"{name.replace(' ', '_')}/{figure.key}",
+                    label + figure.label,
+                    unit=figure.unit,
+                    step=step,
+                    better=figure.better,
+                )

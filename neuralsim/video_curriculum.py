@@ -1,22 +1,30 @@
 """VideoCurriculum: how a VideoWAM learns. The codec on single frames; the dynamics on tokens, on the model's own rollouts; the
-readings (reward, end) on true and imagined tokens."""
+readings (reward, end, state) on true and imagined tokens.
+
+Video without actions teaches codec and dynamics too: the model is then told that somebody acted, and not how.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from neuralsim.curriculum import Curriculum, Losses, Run, Stage
-from neuralsim.episode import WindowSampler
+from neuralsim.episode import EpisodeStore, WindowSampler, knows_actions
 from neuralsim.models.codec import to_pixels
 from neuralsim.models.video import VideoWAM
-from neuralsim.objectives import forcing_losses, reading_losses, rollout_losses
+from neuralsim.objectives import distance, forcing_losses, reading_losses, rollout_losses
 from neuralsim.precision import arithmetic
 from neuralsim.recipe import VideoRecipe
 from neuralsim.tokens import TokenWindows, encode_store
+
+STILL, DIFFERENT = 0.15, 0.1
+"""A camera counts as still where at most this share of a frame differs from the median one, by this much of the range of a
+pixel. Measured on 253 frames each: TwoRoom 0.006, Push-T 0.035, CarRacing 0.31."""
 
 
 class VideoCurriculum(Curriculum):
@@ -25,8 +33,10 @@ class VideoCurriculum(Curriculum):
     model: VideoWAM
 
     def __init__(self, recipe: VideoRecipe, run: Run) -> None:
-        self.recipe, self.run = recipe, run
-        self.model = VideoWAM.build(run.store.spec, recipe.codec, recipe.stream)
+        self.run = run
+        self.recipe = recipe = self._fit_to_camera(recipe)
+        names = run.store.info.state_names if recipe.read_states else ()
+        self.model = VideoWAM.build(run.store.spec, recipe.codec, recipe.stream, names)
 
     @property
     def makers(self) -> dict[str, Callable[[], Stage]]:
@@ -34,20 +44,24 @@ class VideoCurriculum(Curriculum):
         return {"codec": self._codec, "dynamics": self._dynamics, "readings": self._readings}
 
     def begin(self) -> None:
-        """The median frame is the background."""
+        """The median frame is the background; what is told of states is standardised."""
         self.model.codec.background.copy_(self.run.median_frame())
+        draws = np.random.default_rng([self.run.seed, 1005])
+        states = WindowSampler(self.run.store, 1).sample(4096, draws).states
+        if states is not None and self.model.probe is not None:
+            self.model.probe.fit(torch.as_tensor(states[:, 0]).to(self.run.device))
 
     def finish(self, stage: str) -> None:
-        """After the codec stage: mean and spread of the places, and how badly the codec may redraw what it knows."""
+        """After the codec stage: mean and spread of the numbers, and how badly the codec may redraw what it knows."""
         if stage != "codec":
             return
         codec, run = self.model.codec, self.run
         draws = np.random.default_rng([run.seed, 1002])
         frames = torch.as_tensor(WindowSampler(run.store, 1).sample(2048, draws).frames[:, 0]).to(run.device)
         with torch.no_grad(), arithmetic(run.dtype, run.device):
-            places = torch.cat([codec.places(to_pixels(part)).flatten(1) for part in frames.split(256)]).float()
-            codec.mean.copy_(places.mean(0))
-            codec.std.copy_(places.std(0).clamp(min=1e-3))
+            numbers = torch.cat([codec.numbers(to_pixels(part)) for part in frames.split(256)]).float()
+            codec.mean.copy_(numbers.mean(0))
+            codec.std.copy_(numbers.std(0).clamp(min=1e-3))
             wrong = torch.cat([codec.redraw_error(part, codec.encode(part)) for part in frames.split(256)])
         self.model.redraw_limit.copy_(wrong.quantile(0.999))
 
@@ -65,39 +79,54 @@ class VideoCurriculum(Curriculum):
 
         def loss(step: int, draws: np.random.Generator) -> Losses:
             frames = torch.as_tensor(windows.sample(recipe.codec_stage.batch, draws).frames[:, 0]).to(run.device)
-            noise = run.noise(draws, len(frames))
-            jitter = recipe.place_jitter * noise.normal(2 * codec.keypoints).view(-1, codec.keypoints, 2)
-            return {"pixels": codec.loss(frames, jitter, recipe.emphasis).mean()}
+            noise = run.noise(draws, len(frames)).normal(codec.tokens * codec.size)
+            return {"pixels": codec.loss(frames, noise, recipe.place_jitter, recipe.emphasis).mean()}
 
         return Stage("codec", recipe.codec_stage, list(codec.parameters()), loss)
 
-    def _tokens(self) -> TokenWindows:
-        run = self.run
-        codec = self.model.codec
+    def _fit_to_camera(self, recipe: VideoRecipe) -> VideoRecipe:
+        """The recipe, with what it has for a moving camera where the data's is one."""
+        if (moving := recipe.moving) is None:
+            return recipe
+        draws = np.random.default_rng([self.run.seed, 1004])
+        frames = WindowSampler(self.run.store, 1).sample(256, draws).frames[:, 0].astype(np.float32)
+        differs = np.abs(frames - np.median(frames, 0)).max(-1) > 255 * DIFFERENT
+        if differs.mean() <= STILL:
+            return recipe
+        return replace(recipe, codec=moving.codec, emphasis=moving.emphasis, place_jitter=moving.jitter)
+
+    def _tokens(self) -> _Windows:
+        run, codec = self.run, self.model.codec
 
         def encode(frames: torch.Tensor) -> torch.Tensor:
             return codec.encode(frames[:, 0])
 
-        tokens = encode_store(encode, codec.state_dict(), run.store, run.cache, run.dtype, run.device, run.bar)
-        return TokenWindows(run.store, tokens)
+        return _Windows(
+            run.store,
+            encode_store(encode, codec.state_dict(), run.store, run.cache, run.dtype, run.device, run.bar),
+        )
 
     def _dynamics(self) -> Stage:
         model, recipe, stage, run = self.model, self.recipe, self.recipe.dynamics_stage, self.run
-        windows = self._tokens()
-        scale = windows.typical_change()
+        every = self._tokens()
+        scale = every.typical_change()
         forcing_length = model.past + recipe.stream.window
 
         def loss(step: int, draws: np.random.Generator) -> Losses:
+            windows = every.draw(draws)
             if step % recipe.forcing_every == 0:
-                rows = max(1, stage.batch // forcing_length)
-                clip = windows.sample(rows, forcing_length, draws, run.device)
+                frames = min(forcing_length, windows.longest + 1)
+                rows = max(1, stage.batch // frames)
+                clip = windows.sample(rows, frames, draws, run.device)
                 losses = forcing_losses(model, clip.tokens, clip.actions, run.noise(draws, rows))
                 return {k: 0.1 * v.mean() / scale for k, v in losses.items()}
             length = recipe.rollout[min(step * len(recipe.rollout) // stage.steps, len(recipe.rollout) - 1)]
+            length = min(length, windows.longest)
             rows = max(1, stage.batch // length)
             sampler = step % recipe.sampler_every == recipe.sampler_every - 1
             alone = bool(draws.random() < recipe.alone) and not sampler
             context = 1 if alone else int(draws.integers(1, model.past + 2))
+            context = min(context, windows.longest + 1 - length)
             clip = windows.sample(rows, context + length, draws, run.device)
             noise = run.noise(draws, rows)
             chunk = int(draws.integers(1, model.past + 1)) if sampler else 1
@@ -114,23 +143,62 @@ class VideoCurriculum(Curriculum):
 
     def _readings(self) -> Stage:
         model, recipe, stage, run = self.model, self.recipe, self.recipe.readings_stage, self.run
-        windows = self._tokens()
-        length = 12
+        every = self._tokens()
+        length = min(12, every.first.longest)
 
         def loss(step: int, draws: np.random.Generator) -> Losses:
             """Half true tokens, half dreamt ones; half of each from windows in which something was achieved."""
-            rows = stage.batch // (2 * length)
-            clip = windows.sample(2 * rows, length + 1, draws, run.device, rewarding=True)
+            rows = max(1, stage.batch // (2 * length))
+            clip = every.first.sample(2 * rows, length + 1, draws, run.device, rewarding=True)
             with torch.no_grad():
                 noise = run.noise(draws, len(clip.tokens))
                 _, dreamt = rollout_losses(model, clip.tokens, clip.actions, 1, noise, recipe.token_jitter)
             tokens = torch.cat([clip.tokens[:, 1:], dreamt]).flatten(0, 1).float()
             reward, terminated = (x.repeat(2, 1).flatten() for x in (clip.rewards, clip.terminated))
-            return {
+            losses = {
                 k: v.mean() for k, v in reading_losses(model.reward_head, tokens.flatten(1), reward, terminated).items()
             }
+            if clip.states is not None and model.probe is not None:
+                # A dream is read as what it shows, be it true or not: so only true tokens, a little off.
+                seen = clip.tokens.flatten(0, 1).flatten(1).float()
+                seen = seen + recipe.token_jitter * run.noise(draws, len(seen)).normal(seen.shape[1])
+                losses["state"] = distance(model.told(seen), model.probe.standard(clip.states.flatten(0, 1))).mean()
+            return losses
 
-        return Stage("readings", stage, list(model.reward_head.parameters()), loss)
+        moved = [*model.reward_head.parameters()]
+        if model.probe is not None and model.state_head is not None:
+            moved += [*model.probe.parameters(), *model.state_head.parameters()]
+        return Stage("readings", stage, moved, loss)
+
+
+class _Windows:
+    """Windows of the episodes whose actions are known, and of those that are video alone, as many as each has frames."""
+
+    def __init__(self, store: EpisodeStore, tokens: torch.Tensor) -> None:
+        kept = store.split(held_out=False)
+        acted = np.array([knows_actions(store.provenance(int(i))) for i in kept], bool)
+        kinds = [kind for kind in (True, False) if (acted == kind).any()]
+        if not kinds:
+            raise ValueError(
+                f"{store.folder}: no training episodes (those whose seed is a multiple of 20 are held out)"
+            )
+        self._parts = [TokenWindows(store, tokens, kind) for kind in kinds]
+        self._share = float(store.lengths[kept[acted == kinds[0]]].sum() / store.lengths[kept].sum())
+
+    @property
+    def first(self) -> TokenWindows:
+        """Those with actions, where there are any."""
+        return self._parts[0]
+
+    def draw(self, draws: np.random.Generator) -> TokenWindows:
+        """One of the two kinds."""
+        alone = len(self._parts) == 1
+        return self._parts[0 if alone or draws.random() < self._share else 1]
+
+    def typical_change(self) -> float:
+        """See TokenWindows; over all."""
+        shares = [self._share, 1 - self._share]
+        return sum(share * part.typical_change() for share, part in zip(shares, self._parts, strict=False))
 
 
 @contextmanager

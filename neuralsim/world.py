@@ -17,8 +17,13 @@ import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 
+from neuralsim.hub import HubId, fetch
+from neuralsim.location import settle
 from neuralsim.noise import Noise
 from neuralsim.spec import WorldSpec
+
+HUB_WORDS = {"revision", "token", "cache_dir", "force_download", "local_files_only", "proxies"}
+"""Arguments of diffusers' ``from_pretrained`` that speak of the hub."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,8 @@ class State:
 class WorldModel(ModelMixin, ConfigMixin, ABC):
     """A learned (or exact) world. ``save_pretrained``/``from_pretrained`` are diffusers': config.json and safetensors.
 
-    Frames go in and out as uint8 ``(b, h, w, 3)``; actions are float32 in [-1, 1]. All methods but ``loss`` run
+    Frames go in and out as uint8 ``(b, h, w, 3)``; actions are float32 in [-1, 1], or int64 choices where ``spec`` says so
+    (``models.action`` makes of them what a network can read). All methods but ``loss`` run
     without gradients unless the caller enables them, take tensors on the model's device, and never touch global random
     state.
     """
@@ -69,8 +75,12 @@ class WorldModel(ModelMixin, ConfigMixin, ABC):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Self:
         """diffusers' ``from_pretrained``, in float32 whatever the file holds, and without its advice to install
-        accelerate."""
-        return super().from_pretrained(pretrained_model_name_or_path, **{"low_cpu_mem_usage": False, **kwargs}).float()
+        accelerate. Takes a folder, a shipped world's name or ``org/name`` on the hub (see ``neuralsim.hub``; with diffusers'
+        own words for it, such as ``revision``, diffusers asks the hub); a FileNotFoundError for anything else."""
+        place = settle(pretrained_model_name_or_path)
+        if isinstance(place, HubId):
+            place = place.repo if kwargs.keys() & HUB_WORDS else fetch(place)
+        return super().from_pretrained(str(place), **{"low_cpu_mem_usage": False, **kwargs}).float()
 
     @abstractmethod
     def encode(self, frames: torch.Tensor, actions: torch.Tensor) -> State:
@@ -150,7 +160,7 @@ def rollout(
     """
     device = model.device
     state = model.encode(torch.as_tensor(frames).to(device), torch.as_tensor(past).to(device))
-    plan = torch.as_tensor(actions, dtype=torch.float32).to(device)
+    plan = torch.as_tensor(model.spec.check_actions(actions)).to(device)
     out = []
     for i in range(0, plan.shape[1], chunk):
         part = plan[:, i : i + chunk]

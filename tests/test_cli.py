@@ -57,6 +57,7 @@ def test_every_option_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> Non
     from neuralsim.agents.measurement import Measure
     from neuralsim.agents.planning import Planning
     from neuralsim.agents.rank import Rank
+    from neuralsim.agents.record import Record
     from neuralsim.agents.reinforce import Reinforce
     from neuralsim.agents.teleop import Play
     from neuralsim.agents.transfer import Evaluate
@@ -65,7 +66,7 @@ def test_every_option_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> Non
     from neuralsim.inventory import Data
     from neuralsim.recipe import Train
 
-    learning = (Reinforce, Evaluate, Rank, Compare)
+    learning = (Reinforce, Evaluate, Rank, Compare, Record)
     for config in (Collect, Demo, Measure, Play, Train, Planning, cli.Bench, cli.Info, Import, Export, Data, *learning):
         with pytest.raises(SystemExit):
             tyro.cli(config, args=["--help"])

@@ -257,7 +257,7 @@ def test_leftovers_of_killed_writers_are_swept_up(small: Collect) -> None:
     [
         ({"seed": 1}, "--seed 0, asked for 1"),
         ({"steps": 4}, "--steps 3, asked for 4"),
-        ({"near_goal": 1.0}, "--near-goal"),
+        ({"policy": "random"}, "policy explorer"),
         ({"size": 24}, "choose another folder"),
         ({"world": "the other"}, "choose another folder"),
     ],
@@ -270,6 +270,13 @@ def test_another_collection_in_the_same_folder_is_refused(small: Collect, change
     with pytest.raises(ValueError, match=message):
         run(replace(small, **change))
     assert contents(small.out) == before
+
+
+def test_another_share_of_starts_near_the_goal_is_another_collection(tmp_path: Path) -> None:
+    config = Collect(out=tmp_path, episodes=4, steps=3, size=16, workers=1)
+    run(config)
+    with pytest.raises(ValueError, match="--near-goal"):
+        run(replace(config, near_goal=1.0))
 
 
 def test_episodes_that_were_not_collected_are_not_mixed_in(small: Collect) -> None:
@@ -292,7 +299,7 @@ def test_a_disk_too_small_is_told_before_the_first_episode(small: Collect, monke
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 10**8, 10**8))
     with pytest.raises(OSError, match=r"need 1\.2 GB, the disk has 0\.1 GB left"):
-        run(Collect(small.world, small.out, episodes=1000))
+        run(Collect(small.world, small.out, episodes=1000, steps=100))
 
 
 def test_a_disk_that_fills_up_says_so_and_leaves_whole_shards(
@@ -326,10 +333,17 @@ def test_a_disk_that_fills_up_says_so_and_leaves_whole_shards(
         ({"world": "tworoom", "size": 65}, "multiple of 8, got 65x65"),
         ({"world": "towroom"}, r"no collector for world 'towroom' \(did you mean 'tworoom'\?\)"),
         ({"world": "maze"}, "there is one for pusht, tworoom"),
+        ({"world": "Pendulum-v1"}, "is a Gymnasium id: --env Pendulum-v1"),
+        ({"size": (64, 32)}, "--size: this world is square, got 64x32"),
+        ({"world": "carracing", "near_goal": 0.5}, "begin by seed alone"),
+        ({"repeat": 2}, "--repeat: is for --env"),
+        ({"policy": "exlpore"}, r"did you mean 'explore'\?"),
+        ({"policy": "nowhere.zip"}, "nowhere.zip: no such file"),
+        ({"policy": "nowhere:make"}, "No module named 'nowhere'"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         Collect(**arguments)
 
 

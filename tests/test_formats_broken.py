@@ -25,6 +25,7 @@ from foreign import (
 )
 
 from neuralsim.episode import Episode, EpisodeStore
+from neuralsim.formats.action_choices import meaning_of
 from neuralsim.formats.action_scale import ActionScale
 from neuralsim.formats.importing import Import, Importer
 from neuralsim.formats.lerobot_writer import write_lerobot
@@ -120,7 +121,7 @@ def judge(name: str, place: Path, out: Path, said: list[str] | None = None) -> s
         assert away <= (0 if kind in ("zarr:", "robomimic:") or "images" in name else 6)
         if kind == "video:":
             continue
-        moves = ActionScale.of_world(store.spec, store.info.source).native(episode.actions)
+        moves = meaning_of(store.spec).native(episode.actions)
         np.testing.assert_allclose(moves, demo.actions[:-1], atol=1e-5)
         for field, values in (("rewards", demo.rewards[:-1]), ("terminated", demo.done[:-1])):
             assert (field in given) or field in remarks

@@ -784,7 +784,7 @@ def test_an_unknown_world_is_answered_with_what_there_is(tmp_path, monkeypatch):
     shipped = tmp_path / "assets" / "pusht-video"
     shipped.mkdir(parents=True)
     (shipped / "config.json").write_text("{}")
-    monkeypatch.setattr("neuralsim.catalog._assets", lambda: tmp_path / "assets")
+    monkeypatch.setattr("neuralsim.location.assets", lambda: tmp_path / "assets")
     assert list_worlds() == ["pusht", "pusht-video"]
     with pytest.raises(FileNotFoundError, match=r"pusht, pusht-video.*did you mean 'pusht'"):
         open_world("psht")

@@ -17,6 +17,7 @@ from neuralsim.agents.explorer import PushTExplorer
 from neuralsim.agents.held_out import HELD_OUT_SEED, held_out_store
 from neuralsim.dreaming import sample_windows
 from neuralsim.envs.pusht import GOAL_POSE, STATE_NAMES, PushTRealEnv, pusht_spec, random_state
+from neuralsim.envs.pusht_judge import PushTJudge
 from neuralsim.envs.pusht_reader import PushTReader
 from neuralsim.episode import HELD_OUT_EVERY, Episode, EpisodeStore
 from neuralsim.long_play import LongPlayConfig, long_play, random_keys
@@ -205,7 +206,7 @@ SHORT = MeasureConfig(rollouts=10, horizons=(1, 10, 30), chunk=1, batch=10, prec
 
 @pytest.fixture(scope="module")
 def exact(store, book, reader) -> Measurement:
-    return measure(ExactWorld(book), store, reader, PushTRealEnv(observation="state"), LONG)
+    return measure(ExactWorld(book), store, PushTJudge(reader, PushTRealEnv(observation="state")), LONG)
 
 
 def test_an_exact_world_is_perfect(exact):
@@ -252,7 +253,7 @@ def test_every_figure_has_an_interval_around_it_and_a_size(exact):
 
 def test_a_still_picture_is_what_copying_scores(store, book, reader):
     """StillWorld is copy-last-frame, so its figures are the baseline's, and it fails."""
-    still = measure(StillWorld(book), store, reader, PushTRealEnv(observation="state"), SHORT)
+    still = measure(StillWorld(book), store, PushTJudge(reader, PushTRealEnv(observation="state")), SHORT)
     for key in ("psnr", "ssim", "iou", "iou_moved", "pusher_mean", "pusher_moved", "place_moved", "angle_moved"):
         for step in (10, 30):
             assert still[key, step].value == pytest.approx(still[key, step].baseline, rel=0.01), key
@@ -265,7 +266,7 @@ def test_a_still_picture_is_what_copying_scores(store, book, reader):
 
 
 def test_drift_is_ghost_motion(store, book, reader):
-    drifting = measure(DriftingWorld(book), store, reader, None, SHORT)
+    drifting = measure(DriftingWorld(book), store, PushTJudge(reader), SHORT)
     assert drifting["ghost"].value > 0.5
     assert drifting["place_mean", 30].value > 10
     assert drifting["shape", 30].value == 1, "the block slides but stays whole"
@@ -274,20 +275,20 @@ def test_drift_is_ghost_motion(store, book, reader):
 
 @pytest.mark.parametrize(("world", "sign"), [(FoggyWorld, 1), (OverconfidentWorld, -1)])
 def test_uncertainty_is_judged_by_the_errors_it_foretells(store, book, world, sign):
-    found = measure(world(book), store, None, None, SHORT)
+    found = measure(world(book), store, None, SHORT)
     assert sign * found["doubt_rank", 30].value > 0.8
     assert sign * (found["doubt_auroc", 30].value - 0.5) > 0.4
 
 
 def test_a_deaf_world_is_not_controllable(store, book, reader):
-    deaf = measure(DeafWorld(book), store, reader, PushTRealEnv(observation="state"), SHORT)
+    deaf = measure(DeafWorld(book), store, PushTJudge(reader, PushTRealEnv(observation="state")), SHORT)
     assert deaf["control_pusher", 10].value < 0.6
     assert deaf["control_pusher", 10].passed is False
     assert deaf["missed"].value > 0.2  # an exact world misses nothing
 
 
 def test_a_melting_block_loses_its_shape(store, book, reader):
-    melting = measure(MeltingWorld(book), store, reader, None, SHORT)
+    melting = measure(MeltingWorld(book), store, PushTJudge(reader), SHORT)
     assert melting["shape", 30].value == 0
     assert melting["codec_iou"].value < 0.7
     assert melting["codec_iou"].passed is False
@@ -300,7 +301,7 @@ def test_what_is_lost_has_not_moved_and_is_as_far_off_as_can_be(store, book, rea
             return torch.full((len(state), 64, 64, 3), 255, dtype=torch.uint8)
 
     config = replace(SHORT, rollouts=6, horizons=(1, 10))
-    blind = measure(BlindWorld(book), store, reader, PushTRealEnv(observation="state"), config)
+    blind = measure(BlindWorld(book), store, PushTJudge(reader, PushTRealEnv(observation="state")), config)
     assert blind["control_pusher", 10].value == blind["control_block", 10].value == 0
     assert blind["pusher", 10].value == blind["place", 10].value == 512
     assert blind["iou", 10].value == blind["shape", 10].value == 0
@@ -308,12 +309,12 @@ def test_what_is_lost_has_not_moved_and_is_as_far_off_as_can_be(store, book, rea
 
 
 def test_a_liar_has_recall_without_precision(store, book):
-    """Without a reader, rewards and pixels are measured all the same."""
-    lying = measure(LyingWorld(book), store, None, None, SHORT)
-    assert lying["success_recall", 10].value == 1
-    assert lying["success_precision", 10].value <= 0.6
+    """Without a judge, rewards, ends and pixels are measured all the same."""
+    lying = measure(LyingWorld(book), store, None, SHORT)
+    assert lying["termination_recall", 10].value == 1
+    assert lying["termination_precision", 10].value <= 0.6
     assert lying["reward", 10].value > 0.3
-    assert lying["reward_near", 10].n == lying["success_precision", 10].n
+    assert lying["reward_near", 10].n == lying["termination_precision", 10].n
     assert {r.key for r in lying.rows} >= {"psnr", "ssim"}
     assert "iou" not in {r.key for r in lying.rows}
 
@@ -321,7 +322,7 @@ def test_a_liar_has_recall_without_precision(store, book):
 def test_the_tiny_model_is_measured_in_all_its_ways(store, reader, tiny_model):
     """Chunk-wise and with other numbers of denoising steps; the model itself is left as it was."""
     config = MeasureConfig(rollouts=8, horizons=(1, 10), chunk=3, denoise=(1, 2, 4), precision="float32")
-    found = measure(tiny_model, store, reader, PushTRealEnv(observation="state"), config)
+    found = measure(tiny_model, store, PushTJudge(reader, PushTRealEnv(observation="state")), config)
     assert tiny_model.denoise_steps == 1
     keys = {r.key for r in found.rows}
     assert keys >= {f"{n}_denoising_steps/iou_moved" for n in (2, 4)} | {"3_frames_at_once/iou_moved"}
@@ -330,8 +331,8 @@ def test_the_tiny_model_is_measured_in_all_its_ways(store, reader, tiny_model):
 
 def test_the_same_seed_gives_the_same_figures(store, book, reader, tiny_model):
     config = MeasureConfig(rollouts=6, horizons=(1, 10), chunk=1, denoise=(), precision="float32")
-    first, again = (measure(tiny_model, store, reader, None, config) for _ in range(2))
-    other = measure(tiny_model, store, reader, None, replace(config, seed=1))
+    first, again = (measure(tiny_model, store, PushTJudge(reader), config) for _ in range(2))
+    other = measure(tiny_model, store, PushTJudge(reader), replace(config, seed=1))
     assert first.to_json() == again.to_json() or [r.value for r in first.rows] == pytest.approx(
         [r.value for r in again.rows], nan_ok=True
     )
@@ -390,7 +391,7 @@ def test_windows_are_cut_where_they_should_be(store):
 
 def test_another_world_is_refused(store, book, reader, dot_model):
     with pytest.raises(ValueError, match="the model is of"):
-        measure(dot_model, store, reader)
+        measure(dot_model, store, PushTJudge(reader))
 
 
 def test_uncertainty_is_calibrated_on_the_worst_step_of_a_dream(store, book):
@@ -419,8 +420,7 @@ def test_long_play_of_an_exact_world_is_the_true_one(store, book, reader):
         ExactWorld(book),
         frames,
         actions,
-        reader,
-        PushTRealEnv(observation="state"),
+        PushTJudge(reader, PushTRealEnv(observation="state")),
         states[:, -1],
         LongPlayConfig(steps=60, look_every=3, precision="float32"),
         ticks.append,
@@ -438,11 +438,13 @@ def test_long_play_sees_a_world_fall_apart(store, book, reader):
             return super().features(state) * torch.tensor([float("nan"), 1, 1, 1, 1])
 
     frames, actions, _ = start_of(store)
-    found = long_play(Rotting(book), frames, actions, reader, config=LongPlayConfig(steps=20, precision="float32"))
+    found = long_play(
+        Rotting(book), frames, actions, PushTJudge(reader), config=LongPlayConfig(steps=20, precision="float32")
+    )
     assert found["rigid"].value == 0
     assert found["not_finite"].value == 40
     assert {r.key for r in found.missed} >= {"rigid", "not_finite"}
-    assert found["rigid"].baseline is None
+    assert found["rigid"].baseline == 1, "true frames are whole"
 
 
 def test_long_play_sees_memory_grow(store, book, reader):
@@ -458,7 +460,7 @@ def test_long_play_sees_memory_grow(store, book, reader):
 
     frames, actions, _ = start_of(store)
     config = LongPlayConfig(steps=60, look_every=30, precision="float32")
-    grown = long_play(Hoarder(book), frames, actions, reader, config=config)["growth"]
+    grown = long_play(Hoarder(book), frames, actions, PushTJudge(reader), config=config)["growth"]
     Hoarder.kept.clear()
     assert grown.value > 150
     assert not grown.passed

@@ -29,7 +29,8 @@ def oracle(request: pytest.FixtureRequest) -> Oracle:
 def explored(world: str, seed: int, steps: int, near_goal: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """States ``(steps + 1, s)`` and actions ``(steps, a)`` of the true environment under its scripted explorer."""
     collector = find_collector(world)
-    env, explorer, memory = collector.env(8), collector.explorer(seed), None
+    env, memory = collector.env(8), None
+    explorer = collector.explorer(env, seed)
     observation, _ = env.reset(options={"state": collector.start(np.random.default_rng(seed), near_goal)})
     states, actions = [env.state()], []  # type: ignore[attr-defined]
     for _ in range(steps):

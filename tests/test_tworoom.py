@@ -99,7 +99,7 @@ def test_it_needs_no_simulator_and_no_window() -> None:
 def test_the_learned_world_is_registered_and_says_so_where_none_ships(
     make: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalog, "_assets", lambda: tmp_path)
+    monkeypatch.setattr("neuralsim.location.assets", lambda: tmp_path)
     monkeypatch.chdir(tmp_path)
     assert catalog.list_worlds() == []
     with pytest.raises(FileNotFoundError, match="world 'tworoom': neither a shipped world"):
@@ -110,7 +110,7 @@ def test_its_plain_name_opens_the_compact_world(
     tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "tworoom-latent").symlink_to(tiny_world)
-    monkeypatch.setattr(catalog, "_assets", lambda: tmp_path)
+    monkeypatch.setattr("neuralsim.location.assets", lambda: tmp_path)
     assert catalog.list_worlds() == ["tworoom", "tworoom-latent"]
 
 

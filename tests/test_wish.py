@@ -295,5 +295,5 @@ def test_evaluation_tries_every_start_once_whatever_the_number_of_slots() -> Non
     dreamt = evaluate(Right(), DreamArena(world, wish, starts, 4), 10)
     assert len(dreamt) == 10
     assert np.abs(dreamt.returns - few.returns).mean() < 1.5
-    chance = evaluate(RandomPolicy(2), TrueArena(world, wish, starts, 5), 10)
+    chance = evaluate(RandomPolicy(world.spec), TrueArena(world, wish, starts, 5), 10)
     assert chance.mean_return().value < few.returns.max()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-
-from neuralsim.spec import WorldSpec
 
 FAR = 1000.0
 """A recording whose actions reach this many times farther than is usual among the recordings is taken for damaged."""
@@ -59,12 +56,6 @@ class ActionScale:
         usual = np.median(reach, axis=0)
         near = ~((usual > 0) & (reach > FAR * usual)).any(1)
         return cls.of_bounds(low[near].min(0), high[near].max(0), f"the actions of {near.sum()} recordings")
-
-    @classmethod
-    def of_world(cls, spec: WorldSpec, source: Mapping[str, Any]) -> ActionScale:
-        """That of a store's world; ``source`` as in StoreInfo."""
-        offset = source.get("action_offset") or (0.0,) * spec.action_size
-        return cls(tuple(offset), spec.action_scale, f"the world {spec.name!r}")
 
     def normalise(self, actions: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """Native actions ``(T, a)`` -> float32 ``(T, a)`` in [-1, 1]; a ValueError names the dimension that is out of bounds."""

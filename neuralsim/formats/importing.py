@@ -1,7 +1,7 @@
 """Import: the command that reads somebody else's dataset into an episode store, recording by recording, resumable.
 
-Actions are normalised to [-1, 1] by the dataset's own bounds, which go on record; what is broken is left out by name. Shards
-appear whole, and the same command goes on after the last one.
+Actions are normalised to [-1, 1] by the dataset's own bounds, which go on record, and choices are counted from 0; what is
+broken is left out by name. Shards appear whole, and the same command goes on after the last one.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 import tyro
 
 from neuralsim.episode import Episode, EpisodeStore
+from neuralsim.formats.action_choices import ActionChoices, Meaning
 from neuralsim.formats.action_scale import ActionScale
 from neuralsim.formats.framing import Framing
 from neuralsim.formats.place import Place
@@ -240,7 +241,7 @@ class Importer:
 
     # -- what is decided before the first frame -----------------------------------------------------------------------------
 
-    def _action_scale(self) -> ActionScale | None:
+    def _action_scale(self) -> Meaning | None:
         if not self.acted:
             return None
         if self.about.scale is not None:
@@ -266,6 +267,8 @@ class Importer:
             action_names=about.action_names,
             action_units=about.action_units or ("unknown",) * len(about.action_names),
             action_scale=self.scale.scale if self.scale else (),
+            action_offset=self.scale.offset if self.scale else (),
+            action_choices=self.scale.counts if isinstance(self.scale, ActionChoices) else (),
             rate_hz=about.rate_hz or self.config.rate or RATE_HZ,
             context=CONTEXT,
         )
@@ -282,6 +285,9 @@ class Importer:
             return
         if missing := [name for name in ("rewards", "terminated", "truncated") if name not in about.given]:
             yield f"not given, and zero in the store: {', '.join(missing)}"
+        if isinstance(self.scale, ActionChoices) and about.spec is None:
+            counts = zip(self.spec.action_names, self.scale.counts, strict=True)
+            yield f"actions are choices: {', '.join(f'{name} of {count}' for name, count in counts)}"
         if self.scale and (constant := self.scale.constant(self.spec.action_names)):
             yield f"actions that never change: {', '.join(f'{n} (always {v:g})' for n, v in constant.items())}"
 
@@ -296,7 +302,6 @@ class Importer:
         }
         if self.scale is not None and self.about.spec is None:
             record |= {
-                "action_offset": list(self.scale.offset),
                 "action_bounds_from": self.scale.origin,
                 "constant": self.scale.constant(self.spec.action_names),
             }

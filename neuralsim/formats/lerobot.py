@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from neuralsim.episode import StoreInfo
+from neuralsim.formats.action_choices import ActionChoices, Meaning, meaning_of
 from neuralsim.formats.action_scale import ActionScale
 from neuralsim.formats.lerobot_layout import ACTION, DONE, REWARD, TERMINATED, TRUNCATED, Entry, LeRobotLayout
 from neuralsim.formats.movie import read_film
@@ -54,15 +56,17 @@ class LeRobotSource:
             raise ValueError(f"{folder}: has no camera; expected a feature of dtype video or image, got {kinds}")
         aside = sorted(set(kinds) - self._columns - {*layout.cameras, "index", "task_index"})
         remarks = [f"left aside: {', '.join(aside)}"] if aside else []
-        spec = WorldSpec(**ours["spec"]) if ours else None
-        scale = None
-        if spec is not None and ours:
-            scale = ActionScale.of_world(spec, ours["source"])
+        spec = StoreInfo(WorldSpec(**ours["spec"]), (), source=ours["source"]).spec if ours else None
+        scale: Meaning | None = None
+        if spec is not None:
+            scale = meaning_of(spec)
         elif self._acted:
+            bounds: ActionScale | None = None
             try:
-                scale = layout.scale()
+                bounds = layout.scale()
             except ValueError as error:
                 remarks.append(f"the bounds on record are of no use ({error}); they are taken from the actions")
+            scale = self._choices(bounds) or bounds if "int" in kinds[ACTION] else bounds
         if DONE in kinds and not {TERMINATED, TRUNCATED} & set(kinds):
             remarks.append("next.done does not tell an end from a time limit: all are taken for ends")
         if self._acted and not ours:
@@ -85,6 +89,7 @@ class LeRobotSource:
             scale=scale,
             spec=spec,
             source=ours["source"] if ours else None,
+            action_units=("choice",) * len(scale.counts) if isinstance(scale, ActionChoices) else (),
             remarks=tuple(remarks),
         )
 
@@ -96,6 +101,15 @@ class LeRobotSource:
         """See Source."""
         yield from self.layout.broken
         yield from each(self.layout.entries, self._where, lambda entry: self._recording(entry, cameras))
+
+    def _choices(self, bounds: ActionScale | None) -> ActionChoices | None:
+        """What actions of an integer dtype choose among: a dataset that stores them so declares them to be choices."""
+        try:
+            return ActionChoices.within(
+                bounds or ActionScale.of_actions(a for a in self.actions() if not isinstance(a, LeftOut))
+            )
+        except ValueError:  # none can be read: whoever imports them is told why
+            return None
 
     def _where(self, entry: Entry) -> str:
         return f"{self.layout.folder}: episode {entry.index}"

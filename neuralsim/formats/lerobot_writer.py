@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from neuralsim.episode import Episode, EpisodeStore, knows_actions
-from neuralsim.formats.action_scale import ActionScale
+from neuralsim.formats.action_choices import meaning_of
 from neuralsim.formats.lerobot_layout import (
     ACTION,
     DATA_PATH,
@@ -94,7 +94,8 @@ class _Writing:
         self.store, self.root, self._pixels, self._open_files = store, root, pixels, open_files
         self._acted = knows_actions(store.provenance(0))
         self._with_states = all("states" in shard for shard in store.shards)
-        self._scale = ActionScale.of_world(store.spec, store.info.source)
+        self._meaning = meaning_of(store.spec)
+        self._kind = "int64" if store.spec.discrete else "float32"
         self._file, self._index = -1, 0
         self._film: Any = None
         self._table: Any = None
@@ -181,7 +182,7 @@ class _Writing:
             columns[STATE] = episode.states.astype(np.float32)
         if self._acted:
             last = np.minimum(np.arange(rows), rows - 2)
-            columns[ACTION] = self._scale.native(episode.actions)[last].astype(np.float32)
+            columns[ACTION] = self._meaning.native(episode.actions)[last].astype(self._kind)
             columns[REWARD] = episode.rewards[last]
             columns[DONE] = (episode.terminated | episode.truncated)[last]
             columns[TERMINATED], columns[TRUNCATED] = episode.terminated[last], episode.truncated[last]
@@ -206,7 +207,7 @@ class _Writing:
         if self._with_states:
             features[STATE] = {"dtype": "float32", "shape": [len(names)], "names": list(names)}
         if self._acted:
-            features[ACTION] = {"dtype": "float32", "shape": [spec.action_size], "names": list(spec.action_names)}
+            features[ACTION] = {"dtype": self._kind, "shape": [spec.action_size], "names": list(spec.action_names)}
             features[REWARD] = {"dtype": "float32", "shape": [1], "names": None}
             features |= {DONE: flag, TERMINATED: flag, TRUNCATED: flag}
         features["timestamp"] = {"dtype": "float32", "shape": [1], "names": None}

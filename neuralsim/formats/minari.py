@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gymnasium import spaces
 
-from neuralsim.episode import Episode, EpisodeStore, knows_actions
+from neuralsim.episode import Episode, EpisodeStore, StoreInfo, knows_actions
+from neuralsim.formats.action_choices import ActionChoices, Meaning, meaning_of
 from neuralsim.formats.action_scale import ActionScale
 from neuralsim.formats.source import About, Broken, Images, LeftOut, Recording, blaming, each, extra, flags, numbers
 from neuralsim.spec import WorldSpec
@@ -66,10 +67,10 @@ def write_minari(
         try:
             dataset = minari.create_dataset_from_buffers(
                 dataset_id,
-                [_buffer(store[i]) for i in range(min(EPISODES_AT_ONCE, len(store)))],
+                [_buffer(store[i], store.spec) for i in range(min(EPISODES_AT_ONCE, len(store)))],
                 env=env_id,
                 observation_space=spaces.Box(0, 255, store.spec.frame_shape, np.uint8),
-                action_space=spaces.Box(-1.0, 1.0, (store.spec.action_size,), np.float32),
+                action_space=_action_space(store.spec),
                 algorithm_name=", ".join(policies),
                 description=f"Episodes of the world {store.spec.name!r} at {store.spec.rate_hz:g} Hz, written by NeuralSim.",
                 data_format="hdf5",
@@ -78,7 +79,7 @@ def write_minari(
             watch(min(EPISODES_AT_ONCE, len(store)))
             for first in range(EPISODES_AT_ONCE, len(store), EPISODES_AT_ONCE):
                 following = range(first, min(first + EPISODES_AT_ONCE, len(store)))
-                dataset.update_dataset_from_buffer([_buffer(store[i]) for i in following])
+                dataset.update_dataset_from_buffer([_buffer(store[i], store.spec) for i in following])
                 watch(following.stop)
             dataset.storage.update_episode_metadata(
                 [{"provenance": json.dumps(store.provenance(i))} for i in range(len(store))]
@@ -100,7 +101,8 @@ class MinariSource:
     """The local Minari dataset ``dataset_id``.
 
     Images are uint8 ``(h, w, 3)``: the observation itself, or those of a dictionary; vectors beside them are states. Actions
-    are a Box ``(a,)``. Raises FileNotFoundError where there is no such dataset, ValueError on spaces that do not fit.
+    are a Box ``(a,)``, a Discrete or a MultiDiscrete ``(a,)``. Raises FileNotFoundError where there is no such dataset,
+    ValueError on spaces that do not fit.
     """
 
     def __init__(self, dataset_id: str, root: Path | None = None) -> None:
@@ -118,8 +120,10 @@ class MinariSource:
         with blaming(f"{self._file}: metadata"):
             metadata = self._dataset.storage.metadata
             self._origins = list(self._dataset.storage.get_episode_metadata(self._dataset.episode_indices))
-            spec = WorldSpec.from_json(metadata["world_spec"]) if "world_spec" in metadata else None
-            source = json.loads(metadata.get("source", "{}")) if spec else None
+            source = json.loads(metadata.get("source", "{}")) if "world_spec" in metadata else None
+            spec = None
+            if source is not None:
+                spec = StoreInfo(WorldSpec.from_json(metadata["world_spec"]), (), source=source).spec
         self._ours = spec is not None
         observation, action = self._dataset.observation_space, self._dataset.action_space
         leaves = _leaves(observation)
@@ -128,16 +132,14 @@ class MinariSource:
             raise ValueError(
                 f"{dataset_id}: expected uint8 images (h, w, 3), alone or in a dictionary of observations, got {observation}"
             )
-        if not isinstance(action, spaces.Box) or len(action.shape) != 1:
-            raise ValueError(f"{dataset_id}: expected a Box of actions of shape (a,), got {action}")
         self._vectors = {n: _size(s) for n, s in leaves.items() if _is_vector(s)}
-        scale = ActionScale.of_bounds(action.low, action.high, "its action space") if action.is_bounded() else None
-        if spec is not None:  # written as they lie in the store
+        size, scale = _meaning(action, dataset_id)
+        if spec is not None and not spec.discrete:  # written as they lie in the store
             scale = ActionScale((0.0,) * spec.action_size, (1.0,) * spec.action_size, "its action space")
         self.about = About(
             format="Minari",
             cameras=cameras,
-            action_names=spec.action_names if spec else tuple(f"action_{i}" for i in range(action.shape[0])),
+            action_names=spec.action_names if spec else tuple(f"action_{i}" for i in range(size)),
             state_names=tuple(metadata.get("state_names", ()))
             if self._ours
             else tuple(f"{name}_{i}" for name, width in self._vectors.items() for i in range(width)),
@@ -147,6 +149,7 @@ class MinariSource:
             scale=scale,
             spec=spec,
             source=source,
+            action_units=("choice",) * size if isinstance(scale, ActionChoices) else (),
         )
         self._policy = str(metadata.get("algorithm_name", "unknown"))
 
@@ -222,18 +225,40 @@ def _datasets_below(root: Path | None) -> Iterator[Path]:
             os.environ["MINARI_DATASETS_PATH"] = before
 
 
-def _buffer(episode: Episode) -> Any:
+def _buffer(episode: Episode, spec: WorldSpec) -> Any:
     from minari.data_collector import EpisodeBuffer
 
     seed = episode.provenance.get("seed")
     return EpisodeBuffer(
         seed=None if seed is None else int(seed),
         observations=episode.frames,
-        actions=episode.actions,
+        actions=spec.to_space(meaning_of(spec).native(episode.actions)) if spec.discrete else episode.actions,
         rewards=episode.rewards,
         terminations=episode.terminated,
         truncations=episode.truncated,
         infos=None if episode.states is None else {"state": episode.states},
+    )
+
+
+def _action_space(spec: WorldSpec) -> spaces.Space[Any]:
+    """As the actions are written: in [-1, 1], or choices by the numbers they came with."""
+    space, first = spec.action_space(), [int(offset) for offset in spec.action_offset]
+    if isinstance(space, spaces.Discrete):
+        return spaces.Discrete(int(space.n), start=first[0])
+    return spaces.MultiDiscrete(space.nvec, start=first) if isinstance(space, spaces.MultiDiscrete) else space
+
+
+def _meaning(space: spaces.Space[Any], dataset_id: str) -> tuple[int, Meaning | None]:
+    """How many numbers an action has, and what they mean where the space says so; a ValueError for other spaces."""
+    origin = "its action space"
+    if isinstance(space, spaces.Box) and len(space.shape) == 1:
+        return space.shape[0], ActionScale.of_bounds(space.low, space.high, origin) if space.is_bounded() else None
+    if isinstance(space, spaces.Discrete):
+        return 1, ActionChoices((int(space.start),), (int(space.n),), origin)
+    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
+        return len(space.nvec), ActionChoices(tuple(space.start.tolist()), tuple(space.nvec.tolist()), origin)
+    raise ValueError(
+        f"{dataset_id}: expected actions that are a Box (a,), a Discrete or a MultiDiscrete (a,), got {space}"
     )
 
 

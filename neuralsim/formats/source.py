@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from neuralsim.formats.action_scale import ActionScale
+from neuralsim.formats.action_choices import Meaning
 from neuralsim.spec import WorldSpec
 
 Item = TypeVar("Item")
@@ -39,7 +39,7 @@ class About:
     """What a dataset says of itself before any frame is read.
 
     ``given`` names what it records of "actions", "rewards", "terminated" and "truncated"; ``rate_hz`` is None where it does
-    not say, ``action_units`` empty where nobody knows them; ``scale`` tells how its actions map to [-1, 1] where it says so;
+    not say, ``action_units`` empty where nobody knows them; ``scale`` tells what its actions mean where it says so;
     ``spec`` and ``source`` (see StoreInfo) are those of the store that NeuralSim wrote it from, else None; ``remarks`` are for
     whoever imports it.
     """
@@ -52,7 +52,7 @@ class About:
     recordings: int | None = None
     frames: int | None = None
     rate_hz: float | None = None
-    scale: ActionScale | None = None
+    scale: Meaning | None = None
     spec: WorldSpec | None = None
     source: dict[str, Any] | None = None
     action_units: tuple[str, ...] = ()

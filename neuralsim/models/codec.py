@@ -1,6 +1,6 @@
-"""KeypointCodec: frame <-> a few continuous latent tokens, for moving things before a still camera.
+"""Codec: frame <-> a few continuous latent tokens; and KeypointCodec, the one for moving things before a still camera.
 
-The encoder subtracts the learned background and lets each of its channels fire on some part of what moves; a channel's
+Its encoder subtracts the learned background and lets each of its channels fire on some part of what moves; a channel's
 centre of mass is a keypoint, and a frame is the list of its keypoints' places. The decoder paints keypoints as small
 Gaussians (with their slopes, so that sub-pixel shifts are linear) and convolves them to pixels over the background. No
 labels: the parts are whatever helps redraw the frame. Places move linearly with things, so the dynamics have little to
@@ -14,6 +14,8 @@ k, standardised over the data.
 """
 
 from __future__ import annotations
+
+from abc import abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -103,26 +105,62 @@ class KeypointDecoder(nn.Module):
         return self.net(maps.contiguous(memory_format=torch.channels_last)).float()
 
 
-class KeypointCodec(nn.Module):
-    """frame <-> ``tokens`` latent tokens of ``size`` numbers each; tokens * size / 2 keypoints."""
+class Codec(nn.Module):
+    """frame <-> ``tokens`` latent tokens of ``size`` numbers each, standardised over the data."""
 
     background: torch.Tensor
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, height: int, width: int, tokens: int, size: int, conv_width: int) -> None:
+    def __init__(self, height: int, width: int, tokens: int, size: int) -> None:
         super().__init__()
+        self.tokens, self.size = tokens, size
+        # Measured on training data: the median frame, and the mean and spread of each number.
+        self.register_buffer("background", torch.zeros(3, height, width))
+        self.register_buffer("mean", torch.zeros(tokens * size))
+        self.register_buffer("std", torch.ones(tokens * size))
+
+    @abstractmethod
+    def numbers(self, pixels: torch.Tensor) -> torch.Tensor:
+        """pixels ``(b 3 h w)`` in [-1, 1] -> the frame's numbers ``(b m)``, not standardised; m = tokens * size."""
+
+    @abstractmethod
+    def draw(self, numbers: torch.Tensor) -> torch.Tensor:
+        """numbers ``(b m)`` -> pixels ``(b 3 h w)``."""
+
+    @abstractmethod
+    def loss(self, frames: torch.Tensor, noise: torch.Tensor, jitter: float, emphasis: float) -> torch.Tensor:
+        """Squared error per frame ``(b,)`` of redrawing uint8 ``frames``, with ``emphasis`` more weight on what matters.
+
+        ``noise`` ``(b m)`` times ``jitter`` is added to the numbers, so that drawing forgives small errors of the dynamics.
+        """
+
+    def encode(self, frames: torch.Tensor) -> torch.Tensor:
+        """uint8 ``(b h w 3)`` -> float32 tokens ``(b n d)``."""
+        flat = (self.numbers(to_pixels(frames)).float() - self.mean) / self.std
+        return flat.view(-1, self.tokens, self.size)
+
+    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
+        """tokens ``(b n d)`` -> uint8 ``(b h w 3)``."""
+        return to_frames(self.draw(tokens.flatten(1).float() * self.std + self.mean))
+
+    def redraw_error(self, frames: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Root-mean-square error ``(b,)`` in grey levels of drawing ``frames`` from their ``tokens``."""
+        return (self.decode(tokens).float() - frames.float()).square().mean((1, 2, 3)).sqrt()
+
+
+class KeypointCodec(Codec):
+    """See the module's text; tokens * size / 2 keypoints."""
+
+    def __init__(self, height: int, width: int, tokens: int, size: int, conv_width: int) -> None:
+        super().__init__(height, width, tokens, size)
         if tokens * size % 2:
             raise ValueError(
                 f"KeypointCodec: tokens * size must be even (x and y of each keypoint), got {tokens} * {size}"
             )
-        self.tokens, self.size, self.keypoints = tokens, size, tokens * size // 2
+        self.keypoints = tokens * size // 2
         self.encoder = KeypointEncoder(self.keypoints, conv_width, (height, width))
         self.decoder = KeypointDecoder(self.keypoints, conv_width, (height, width))
-        # Measured on training data: the median frame, and the mean and spread of each number.
-        self.register_buffer("background", torch.zeros(3, height, width))
-        self.register_buffer("mean", torch.zeros(2 * self.keypoints))
-        self.register_buffer("std", torch.ones(2 * self.keypoints))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def places(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -133,27 +171,18 @@ class KeypointCodec(nn.Module):
         """places ``(b k 2)`` -> pixels ``(b 3 h w)``."""
         return self.decoder(places) + self.background
 
-    def encode(self, frames: torch.Tensor) -> torch.Tensor:
-        """uint8 ``(b h w 3)`` -> float32 tokens ``(b n d)``."""
-        flat = (self.places(to_pixels(frames)).flatten(1) - self.mean) / self.std
-        return flat.view(-1, self.tokens, self.size)
+    def numbers(self, pixels: torch.Tensor) -> torch.Tensor:
+        """See Codec: the places, x and y of each in turn."""
+        return self.places(pixels).flatten(1)
 
-    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
-        """tokens ``(b n d)`` -> uint8 ``(b h w 3)``."""
-        flat = tokens.flatten(1).float() * self.std + self.mean
-        return to_frames(self.paint(flat.view(-1, self.keypoints, 2)))
+    def draw(self, numbers: torch.Tensor) -> torch.Tensor:
+        """See Codec."""
+        return self.paint(numbers.view(-1, self.keypoints, 2))
 
-    def redraw_error(self, frames: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Root-mean-square error ``(b,)`` in grey levels of drawing ``frames`` from their ``tokens``."""
-        return (self.decode(tokens).float() - frames.float()).square().mean((1, 2, 3)).sqrt()
-
-    def loss(self, frames: torch.Tensor, jitter: torch.Tensor, emphasis: float) -> torch.Tensor:
-        """Squared error per frame ``(b,)``, with ``emphasis`` more weight where the frame differs from the background.
-
-        ``jitter`` ``(b k 2)`` is added to the places, so that the decoder forgives small errors of the dynamics.
-        """
+    def loss(self, frames: torch.Tensor, noise: torch.Tensor, jitter: float, emphasis: float) -> torch.Tensor:
+        """See Codec: what differs from the background matters; ``jitter`` is in half frame widths."""
         pixels = to_pixels(frames)
         with torch.no_grad():
             weight = 1 + emphasis * ((pixels - self.background).abs().amax(1, keepdim=True) > 0.15)
-        drawn = self.paint(self.places(pixels) + jitter)
+        drawn = self.paint(self.places(pixels) + jitter * noise.view(-1, self.keypoints, 2))
         return ((drawn - pixels).square() * weight).mean((1, 2, 3))

@@ -22,7 +22,9 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
+from neuralsim.models.action import encode_actions
 from neuralsim.models.codec import KeypointDecoder, KeypointEncoder, to_frames, to_pixels
+from neuralsim.models.state_probe import StateProbe
 from neuralsim.models.stream import OCTAVES, fourier
 from neuralsim.models.video import Readout
 from neuralsim.noise import Noise
@@ -55,60 +57,6 @@ class LatentState(State):
 
     vectors: torch.Tensor
     strange: torch.Tensor
-
-
-class StateProbe(nn.Module):
-    """True states, linearly read off a vector. A name that ends in ``angle`` is told as cosine and sine."""
-
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    def __init__(self, size: int, names: list[str]) -> None:
-        super().__init__()
-        self.angles = [name.endswith("angle") for name in names]
-        wide = len(names) + sum(self.angles)
-        # Not nn.Linear, whose random start warns where wide is 0.
-        self.linear = nn.ParameterDict({"weight": torch.zeros(wide, size), "bias": torch.zeros(wide)})
-        self.register_buffer("mean", torch.zeros(wide))
-        self.register_buffer("std", torch.ones(wide))
-
-    def target(self, states: torch.Tensor) -> torch.Tensor:
-        """True states ``(b s)`` -> what the linear layer should say ``(b wide)``, before standardising."""
-        columns: list[torch.Tensor] = []
-        for i, angle in enumerate(self.angles):
-            columns += [states[:, i].cos(), states[:, i].sin()] if angle else [states[:, i]]
-        return torch.stack(columns, 1).float()
-
-    def fit(self, states: torch.Tensor) -> None:
-        """Take the data's mean and spread from a sample of true states ``(n s)``."""
-        target = self.target(states)
-        self.mean.copy_(target.mean(0))
-        self.std.copy_(target.std(0).clamp(min=1e-3))
-
-    def told(self, vectors: torch.Tensor) -> torch.Tensor:
-        """What the linear layer says ``(b wide)``, in standard deviations."""
-        return F.linear(vectors, self.linear["weight"], self.linear["bias"])
-
-    def standard(self, states: torch.Tensor) -> torch.Tensor:
-        """True states ``(b s)`` -> what should be told of them ``(b wide)``, in standard deviations."""
-        return (self.target(states) - self.mean) / self.std
-
-    def loss(self, vectors: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        """Squared error per row ``(b,)`` of the linear layer, in standard deviations."""
-        return (self.told(vectors) - self.standard(states)).square().mean(1)
-
-    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Vectors ``(b d)`` -> states ``(b s)`` in the world's units, angles in radians."""
-        return self.state(self.told(vectors))
-
-    def state(self, told: torch.Tensor) -> torch.Tensor:
-        """``(b wide)`` in standard deviations -> states ``(b s)`` in the world's units, angles in radians."""
-        told = told.float() * self.std + self.mean
-        columns, at = [], 0
-        for angle in self.angles:
-            columns.append(torch.atan2(told[:, at + 1], told[:, at]) if angle else told[:, at])
-            at += 1 + angle
-        return torch.stack(columns, 1) if columns else told
 
 
 class Predictors(nn.Module):
@@ -172,7 +120,7 @@ class LatentWorld(WorldModel):
         )
         self.direct = nn.Linear(places, sizes.size)
         self.predictors = Predictors(
-            sizes.size, self.spec.action_size, sizes.width, sizes.depth, sizes.members, sizes.block
+            sizes.size, self.spec.action_width, sizes.width, sizes.depth, sizes.members, sizes.block
         )
         self.probe = StateProbe(sizes.size, state_names)
         self.reward_head = Readout(sizes.size, 2, 256)
@@ -228,10 +176,7 @@ class LatentWorld(WorldModel):
     def jump(self, state: LatentState, actions: torch.Tensor, rng: Noise) -> LatentState:  # type: ignore[override]
         """See WorldModel: one pass per ``block`` actions."""
         for i in range(0, actions.shape[1], self.block):
-            part = actions[:, i : i + self.block]
-            length = torch.full((len(part),), part.shape[1], device=part.device)
-            padded = F.pad(part, (0, 0, 0, self.block - part.shape[1]))
-            state = replace(state, vectors=self.predictors(state.vectors, padded, length))
+            state = replace(state, vectors=self.hop(state.vectors, actions[:, i : i + self.block]))
         return state
 
     def unroll(self, state: LatentState, actions: torch.Tensor, rng: Noise) -> LatentState:  # type: ignore[override]
@@ -240,7 +185,7 @@ class LatentWorld(WorldModel):
         for i in range(0, actions.shape[1], self.block):
             part = actions[:, i : i + self.block]
             b, k, _ = part.shape
-            padded = F.pad(part, (0, 0, 0, self.block - k)).repeat_interleave(k, 0)
+            padded = self._padded(part).repeat_interleave(k, 0)
             length = torch.arange(1, k + 1, device=part.device).repeat(b)
             made = self.predictors(state.vectors.repeat_interleave(k, 0), padded, length).unflatten(0, (b, k))
             states += [replace(state, vectors=made[:, j]) for j in range(k)]
@@ -283,6 +228,15 @@ class LatentWorld(WorldModel):
         return self.probe.told(vectors).float() + self.state_head(vectors).float()
 
     # -- what training takes apart
+
+    def hop(self, vectors: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """The members' vectors ``(b m d)`` after ``actions`` ``(b k a)``, at most ``block`` of them."""
+        length = torch.full((len(actions),), actions.shape[1], device=actions.device)
+        return self.predictors(vectors, self._padded(actions), length)
+
+    def _padded(self, actions: torch.Tensor) -> torch.Tensor:
+        """``(b k a)`` as the predictors read them, with nothing after the last: ``(b block action_width)``."""
+        return F.pad(encode_actions(self.spec, actions), (0, 0, 0, self.block - actions.shape[1]))
 
     def stacked(self, frames: torch.Tensor) -> torch.Tensor:
         """``(b t h w c)`` -> the newest ``stack`` of them, the first one repeated where there are fewer."""

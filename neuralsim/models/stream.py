@@ -4,8 +4,8 @@ Per frame one action token, then the frame's latent tokens. A frame's tokens see
 frames before. Time is relative (a learned bias per head and distance), so a stream may run for ever. Keys and values
 of past frames can be cached.
 Sources: diffusion forcing (Chen et al. 2024, arXiv 2407.01392); relative bias (Raffel et al. 2020, T5).
-Shapes: tokens ``(b t n d)``, levels ``(b t n)`` in [0, 1] (0 clean, 1 noise), actions ``(b t a)``, cache ``(b layers 2
-heads p*(n+1) e)``.
+Shapes: tokens ``(b t n d)``, levels ``(b t n)`` in [0, 1] (0 clean, 1 noise), actions ``(b t a)`` as
+``neuralsim.models.action`` tells them, cache ``(b layers 2 heads p*(n+1) e)``.
 """
 
 from __future__ import annotations
@@ -82,7 +82,10 @@ class TokenStream(nn.Module):
         )
         self.token_in = nn.Linear(size * (1 + 2 * OCTAVES), width)
         self.before_in = nn.Linear(size * (1 + 2 * OCTAVES), width)
-        self.action_in = nn.Sequential(nn.Linear(actions, width), nn.SiLU(), nn.Linear(width, width))
+        # Where there are no actions nothing is read of them, not even a constant.
+        self.action_in = (
+            nn.Sequential(nn.Linear(actions, width), nn.SiLU(), nn.Linear(width, width)) if actions else None
+        )
         self.no_action = nn.Parameter(torch.zeros(width))
         self.slot = nn.Parameter(torch.randn(tokens + 1, width) * 0.02)
         self.level_in = nn.Sequential(nn.Linear(32, width), nn.SiLU(), nn.Linear(width, width))
@@ -136,7 +139,10 @@ class TokenStream(nn.Module):
         x = self.token_in(fourier(tokens)) * (1 - levels[..., None])
         x = x + self.level_in(torch.cat([waves.cos(), waves.sin()], -1)) + self.slot[1:]
         x = x + self.before_in(fourier(before)) * levels[..., None]  # a clean frame need not be told where it came from
-        action = torch.where(led[..., None], self.action_in(actions).float(), self.no_action) + self.slot[0]
+        action = self.no_action.expand(b, t, -1)
+        if self.action_in is not None:
+            action = torch.where(led[..., None], self.action_in(actions).float(), self.no_action)
+        action = action + self.slot[0]
         x = torch.cat([action[:, :, None], x.float() + action[:, :, None]], 2).flatten(1, 2)
         past = 0 if cache is None else cache.shape[-2] // (n + 1)
         bias = self.mask(t, past, age)

@@ -10,7 +10,7 @@ plus the one being made.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,10 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from torch import nn
 
 from neuralsim.episode import Clip
-from neuralsim.models.codec import KeypointCodec
+from neuralsim.models.action import encode_actions
+from neuralsim.models.codec import Codec, KeypointCodec
+from neuralsim.models.conv_codec import ConvCodec
+from neuralsim.models.state_probe import StateProbe
 from neuralsim.models.stream import OCTAVES, TokenStream, anchors, fourier
 from neuralsim.noise import Noise
 from neuralsim.spec import WorldSpec
@@ -31,11 +34,16 @@ MOST_DOUBT = 4.0
 
 @dataclass(frozen=True)
 class CodecConfig:
-    """Sizes of the codec: tokens per frame, numbers per token (two per keypoint), width of its convolutions."""
+    """What draws the frames, keypoints before a still camera or convolutions behind a moving one; tokens per frame, numbers
+    per token (two per keypoint), width of its convolutions."""
 
     tokens: int = 1
     size: int = 32
     conv_width: int = 64
+    kind: Literal["keypoints", "conv"] = "keypoints"
+
+
+CODECS: dict[str, type[KeypointCodec | ConvCodec]] = {"keypoints": KeypointCodec, "conv": ConvCodec}
 
 
 @dataclass(frozen=True)
@@ -50,9 +58,10 @@ class StreamConfig:
 
 @dataclass(frozen=True)
 class VideoState(State):
-    """tokens ``(b n d)`` of the newest frame; the action ``(b a)`` that led to it, if ``led`` ``(b,)``; cached keys
-    and values of the frames before it ``(b layers 2 heads p*(n+1) e)``, ``age`` ``(b,)`` of them real; ``error``
-    ``(b,)``: predicted distance from the truth; ``unseen`` ``(b,)``: steps since the tokens were last read off a frame."""
+    """tokens ``(b n d)`` of the newest frame; the action that led to it as the stream reads it, ``(b action_width)``, if
+    ``led`` ``(b,)``; cached keys and values of the frames before it ``(b layers 2 heads p*(n+1) e)``, ``age`` ``(b,)`` of
+    them real; ``error`` ``(b,)``: predicted distance from the truth; ``unseen`` ``(b,)``: steps since the tokens were last
+    read off a frame."""
 
     tokens: torch.Tensor
     action: torch.Tensor
@@ -97,16 +106,23 @@ class VideoWAM(WorldModel):
         stream_config: dict[str, Any],
         denoise_steps: int = 1,
         look_every: int = 10,
+        state_names: list[str] | None = None,
     ) -> None:
         super().__init__()
         if look_every < 1:
             raise ValueError(f"VideoWAM: look_every must be 1 or more, got {look_every}")
         self.spec = WorldSpec(**spec)
         sizes, shape = CodecConfig(**codec_config), StreamConfig(**stream_config)
-        self.codec = KeypointCodec(self.spec.height, self.spec.width, **asdict(sizes))
-        self.stream = TokenStream(sizes.tokens, sizes.size, self.spec.action_size, **asdict(shape))
+        if sizes.kind not in CODECS:
+            raise ValueError(f"VideoWAM: no codec {sizes.kind!r}; there are {', '.join(CODECS)}")
+        self.codec: Codec = CODECS[sizes.kind](
+            self.spec.height, self.spec.width, sizes.tokens, sizes.size, sizes.conv_width
+        )
+        self.stream = TokenStream(sizes.tokens, sizes.size, self.spec.action_width, **asdict(shape))
         self.past = shape.window - 1
         self.reward_head = Readout(self.feature_size, 2, 256)
+        self.probe = StateProbe(self.feature_size, state_names) if state_names else None
+        self.state_head = Readout(self.feature_size, len(self.probe.mean), 256) if self.probe else None
         self.error_head = nn.Sequential(nn.Linear(shape.width + 1, 128), nn.SiLU(), nn.Linear(128, 1))
         # Calibrated on held-out dreams (see neuralsim.measure): beyond this, ``uncertainty`` counts as "does not know".
         self.uncertainty_threshold: torch.Tensor
@@ -118,9 +134,16 @@ class VideoWAM(WorldModel):
         self.look_every = look_every
 
     @classmethod
-    def build(cls, spec: WorldSpec, codec: CodecConfig, stream: StreamConfig) -> VideoWAM:
-        """A fresh model from typed configs."""
-        return cls(spec=asdict(spec), codec_config=asdict(codec), stream_config=asdict(stream))
+    def build(
+        cls, spec: WorldSpec, codec: CodecConfig, stream: StreamConfig, state_names: tuple[str, ...] = ()
+    ) -> VideoWAM:
+        """A fresh model from typed configs; one that is given ``state_names`` learns to tell these."""
+        return cls(
+            spec=asdict(spec),
+            codec_config=asdict(codec),
+            stream_config=asdict(stream),
+            state_names=list(state_names),
+        )
 
     # -- the contract
 
@@ -139,15 +162,18 @@ class VideoWAM(WorldModel):
         strange = self.codec.redraw_error(frames[:, -1], tokens[:, -1]) / self.redraw_limit
         return self.start(tokens, actions, (strange - 1).clamp(min=0))
 
-    def start(self, tokens: torch.Tensor, actions: torch.Tensor, error: torch.Tensor | None = None) -> VideoState:
+    def start(
+        self, tokens: torch.Tensor, actions: torch.Tensor, error: torch.Tensor | None = None, told: bool = True
+    ) -> VideoState:
         """The state after the last of ``tokens`` ``(b t n d)``, t at most ``window``, reached by ``actions`` ``(b t-1
-        a)``."""
+        a)``, which do not count where they are not ``told``."""
         b, t, n, _ = tokens.shape
         stream = self.stream
-        led = torch.ones(b, t, dtype=torch.bool, device=tokens.device)
+        led = torch.full((b, t), told and self.spec.action_size > 0, device=tokens.device)
         # A window cut from a longer history has an action before its first frame too, but it is not ours to know.
         led[:, 0] = False
-        into = torch.cat([tokens.new_zeros(b, 1, self.spec.action_size), actions.to(tokens.dtype)], 1)
+        read = encode_actions(self.spec, actions).to(tokens.dtype)
+        into = torch.cat([tokens.new_zeros(b, 1, self.spec.action_width), read], 1)
         cache = tokens.new_zeros(
             b,
             stream.layers,
@@ -199,6 +225,18 @@ class VideoWAM(WorldModel):
         out = self.reward_head(self.features(state)).float()
         return {"reward": out[:, 0], "terminated": torch.sigmoid(out[:, 1])}
 
+    def read_state(self, state: VideoState) -> torch.Tensor:  # type: ignore[override]
+        """See WorldModel: what the frame shows of it."""
+        if self.probe is None:
+            return super().read_state(state)
+        return self.probe.state(self.told(self.features(state)))
+
+    def told(self, features: torch.Tensor) -> torch.Tensor:
+        """What probe and state head together say of features ``(b d)``: ``(b wide)`` in standard deviations."""
+        assert self.probe is not None
+        assert self.state_head is not None
+        return self.probe.told(features).float() + self.state_head(features).float()
+
     def loss(self, clip: Clip, rng: Noise) -> dict[str, torch.Tensor]:
         """Per row: how far a dream of ``clip``'s actions from its first frame strays, with the doubt and the readings
         along the way."""
@@ -206,12 +244,12 @@ class VideoWAM(WorldModel):
 
         tokens = self.codec.encode(torch.as_tensor(clip.frames).to(self.device).flatten(0, 1))
         tokens = tokens.unflatten(0, clip.frames.shape[:2])
-        actions, reward, ended = (
-            torch.as_tensor(x, dtype=torch.float32).to(self.device)
-            for x in (clip.actions, clip.rewards, clip.terminated)
+        actions = torch.as_tensor(clip.actions).to(self.device)
+        reward, ended = (
+            torch.as_tensor(x, dtype=torch.float32).to(self.device) for x in (clip.rewards, clip.terminated)
         )
         losses, dreamt = rollout_losses(self, tokens, actions, 1, rng)
-        readings = reading_losses(self, dreamt.flatten(0, 1), reward.flatten(), ended.flatten())
+        readings = reading_losses(self.reward_head, dreamt.flatten(0, 1).flatten(1), reward.flatten(), ended.flatten())
         return losses | {k: v.view(reward.shape).mean(1) for k, v in readings.items()}
 
     # -- denoising
@@ -220,17 +258,19 @@ class VideoWAM(WorldModel):
         kind = self.device.type
         return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
 
-    def step_alone(self, state: VideoState, action: torch.Tensor, rng: Noise) -> VideoState:
+    def step_alone(self, state: VideoState, action: torch.Tensor, rng: Noise, told: bool = True) -> VideoState:
         """One step that looks at the newest frame only, and leaves the cache as it is: half the work, for training."""
         stream, b = self.stream, len(action)
         x = rng.normal(stream.tokens * stream.size).view(b, 1, stream.tokens, stream.size)
-        led = torch.ones(b, 1, dtype=torch.bool, device=x.device)
-        guess, hidden, _ = stream(x, state.tokens[:, None], torch.ones_like(x[..., 0]), action[:, None], led)
+        led = torch.full((b, 1), told and self.spec.action_size > 0, device=x.device)
+        read = encode_actions(self.spec, action)
+        guess, hidden, _ = stream(x, state.tokens[:, None], torch.ones_like(x[..., 0]), read[:, None], led)
         error = self._error(hidden[:, 0], state.error)
-        return replace(state, tokens=guess[:, 0], action=action, led=led[:, 0], error=error)
+        return replace(state, tokens=guess[:, 0], action=read, led=led[:, 0], error=error)
 
-    def denoise(self, state: VideoState, actions: torch.Tensor, rng: Noise) -> list[VideoState]:
-        """The states after each of ``actions`` ``(b k a)``, k at most ``window - 1``, their frames denoised together."""
+    def denoise(self, state: VideoState, actions: torch.Tensor, rng: Noise, told: bool = True) -> list[VideoState]:
+        """The states after each of ``actions`` ``(b k a)``, k at most ``window - 1``, their frames denoised together; of
+        actions that are not ``told`` the model knows only how many there are."""
         stream = self.stream
         b, k, _ = actions.shape
         n, d = stream.tokens, stream.size
@@ -238,8 +278,9 @@ class VideoWAM(WorldModel):
         flow.set_timesteps(sigmas=[1 - i / self.denoise_steps for i in range(self.denoise_steps)])
         x = torch.stack([rng.advance(i).normal(n * d) for i in range(k)], 1).view(b, k, n, d)
         # The newest past frame enters beside the new ones; its keys and values are new to the cache.
-        into = torch.cat([state.action[:, None], actions.to(state.action.dtype)], 1)
-        led = torch.cat([state.led[:, None], torch.ones(b, k, dtype=torch.bool, device=x.device)], 1)
+        into = torch.cat([state.action[:, None], encode_actions(self.spec, actions).to(state.action.dtype)], 1)
+        new = torch.full((b, k), told and self.spec.action_size > 0, device=x.device)
+        led = torch.cat([state.led[:, None], new], 1)
         clean = state.tokens[:, None]
         cache, age, hidden = state.cache, state.age, x
         for i, level in enumerate(flow.sigmas[:-1].tolist()):

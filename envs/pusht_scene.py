@@ -1,4 +1,5 @@
-"""The scene that is read from rollouts: where pusher and block are, whether the block kept its shape, whether it moved by itself."""
+"""The scene that is read from rollouts of Push-T: where pusher and block are, whether the block kept its shape, whether it moved
+by itself."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from neuralsim.dreaming import Rollouts
-from neuralsim.reading import Reader, Reading
+from neuralsim.envs.pusht_reader import PushTReader, PushTReading
+from neuralsim.reading import Reading
 from neuralsim.report import Row, row_of
 from neuralsim.score import Bootstrap, Estimate, mask_iou, mean, median, turn
 from neuralsim.yardstick import STRIDE, MeasureConfig
@@ -38,42 +40,50 @@ class Scene:
     missed: np.ndarray
 
 
-def scene_of(r: Rollouts, seen: Reading, reader: Reader) -> Scene:
+def scene_of(r: Rollouts, seen: Reading | None, reader: PushTReader) -> Scene:
     """``seen`` ``(n, s)`` against the truth."""
-    assert r.true_reading is not None
-    assert r.pusher is not None
-    assert r.block is not None
-    assert r.in_sight is not None
+    assert isinstance(seen, PushTReading)
+    assert isinstance(r.true_reading, PushTReading)
+    assert r.states is not None
     true = r.true_reading
-    pusher = np.linalg.norm(seen.pusher - r.pusher, axis=-1)
+    true_pusher, true_block, in_sight = reader.of_state(r.states)
+    pusher = np.linalg.norm(seen.pusher - true_pusher, axis=-1)
     pusher = np.where(seen.pusher_found, pusher, reader.extent)
-    place = np.linalg.norm(seen.block[..., :2] - r.block[..., :2], axis=-1)
+    place = np.linalg.norm(seen.block[..., :2] - true_block[..., :2], axis=-1)
     place = np.where(seen.block_found, np.minimum(place, reader.extent), reader.extent)
-    angle = np.where(seen.block_found, turn(seen.block[..., 2], r.block[..., 2]), 180.0)
+    angle = np.where(seen.block_found, turn(seen.block[..., 2], true_block[..., 2]), 180.0)
     kept = (np.abs(seen.size - 1) <= AREA_SLACK) & (seen.pieces == 1)
     # Motion over every STRIDE steps: before and after, both wholly in sight.
     tens = [c for c, step in enumerate(r.steps) if step % STRIDE == 0]
     a, b = tens[:-1], tens[1:]
-    sight = r.in_sight[:, a] & r.in_sight[:, b]
-    still = sight & ~beyond(r.block[:, a], r.block[:, b], STILL)
-    went = sight & beyond(r.block[:, a], r.block[:, b], MOVED)
+    sight = in_sight[:, a] & in_sight[:, b]
+    still = sight & ~beyond(true_block[:, a], true_block[:, b], STILL)
+    went = sight & beyond(true_block[:, a], true_block[:, b], MOVED)
     there = seen.block_found[:, a] & seen.block_found[:, b]
     goes = beyond(seen.block[:, a], seen.block[:, b], GHOST) | ~there
     return Scene(
         iou=mask_iou(seen.mask, true.mask),
         pusher=pusher,
-        place=np.where(r.in_sight, place, np.nan),
-        angle=np.where(r.in_sight, angle, np.nan),
-        shape=np.where(r.in_sight, kept, np.nan),
+        place=np.where(in_sight, place, np.nan),
+        angle=np.where(in_sight, angle, np.nan),
+        shape=np.where(in_sight, kept, np.nan),
         ghost=np.where(still, goes, np.nan),
         missed=np.where(went, ~goes, np.nan),
     )
 
 
-def has_moved(r: Rollouts) -> np.ndarray:
+def scenes_of(r: Rollouts, reader: PushTReader) -> tuple[Scene, Scene, Scene]:
+    """Of the dream, of copy-last-frame, and of the true frames themselves."""
+    assert r.true_reading is not None
+    dreamt, copied, true = (scene_of(r, seen, reader) for seen in (r.reading, r.true_reading.copied(), r.true_reading))
+    return dreamt, copied, true
+
+
+def has_moved(r: Rollouts, reader: PushTReader) -> np.ndarray:
     """bool ``(n, s)``: whether the true block has moved since step 0."""
-    assert r.block is not None
-    return beyond(r.block, r.block[:, :1], MOVED)
+    assert r.states is not None
+    _, block, _ = reader.of_state(r.states)
+    return beyond(block, block[:, :1], MOVED)
 
 
 def beyond(block: np.ndarray, other: np.ndarray, limit: tuple[float, float]) -> np.ndarray:
@@ -83,30 +93,19 @@ def beyond(block: np.ndarray, other: np.ndarray, limit: tuple[float, float]) -> 
     )
 
 
-def copy_last(reading: Reading) -> Reading:
-    """The reading of step 0 at every step: copy-last-frame."""
-    n, s = reading.area.shape
-    rows = np.repeat(np.arange(n), s)
-    return Reading(**{k: getattr(reading, k)[rows, 0] for k in Reading.__dataclass_fields__}).reshape(n, s)
-
-
-def scene_rows(r: Rollouts, reader: Reader, boot: Bootstrap, config: MeasureConfig) -> Iterator[Row]:
+def scene_rows(r: Rollouts, reader: PushTReader, boot: Bootstrap, config: MeasureConfig) -> Iterator[Row]:
     """Pusher, block and shape at every horizon, beside copying and the reader's floor; then motion that is made up or missing."""
-    assert r.reading is not None
-    assert r.true_reading is not None
-    if r.pusher is None:
-        iou, copy = (
-            mask_iou(r.reading.mask, r.true_reading.mask),
-            mask_iou(copy_last(r.true_reading).mask, r.true_reading.mask),
-        )
+    assert isinstance(r.reading, PushTReading)
+    assert isinstance(r.true_reading, PushTReading)
+    if r.states is None:
+        true = r.true_reading.mask
+        iou, copy = (mask_iou(seen, true) for seen in (r.reading.mask, r.true_reading.copied().mask))
         for step in config.horizons:
             c = r.column(step)
             yield row_of(boot(mean, iou[:, c]), "iou", "block IoU", step=step, baseline=mean(copy[:, c]), better="high")
         return
-    scene, copy_scene, floor = (
-        scene_of(r, seen, reader) for seen in (r.reading, copy_last(r.true_reading), r.true_reading)
-    )
-    moved = np.where(has_moved(r), 0.0, np.nan)  # added to a figure, it leaves only where the block moved
+    scene, copy_scene, floor = scenes_of(r, reader)
+    moved = np.where(has_moved(r, reader), 0.0, np.nan)  # added to a figure, it leaves only where the block moved
     everywhere = np.zeros_like(moved)
     yield row_of(boot(mean, scene.iou[:, 0]), "codec_iou", "redrawing a true frame: block IoU", better="high")
     yield row_of(
