@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -96,16 +96,15 @@ class DreamArena:
 
 
 class TrueArena:
-    """Episodes in the true simulator, from exactly the starts' states. ``world`` gives the encoder of features."""
+    """Episodes in the true simulator, from exactly the starts' states, or from the resets by seed that they are. ``world`` gives
+    the encoder of features."""
 
     def __init__(
         self, world: World, wish: Wish, starts: Starts, slots: int, observation: Observation = "features"
     ) -> None:
-        if starts.states is None:
-            raise ValueError("the true simulator begins at true states, and these starts have none")
-        size = world.spec.height
+        self.beginnings = _beginnings(wish, starts)
+        size = (world.spec.height, world.spec.width)
         self.envs = [wish.env(size) for _ in range(slots)]
-        self.states = starts.states[:, -1].astype(np.float64)
         self.encoder = Encoder(world.model, slots)
         self.slots, self.observation = slots, observation
         self.spec = world.spec
@@ -115,7 +114,7 @@ class TrueArena:
     def begin(self, which: np.ndarray) -> np.ndarray:
         """See Arena."""
         for i, (env, start) in enumerate(zip(self.envs, which, strict=True)):
-            self._frames[i] = env.reset(options={"state": self.states[start]})[0]
+            self._frames[i] = env.reset(**self.beginnings[start])[0]
         self.encoder.begin(np.arange(self.slots), self._frames)
         self._encode(np.arange(self.slots))
         return self.observe()
@@ -145,3 +144,14 @@ class TrueArena:
     def _encode(self, rows: np.ndarray) -> None:
         if self.observation == "features" and len(rows):
             self._features[rows] = self.encoder.features(rows)
+
+
+def _beginnings(wish: Wish, starts: Starts) -> list[dict[str, Any]]:
+    """What the true world's reset is told of each of ``starts``."""
+    by_seed = wish.true_world().draw is None
+    if (starts.seeds if by_seed else starts.states) is None:
+        told = "the seeds of resets" if by_seed else "true states"
+        raise ValueError(f"the true simulator begins at {told}, and these starts have none")
+    if by_seed:
+        return [{"seed": int(seed)} for seed in starts.seeds]  # type: ignore[union-attr]
+    return [{"options": {"state": s}} for s in starts.states[:, -1].astype(np.float64)]  # type: ignore[index]

@@ -22,28 +22,31 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from gym_pusht.envs.pusht import PushTEnv as GymPushT
 from rich.console import Console
 
-from neuralsim.agents.collect import Collect, collect_episode
+from neuralsim.agents.collect import Collect, collect
+from neuralsim.agents.collector import COLLECTORS
 from neuralsim.agents.ground import dream_ground
+from neuralsim.agents.judges import find_judge
 from neuralsim.agents.learner import build
+from neuralsim.agents.measurement import training_record
 from neuralsim.catalog import World
 from neuralsim.envs.features import FeatureEnv
-from neuralsim.envs.pusht import STATE_NAMES, STEP_UNITS, PushTRealEnv, pusht_spec
-from neuralsim.envs.pusht_reader import PushTReader
+from neuralsim.envs.gym_world import true_env_of
 from neuralsim.envs.sb3 import ImaginedVecEnv
 from neuralsim.envs.wish import WISHES, find_wish
-from neuralsim.episode import EpisodeStore, WindowSampler
+from neuralsim.episode import EpisodeStore, WindowSampler, knows_actions
 from neuralsim.imagination import Imagination
 from neuralsim.long_play import random_keys
 from neuralsim.models.latent import LatentWorld
 from neuralsim.noise import Noise
 from neuralsim.precision import pick_dtype
 from neuralsim.report import Bar, Report, Row, circumstances, resident_megabytes
-from neuralsim.task import LearnedTask, inference
+from neuralsim.task import FunctionTask, LearnedTask, inference
 
 REPEATS = 5
+WINDOW = 16
+"""Frames in a training window."""
 ENV_ID = "neuralsim/PushT-v0"
 
 BARS = {
@@ -52,6 +55,7 @@ BARS = {
     "fork_32": Bar(most=5),
     "true_ratio": Bar(least=0.7),
     "import": Bar(most=0.3),
+    "windows": Bar(least=1500),
 }
 """What a shipped world must reach on two CPU cores."""
 COMPACT_BARS = {"features_256": Bar(least=20_000), "ppo_256": Bar(least=5_000)}
@@ -88,9 +92,14 @@ def time_calls(calls: Sequence[Callable[[], object]], seconds: float, repeats: i
 def run_bench(world: World, seconds: float = 2.0, store: EpisodeStore | None = None, show: bool = False) -> Report:
     """Time everything, ``seconds`` for each figure, on ``world`` (which must have starts).
 
-    The true simulator and the reader are timed beside a world of Push-T. ``store``: episodes for the window sampler;
-    without one a few are made. ``show`` says on stderr what is being timed.
+    The true world is timed beside its imagined one where it has a name, and the reader of its frames. ``store``: episodes for
+    the window sampler; by default those the world was trained on, where they are still there, or a few made for it. ``show`` says
+    on stderr what is being timed. Raises ValueError for a store of another world.
     """
+    if store is not None and store.spec.frame_shape != world.spec.frame_shape:
+        raise ValueError(
+            f"bench: the world's frames are {world.spec.frame_shape}, those of {store.folder} {store.spec.frame_shape}"
+        )
     if not seconds > 0:
         raise ValueError(f"seconds: expected more than 0 for each figure, got {seconds!r}")
     if world.starts is None:
@@ -106,12 +115,10 @@ def run_bench(world: World, seconds: float = 2.0, store: EpisodeStore | None = N
             ("bare model", lambda s: _bare(world, s)),
             ("snapshots", lambda s: _snapshots(world, s)),
             ("learning", lambda s: _learning(world, s)),
-            ("true simulator", _true),
-            ("reading", lambda s: _reading(s, store)),
+            ("true simulator", lambda s: _true(world, s)),
+            ("reading", lambda s: _reading(world, s, store)),
             ("import", lambda s: _import()),
         ):
-            if name in ("true simulator", "reading") and world.spec.name != "pusht":
-                continue
             if name == "learning" and not (isinstance(world.model, LatentWorld) and world.spec.name in WISHES):
                 continue
             status.update(name)
@@ -155,12 +162,13 @@ def _actions(world: World, rows: int) -> Iterator[np.ndarray]:
 
 
 def _environments(world: World, seconds: float) -> Iterator[Row]:
-    # No dream ends, so that steps are timed and not resets; the task is judged all the same.
+    # No dream ends, so that steps are timed and not resets; the task, if there is one, is judged all the same.
+    judged = {"reward", "terminated"} <= set(world.model.head_names)
     settings: dict[str, Any] = {
         "world": world,
         "horizon": None,
         "uncertainty_limit": math.inf,
-        "task": LearnedTask(threshold=math.inf),
+        "task": LearnedTask(threshold=math.inf) if judged else FunctionTask(lambda before, *_: np.zeros(len(before))),
     }
     env = gym.make(ENV_ID, **settings)
     env.reset(seed=0)
@@ -253,8 +261,34 @@ def _learning(world: World, seconds: float) -> Iterator[Row]:
     yield _rate("true_features", "true simulator, step and features, one process", timing, 1, "steps/s")
 
 
-def _true(seconds: float) -> Iterator[Row]:
-    """Our true world against the bare simulator, the same pushes, frames of the same size, taking turns."""
+def _true(world: World, seconds: float) -> Iterator[Row]:
+    """The true world, where it can be made."""
+    if world.spec.name == "pusht":
+        yield from _true_pusht(seconds)
+        return
+    try:
+        env = true_env_of(world.spec, training_record(world).get("source"))
+    except ValueError:
+        return
+    env.reset(seed=0)
+    plan = _actions(world, 1)
+
+    def step() -> None:
+        *_, terminated, truncated, _ = env.step(next(plan)[0])
+        if terminated or truncated:
+            env.reset()
+
+    (timing,) = time_calls([step], seconds)
+    yield _rate("true", "true simulator, step and frame", timing, 1, "steps/s")
+    env.close()
+
+
+def _true_pusht(seconds: float) -> Iterator[Row]:
+    """Our true Push-T against the bare simulator, the same pushes, frames of the same size, taking turns."""
+    from gym_pusht.envs.pusht import PushTEnv as GymPushT
+
+    from neuralsim.envs.pusht import STEP_UNITS, PushTRealEnv
+
     ours, bare = PushTRealEnv(), GymPushT(obs_type="pixels", observation_width=64, observation_height=64)
     ours.reset(seed=0)
     bare.reset(seed=0)
@@ -285,31 +319,43 @@ def _true(seconds: float) -> Iterator[Row]:
     bare.close()
 
 
-def _reading(seconds: float, store: EpisodeStore | None) -> Iterator[Row]:
-    with _some_episodes() if store is None else _given(store) as episodes:
-        length = 16
-        sampler = WindowSampler(episodes, length, held_out=not len(episodes.split(False)))
+def _reading(world: World, seconds: float, store: EpisodeStore | None) -> Iterator[Row]:
+    judge = find_judge(world.spec)
+    with _episodes(world, store) as episodes:
+        if episodes is None:
+            return
+        length = min(WINDOW, int(episodes.lengths.max()) + 1)
+        acted = any(knows_actions(episodes.provenance(i)) for i in range(len(episodes)))
+        sampler = WindowSampler(episodes, length, held_out=not len(episodes.split(False)), actions=acted)
         rng = np.random.default_rng(0)
         frames = np.concatenate([episodes[i].frames for i in range(min(4, len(episodes)))])[:128]
-        reader = PushTReader(frames.shape[1])
-        sample, read = time_calls([lambda: sampler.sample(64, rng), lambda: reader(frames)], seconds)
+        calls: list[Callable[[], object]] = [lambda: sampler.sample(64, rng)]
+        if judge is not None:
+            calls.append(lambda: judge.reader(frames))
+        sample, *read = time_calls(calls, seconds)
     yield _rate("windows", f"training windows of {length} frames", sample, 64, "windows/s")
-    yield _rate("reader", "frames read (poses off pixels)", read, len(frames), "frames/s")
+    if read:
+        yield _rate("reader", "frames read (poses off pixels)", read[0], len(frames), "frames/s")
 
 
 @contextmanager
-def _some_episodes() -> Iterator[EpisodeStore]:
-    """A store of four short episodes, gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="neuralsim-bench-") as folder:
-        config = Collect(out=Path(folder), episodes=4, steps=40, seed=1)
-        store = EpisodeStore.create(folder, pusht_spec(), STATE_NAMES)
-        store.add([collect_episode(config, i) for i in range(4)])
+def _episodes(world: World, store: EpisodeStore | None) -> Iterator[EpisodeStore | None]:
+    """``store``; or the one the world was trained on; or one of four short episodes, gone afterwards; or None."""
+    trained = training_record(world).get("store")
+    if store is not None:
         yield store
-
-
-@contextmanager
-def _given(store: EpisodeStore) -> Iterator[EpisodeStore]:
-    yield store
+    elif trained and (Path(trained) / "store.json").is_file():
+        yield EpisodeStore(trained)
+    elif world.spec.name in COLLECTORS and world.spec.height == world.spec.width:
+        with tempfile.TemporaryDirectory(prefix="neuralsim-bench-") as folder:
+            config = Collect(
+                world.spec.name, out=Path(folder), episodes=4, steps=40, seed=1, size=world.spec.height, workers=1
+            )
+            for _ in collect(config):
+                pass
+            yield EpisodeStore(folder)
+    else:
+        yield None
 
 
 def _import() -> Iterator[Row]:

@@ -13,10 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from stable_baselines3 import PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 
 from neuralsim.agents.learner import build
 from neuralsim.catalog import World
 from neuralsim.envs.features import Encoder, FeatureVecEnv
+from neuralsim.envs.sb3 import ImaginedVecEnv
 from neuralsim.envs.wish import Wish
 from neuralsim.episode import Episode, EpisodeStore
 
@@ -24,12 +26,12 @@ TOGETHER = 64
 """Episodes encoded side by side."""
 
 Tick = Callable[[int, float, float], None]
-"""Told after each epoch: its number, and the mean squared error of actions in training and on held-out episodes."""
+"""Told after each epoch: its number, and the mean squared error of actions (of choices, nats) in training and on held-out episodes."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """What was seen, float32 ``(n, d)``, and what was done there, float32 ``(n, a)``."""
+    """What was seen, float32 ``(n, d)``, and what was done there, float32 ``(n, a)`` or choices int64 ``(n, a)``."""
 
     seen: torch.Tensor
     done: torch.Tensor
@@ -52,7 +54,7 @@ def clone(
 ) -> PPO:
     """A PPO, as 'neuralsim rl' builds it, whose mean action copies ``store``'s from ``world``'s features: least squares on the
     training episodes, as good as it ever was on the held-out ones; it stops ``patience`` epochs after that. Its spread is what
-    the copy still misses there.
+    the copy still misses there. Of choices it learns how likely each is.
 
     Raises ValueError where the store is of another world, or has no training or no held-out episodes.
     """
@@ -61,8 +63,7 @@ def clone(
             f"{store.folder}: holds episodes of {store.spec}, and {world.folder} is a world of {world.spec}"
         )
     known, unseen = (demonstrations(world, wish, store, held_out) for held_out in (False, True))
-    env = FeatureVecEnv(DummyVecEnv([lambda: wish.env(world.spec.height)]), world.model)
-    model, _ = build("ppo", env, False, seed, "cpu")
+    model, _ = build("ppo", _shown(world, wish), False, seed, "cpu")
     policy = model.policy
     optimizer = torch.optim.Adam(policy.parameters(), rate)
     rng = np.random.default_rng(seed)
@@ -84,8 +85,9 @@ def clone(
                 tick(epoch, total / len(known), found)
             bar.update(task, advance=1, description=f"copying, held-out error {min(best, found):.4f}")
             since = 0 if found < best else since + 1
-            if found < best:
+            if found < best and not world.spec.discrete:
                 policy.log_std.data = 0.5 * missed.clamp(min=1e-4).log()
+            if found < best:
                 best, kept = found, copy.deepcopy(policy.state_dict())
             if since >= patience:
                 break
@@ -125,9 +127,19 @@ def _until(wish: Wish, episode: Episode, store: EpisodeStore) -> int:
     return int(ends.argmax()) + 1 if ends.any() else len(episode)
 
 
+def _shown(world: World, wish: Wish) -> VecEnv:
+    """An environment that shows ``world``'s features; a learner asks it for its spaces alone."""
+    if wish.truth is None:
+        return ImaginedVecEnv(world, 1, observation="features", task=wish.task)
+    return FeatureVecEnv(DummyVecEnv([lambda: wish.env((world.spec.height, world.spec.width))]), world.model)
+
+
 def _missed(policy: ActorCriticPolicy, pairs: Pairs, rows: torch.Tensor | slice = slice(None)) -> torch.Tensor:
-    """Squared errors ``(n, a)`` of the policy's mean action."""
-    return (policy.get_distribution(pairs.seen[rows]).mode() - pairs.done[rows]).square()
+    """Squared errors ``(n, a)`` of the policy's mean action; of choices, how unlikely it holds them, in nats ``(n, 1)``."""
+    held, done = policy.get_distribution(pairs.seen[rows]), pairs.done[rows]
+    if done.is_floating_point():
+        return (held.mode() - done).square()
+    return -held.log_prob(done[:, 0] if done.shape[1] == 1 else done)[:, None]
 
 
 def _progress(show: bool) -> Progress:

@@ -103,6 +103,11 @@ class Comparison:
     groups: tuple[Group, ...]
     baseline: Group | None = None
 
+    @property
+    def outcome(self) -> str:
+        """What an end of an episode means in these runs."""
+        return next(iter(self.runs.values())).outcome
+
     def tables(self, report: Report) -> list[Table]:
         """What people are to see: where every label ended, what it saved, and how the runs were made."""
         saved = list(self.comparisons())
@@ -118,7 +123,7 @@ class Comparison:
             "true steps",
             "seconds",
             "true return",
-            "true success",
+            f"true {self.outcome}",
             "imagined return",
             "gap",
             "doubted",
@@ -180,9 +185,9 @@ class Comparison:
         gap = group.final("imagined") - group.final("true")
         figures = {
             "true": ("true return", student(group.final("true"))),
-            "true_success": ("true success", student(group.final("true_success"))),
+            "true_success": (f"true {self.outcome}", student(group.final("true_success"))),
             "imagined": ("imagined return", student(group.final("imagined"))),
-            "imagined_success": ("imagined success", student(group.final("imagined_success"))),
+            "imagined_success": (f"imagined {self.outcome}", student(group.final("imagined_success"))),
             "gap": ("gap: imagined - true return", student(gap)),
             "doubted": ("imagined episodes that the world doubts", student(group.final("doubted"))),
         }
@@ -214,6 +219,11 @@ def compare(config: Compare) -> tuple[Comparison, Report, list[Path]]:
         raise ValueError(
             f"--runs: none of {', '.join(left_out)} is a run of 'neuralsim rl' that was looked at ({FILE})"
         )
+    for folder, curve in curves.items():
+        if curve.points[-1].true is None:
+            raise ValueError(
+                f"{folder}: was looked at in imagination alone, and runs are compared by what they are worth in truth"
+            )
     tasks = {(c.world, c.task): folder for folder, c in curves.items()}
     if len(tasks) > 1:
         said = ", ".join(f"{world} {task}: {folder}" for (world, task), folder in tasks.items())

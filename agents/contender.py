@@ -15,6 +15,7 @@ from neuralsim.agents.driver import Policy
 from neuralsim.agents.evaluation import RandomPolicy
 from neuralsim.agents.policy_file import LoadedPolicy, PolicyNote, load_policy, read_note
 from neuralsim.catalog import World, open_world
+from neuralsim.envs.wish import learned_name, world_name
 from neuralsim.spec import WorldSpec
 
 WORDS = ("random", "still")
@@ -48,21 +49,23 @@ class StillPolicy:
 def find_contender(
     source: str, world: str, model: str | World | None = None, name: str = "", seed: int = 0, device: str = "auto"
 ) -> Contender:
-    """``source``: one of WORDS, or the path of a policy's ``.zip``; ``world``: the true world's name; ``model``: the learned one,
-    by default the one that the policy was trained with, or ``<world>-latent``; ``seed``: of those who act by chance.
+    """``source``: one of WORDS, or the path of a policy's ``.zip``; ``world``: the true world's name, or a learned one's name or
+    folder; ``model``: the learned one, by default that, or the one that the policy was trained with, or what ships for the
+    true world's name; ``seed``: of those who act by chance.
 
     Raises FileNotFoundError for what is not there, and ValueError for a policy of another world, or of observations that
     ``model`` does not give.
     """
     note = note_of(source)
-    if note.world and note.world != world:
-        raise ValueError(f"{source}: this policy was trained in {note.world!r}; asked to try it in {world!r}")
+    true = world_name(world, device)
+    if note.world and note.world != true:
+        raise ValueError(f"{source}: this policy was trained in {note.world!r}; asked to try it in {true!r}")
     try:
-        opened = open_world(model or note.model or f"{world}-latent", device)
+        opened = open_world(model or model_name(world, note), device)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{source}: {error}; say with --model which world it was trained with") from error
-    if opened.spec.name != world:
-        raise ValueError(f"--model: {opened.folder or model} is a world of {opened.spec.name!r}, asked for {world!r}")
+    if opened.spec.name != true:
+        raise ValueError(f"--model: {opened.folder or model} is a world of {opened.spec.name!r}, asked for {true!r}")
     spec = opened.spec
     if source == "random":
         return Contender(name or source, opened, "features", lambda: RandomPolicy(spec, seed))
@@ -70,6 +73,13 @@ def find_contender(
         return Contender(name or source, opened, "features", lambda: StillPolicy(spec))
     policy = load_policy(source, spec.action_size, spec.action_space() if spec.discrete else None)
     return Contender(name or Path(source).stem, opened, _sees(policy, opened), lambda: policy)
+
+
+def model_name(world: str, note: PolicyNote) -> str:
+    """The learned world in which a policy with that ``note`` is tried where nobody says which: ``world`` itself if it is one, else
+    the one that the policy was trained with, else what ships for the name."""
+    own = learned_name(world)
+    return own if own == world else note.model or own
 
 
 def note_of(source: str) -> PolicyNote:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from math import inf
 
 import torch
@@ -12,7 +12,8 @@ import torch
 from neuralsim.agents.arena import Arena, DreamArena, TrueArena
 from neuralsim.agents.contender import Contender
 from neuralsim.agents.evaluation import SLOTS, Tally, evaluate
-from neuralsim.catalog import Starts
+from neuralsim.catalog import Starts, World
+from neuralsim.envs.frame_fit import Size
 from neuralsim.envs.wish import Wish
 
 FIRST_SEED = 2_000_000
@@ -35,9 +36,12 @@ class Contest:
     doubt_limit: float = inf
     deterministic: bool = True
 
-    def starts(self, size: int) -> Starts:
-        """Where all attempts begin, drawn at ``size`` pixels."""
-        return self.wish.starts(self.episodes, FIRST_SEED + self.seed, size)
+    def starts(self, world: World) -> Starts:
+        """Where all attempts begin, in frames of ``world``."""
+        seed = FIRST_SEED + self.seed
+        if self.wish.truth is None:
+            return self.wish.starts_in(world, self.episodes, seed)
+        return _starts(self.wish, self.episodes, seed, (world.spec.height, world.spec.width))
 
     def imagined(self, contender: Contender, tick: Tick | None = None) -> Tally:
         """How ``contender`` fares in its world's imagination; ``tick`` hears of finished episodes."""
@@ -48,8 +52,14 @@ class Contest:
         return self._try(contender, TrueArena, tick)
 
     def _try(self, contender: Contender, make: Callable[..., Arena], tick: Tick | None) -> Tally:
-        starts = self.starts(contender.world.spec.height)
+        starts = self.starts(contender.world)
         arena = make(contender.world, self.wish, starts, min(SLOTS, self.episodes), contender.sees)
         with torch.random.fork_rng(devices=[]):  # policies draw from torch's own generator
             torch.manual_seed(self.seed)
             return evaluate(contender.make(), arena, self.episodes, self.deterministic, tick)
+
+
+@lru_cache(maxsize=4)
+def _starts(wish: Wish, episodes: int, seed: int, size: Size) -> Starts:
+    """Made once for all who begin there: a reset may take longer than an attempt."""
+    return wish.starts(episodes, seed, size)

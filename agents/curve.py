@@ -31,16 +31,17 @@ class Figure:
 class Point:
     """One look at the policy. steps: environment steps it has learned from; true_steps: those of them made in the true world;
     seconds: of learning alone, evaluation not counted. imagined and true: mean return from the same starts; the
-    ``_success`` the share of wishes that came true; doubted: share of imagined episodes in which the world came
-    to doubt its dream. policy: its file, relative to the run."""
+    ``_success`` the share of wishes that came true (or of episodes that ended, see Curve); true ones are None where no true
+    world is known. doubted: share of imagined episodes in which the world came to doubt its dream. policy: its file, relative
+    to the run."""
 
     steps: int
     true_steps: int
     seconds: float
     imagined: Figure
     imagined_success: Figure
-    true: Figure
-    true_success: Figure
+    true: Figure | None
+    true_success: Figure | None
     doubted: float
     policy: str = ""
 
@@ -48,7 +49,7 @@ class Point:
 @dataclass(frozen=True)
 class Curve:
     """A run: label (imagined, real, refresh, clone, random, or the user's own), world, task, algorithm, seed, the settings it was
-    made with, under what circumstances, and its points, oldest first."""
+    made with, under what circumstances, its points, oldest first, and what an end means there (see Wish)."""
 
     label: str
     world: str
@@ -58,6 +59,7 @@ class Curve:
     settings: Mapping[str, Any] = field(default_factory=dict)
     circumstances: Mapping[str, Any] = field(default_factory=dict)
     points: tuple[Point, ...] = ()
+    outcome: str = "success"
 
     def save(self, folder: Path) -> Path:
         """Write ``folder/curve.json``, whole or not at all."""
@@ -72,14 +74,18 @@ def summary(curve: Curve) -> Report:
     rows = []
     for key, label in (
         ("true", "true return"),
-        ("true_success", "true success"),
+        ("true_success", f"true {curve.outcome}"),
         ("imagined", "imagined return"),
-        ("imagined_success", "imagined success"),
+        ("imagined_success", f"imagined {curve.outcome}"),
     ):
-        f: Figure = getattr(last, key)
-        rows.append(Row(key, label, f.value, low=f.low, high=f.high, n=f.n, better="high"))
+        f: Figure | None = getattr(last, key)
+        if f is None:
+            continue
+        better = "" if key.endswith("success") and curve.outcome != "success" else "high"
+        rows.append(Row(key, label, f.value, low=f.low, high=f.high, n=f.n, better=better))
+    if last.true is not None:
+        rows.append(Row("gap", "gap: imagined - true return", last.imagined.value - last.true.value))
     rows += [
-        Row("gap", "gap: imagined - true return", last.imagined.value - last.true.value),
         Row("doubted", "imagined episodes that the world doubts", last.doubted),
         Row("steps", "steps learned from", last.steps),
         Row("true_steps", "of them in the true world", last.true_steps),
@@ -112,4 +118,4 @@ def load_curve(folder: Path) -> Curve:
 
 
 def _point(raw: dict[str, Any]) -> Point:
-    return Point(**(raw | {k: Figure(**raw[k]) for k in FIGURES}))
+    return Point(**(raw | {k: None if raw[k] is None else Figure(**raw[k]) for k in FIGURES}))

@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from rich.table import Table
 
-from neuralsim.agents.dream import Dream
-from neuralsim.agents.driver import Driver
-from neuralsim.agents.explorer import PushTExplorer
-from neuralsim.agents.keyboard import Keyboard
+from neuralsim.agents.collect import Collect, collect_episode
+from neuralsim.agents.collector import COLLECTORS
+from neuralsim.agents.held_out import HELD_OUT_SEED
+from neuralsim.agents.judges import find_judge
+from neuralsim.agents.measurement import training_record
 from neuralsim.agents.recorder import VideoWriter
-from neuralsim.agents.session import Moment, Session
-from neuralsim.agents.window import Painter
-from neuralsim.catalog import open_world
-from neuralsim.envs.pusht import PushTRealEnv
-from neuralsim.envs.pusht_reader import PushTReader
-from neuralsim.episode import write_atomically
+from neuralsim.catalog import World, open_world
+from neuralsim.dreaming import Rollouts, Windows, roll_out, sample_windows
+from neuralsim.episode import EpisodeStore, write_atomically
+from neuralsim.judge import Judge, pixel_headlines
 from neuralsim.picture import draw_strip
-from neuralsim.score import mask_iou, psnr, squared_error
+from neuralsim.score import squared_error
 
 HORIZONS = (1, 5, 10, 20, 30, 45, 60)
 """Steps of the dream that the table and the picture show, as far as the episode goes."""
-CANDIDATES = 12
-"""True episodes tried; the one in which the block is pushed most is dreamt, because little is to be seen in the others."""
+CANDIDATES = 6
+"""True episodes tried; the one in which most is seen to happen is dreamt."""
+MAGNIFIED = 256
+"""Panels of the video are about this high, in pixels."""
+GAP = 8
+"""Pixels between them."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +43,13 @@ class Demo:
 
     world: str = "pusht"
     """Name of a shipped world, or the folder of one of your own."""
+    data: Path | None = None
+    """Episode store whose held-out episodes are shown. By default one is played anew in the true world (pusht, tworoom,
+    carracing), or taken from the store that the world was trained on."""
     steps: int = 60
-    """Length of the episode; ten steps are a second."""
+    """Length of the dream, or less where no episode is as long."""
     seed: int = 0
-    """Seed of start, actions and the dream's noise."""
+    """Seed of episode and noise."""
     out: Path = Path("runs/demo")
     """Folder for the video and the picture."""
     json: Path | None = None
@@ -59,18 +68,11 @@ class Demo:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well dream and truth agree after ``step`` steps.
-
-    pusher_error in units of the 512-wide workspace, None where no pusher is seen in the dream; block_iou: overlap of the two
-    blocks' pixels, 0..1, None where neither shows a block; block_iou_still: the same had nothing moved since the start; psnr
-    in dB.
-    """
+    """How well dream and truth agree after ``step`` steps: each figure's value, and what it were had nothing moved since the start;
+    None where it does not apply."""
 
     step: int
-    pusher_error: float | None
-    block_iou: float | None
-    block_iou_still: float | None
-    psnr: float
+    figures: Mapping[str, tuple[float | None, float | None]]
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class DemoReport:
     """What the demo found, and where it wrote the video and the picture."""
 
     world: str
-    start: int
+    episode: str
     steps: int
     seconds: float
     agreement: tuple[Agreement, ...]
@@ -87,13 +89,14 @@ class DemoReport:
 
     def table(self) -> Table:
         """The agreement for people."""
-        table = Table(title=f"dream against truth, {self.world}, start {self.start}")
-        for name in ("steps", "pusher off by", "block IoU", "had nothing moved", "PSNR"):
+        table = Table(
+            title=f"dream against truth, {self.world}, {self.episode}", caption="in brackets: had nothing moved"
+        )
+        table.add_column("steps", justify="right")
+        for name in self.agreement[0].figures:
             table.add_column(name, justify="right")
         for a in self.agreement:
-            off = "not seen" if a.pusher_error is None else f"{a.pusher_error:.1f} of 512"
-            overlaps = ("not seen" if x is None else f"{x:.2f}" for x in (a.block_iou, a.block_iou_still))
-            table.add_row(str(a.step), off, *overlaps, f"{a.psnr:.1f} dB")
+            table.add_row(str(a.step), *(f"{_told(v)} ({_told(still)})" for v, still in a.figures.values()))
         return table
 
     def to_json(self) -> str:
@@ -102,40 +105,42 @@ class DemoReport:
 
 
 def demo(config: Demo) -> DemoReport:
-    """Dream, compare, write. The true simulator is in the same state at the start and gets the same actions, nothing more."""
+    """Dream, compare, write. The dream sees the episode's first frames, then only its actions. Raises ValueError where nothing says
+    which episodes to show."""
     world = open_world(config.world, config.device)
-    dream = Dream(world, config.precision)
-    start, seed = _liveliest(dream, config)
-    session = Session(dream, Driver("explorer", PushTExplorer(seed), "state"), Keyboard(), config.seed)
-    session.start = start
-    moments = [session.same_start()]
-    session.hand_over()
-    painter = Painter()
+    judge = find_judge(world.spec)
+    with _candidates(config, world) as windows:
+        chosen = _liveliest(windows)
+        begin = time.perf_counter()
+        r = roll_out(
+            world.model,
+            chosen,
+            range(chosen.steps + 1),
+            None if judge is None else judge.reader,
+            seed=config.seed,
+            precision=config.precision,
+            keep=1,
+        )
+        seconds = time.perf_counter() - begin
+        where = _name(chosen, config)
+    assert r.frames is not None
+    dream, truth = (frames[0] for frames in r.frames)
     config.out.mkdir(parents=True, exist_ok=True)
-    video = VideoWriter(config.out / "demo.mp4", dream.spec.rate_hz)
-    seconds = 0.0
+    video = VideoWriter(config.out / "demo.mp4", world.spec.rate_hz)
     try:
-        video.add(painter.video_frame(moments[0], dream.doubt_limit))
-        for _ in range(config.steps):
-            begin = time.perf_counter()
-            moment = session.advance()
-            seconds += time.perf_counter() - begin
-            assert moment is not None  # the session is not paused
-            moments.append(moment)
-            video.add(painter.video_frame(moment, dream.doubt_limit))
+        for pair in zip(dream, truth, strict=True):
+            video.add(_panels(*pair))
     finally:
         video.close()
-        session.close()
-    shown = sorted({0, *(h for h in HORIZONS if h <= config.steps), config.steps})
+    shown = sorted({0, *(h for h in HORIZONS if h <= chosen.steps), chosen.steps})
     picture = config.out / "demo.png"
-    true, imagined = (np.stack([getattr(moments[s], name) for s in shown])[None] for name in ("truth", "dream"))
-    draw_strip(picture, true, imagined, shown)
+    draw_strip(picture, truth[None, shown], dream[None, shown], shown)
     report = DemoReport(
         world=config.world,
-        start=start,
-        steps=config.steps,
+        episode=where,
+        steps=chosen.steps,
         seconds=round(seconds, 3),
-        agreement=_agreement(moments, shown[1:]),
+        agreement=_agreement(r, judge, shown[1:]),
         video=os.fspath(video.path),
         picture=os.fspath(picture),
     )
@@ -145,45 +150,85 @@ def demo(config: Demo) -> DemoReport:
     return report
 
 
-def _liveliest(dream: Dream, config: Demo) -> tuple[int, int]:
-    """A start and an explorer's seed that push the block about in the true simulator (the dream is not asked)."""
-    env = PushTRealEnv(size=8, observation="state")
-    rng = np.random.default_rng(config.seed)
-    best = (-1.0, 0, 0)
-    for _ in range(CANDIDATES):
-        start, seed = int(rng.integers(len(dream.start_states))), int(rng.integers(2**31))
-        explorer, segment = PushTExplorer(seed), None
-        observation, _ = env.reset(options={"state": dream.start_states[start]})
-        way = 0.0
-        for left in range(config.steps, 0, -1):
-            before = observation
-            action, segment = explorer.predict(observation, segment)
-            observation, *_ = env.step(action)
-            # A block half outside the workspace is half out of sight.
-            inside = (observation[2:4] > 60).all() and (observation[2:4] < 452).all()
-            way += left * float(np.linalg.norm(observation[2:4] - before[2:4])) * inside  # rather early than late
-        best = max(best, (way, start, seed))
-    env.close()
-    return best[1:]
-
-
-def _agreement(moments: list[Moment], steps: list[int]) -> tuple[Agreement, ...]:
-    reader = PushTReader(moments[0].dream.shape[0])
-    dreamt, true = (np.stack([getattr(m, name) for m in moments]) for name in ("dream", "truth"))
-    seen, real = reader(dreamt[steps]), reader(true[[0, *steps]])
-    overlap = mask_iou(seen.mask, real.mask[1:])
-    still = mask_iou(np.repeat(real.mask[:1], len(steps), 0), real.mask[1:])
-    likeness = psnr(squared_error(dreamt[steps], true[steps]))
-    places = np.stack([moments[s].state[:2] for s in steps])
-    error = np.linalg.norm(seen.pusher - places, axis=-1)
-    error = np.where(seen.pusher_found, error, np.nan)
-    return tuple(
-        Agreement(
-            step, _figure(error[i], 2), _figure(overlap[i], 4), _figure(still[i], 4), round(float(likeness[i]), 2)
+@contextmanager
+def _candidates(config: Demo, world: World) -> Iterator[Windows]:
+    """Windows of episodes that the world has not learned from."""
+    spec, rng = world.spec, np.random.default_rng(config.seed)
+    trained: str = training_record(world).get("store", "")
+    if config.data is None and spec.name in COLLECTORS and spec.height == spec.width:
+        with tempfile.TemporaryDirectory(prefix="neuralsim-demo-") as folder:
+            steps = spec.context - 1 + config.steps
+            collection = Collect(spec.name, out=Path(folder), steps=steps, seed=HELD_OUT_SEED, size=spec.height)
+            collector = collection.collector
+            first = CANDIDATES * config.seed
+            episodes = [collect_episode(collection, first + i) for i in range(CANDIDATES)]
+            store = EpisodeStore.create(folder, collector.spec(spec.height), collector.state_names)
+            store.add(episodes)
+            yield _windows(store, config.steps, spec.context, rng, all_held_out=True)
+    elif config.data is not None or (trained and (Path(trained) / "store.json").is_file()):
+        store = EpisodeStore(trained if config.data is None else config.data)
+        if store.spec.frame_shape != spec.frame_shape or store.spec.action_names != spec.action_names:
+            raise ValueError(f"demo: the world is {spec}, the episodes in {store.folder} are of {store.spec}")
+        yield _windows(store, config.steps, spec.context, rng, all_held_out=False)
+    else:
+        raise ValueError(
+            f"world {spec.name!r}: its true world cannot be made here, and the episodes it was trained on are not known or not "
+            "there; give a store with --data"
         )
-        for i, step in enumerate(steps)
-    )
 
 
-def _figure(value: float, digits: int) -> float | None:
-    return round(float(value), digits) if np.isfinite(value) else None
+def _windows(store: EpisodeStore, steps: int, context: int, rng: np.random.Generator, all_held_out: bool) -> Windows:
+    """CANDIDATES of them, as long as asked, or as the longest episode."""
+    kept = store.lengths if all_held_out else store.lengths[store.split(True)]
+    longest = int(kept.max()) + 1 - context if len(kept) else steps
+    return sample_windows(store, CANDIDATES, context, min(steps, max(1, longest)), rng, all_held_out)
+
+
+def _liveliest(windows: Windows) -> Windows:
+    """The one window in which frames come to differ most from the first."""
+    frames = windows.read().frames[:, windows.context - 1 :]
+    change = squared_error(frames[:, 1:], np.broadcast_to(frames[:, :1], frames[:, 1:].shape))
+    return windows.index(np.array([int(np.sqrt(change).mean(1).argmax())]))
+
+
+def _name(window: Windows, config: Demo) -> str:
+    episode, start = int(window.episodes[0]), int(window.starts[0])
+    played = config.data is None and window.store.folder.name.startswith("neuralsim-demo-")
+    return "an episode played anew" if played else f"{window.store.folder}, episode {episode} from step {start}"
+
+
+def _agreement(r: Rollouts, judge: Judge | None, steps: list[int]) -> tuple[Agreement, ...]:
+    figures = (*pixel_headlines(r), *(judge.headlines(r) if judge is not None else ()))
+    told = []
+    for step in steps:
+        c = r.column(step)
+        told.append(
+            Agreement(
+                step,
+                {
+                    f.label.removesuffix(", median") + (f" ({f.unit})" if f.unit else ""): (
+                        _figure(f.values[0, c]),
+                        None if f.copied is None else _figure(f.copied[0, c]),
+                    )
+                    for f in figures
+                },
+            )
+        )
+    return tuple(told)
+
+
+def _panels(dream: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Dream, truth and their difference side by side, magnified, with even sides for the encoder."""
+    scale = max(1, MAGNIFIED // dream.shape[0])
+    difference = np.abs(dream.astype(np.int16) - truth).astype(np.uint8)
+    panels = [p.repeat(scale, 0).repeat(scale, 1) for p in (dream, truth, difference)]
+    gap = np.full((len(panels[0]), GAP, 3), 24, np.uint8)
+    return np.concatenate([panels[0], gap, panels[1], gap, panels[2]], 1)
+
+
+def _figure(value: float) -> float | None:
+    return round(float(value), 4) if np.isfinite(value) else None
+
+
+def _told(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

@@ -7,40 +7,44 @@ from dataclasses import dataclass
 import numpy as np
 
 from neuralsim.catalog import World
+from neuralsim.envs.wish import shipped_starts
 from neuralsim.imagination import Imagination, Snapshot
-
-STATE_SIZE = 5
-"""Numbers of Push-T's true state."""
+from neuralsim.task import FunctionTask
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A frame uint8 ``(h, w, 3)`` and what the model reads of it: coverage, probability of success, and how unsure it is."""
+    """A frame uint8 ``(h, w, 3)`` and what the model reads of it: reward, probability of an end (each NaN where it reads none), the
+    true state ``(s,)`` as it takes it to be (empty where it tells none), and how unsure it is."""
 
     frame: np.ndarray
-    coverage: float
-    success: float
+    reward: float
+    end: float
+    states: np.ndarray
     doubt: float
 
 
 class Dream:
-    """A World's model dreaming from the World's own starts; these must know the true state, or there is no truth to show beside."""
+    """A World's model dreaming from the World's own starts; a ValueError where it has none."""
 
     def __init__(self, world: World, precision: str = "auto") -> None:
-        if world.spec.name != "pusht":
-            raise ValueError(f"world {world.spec.name!r}: play knows the true simulator of 'pusht' only")
-        starts = world.starts
-        if starts is None or starts.states is None or starts.states.shape[-1] != STATE_SIZE:
-            raise ValueError(
-                f"world {world.folder or world.spec.name}: play needs starts.npz with the true states (N, t, {STATE_SIZE}), so that "
-                "the simulator can begin where the dream does; Starts(frames, actions, states).save(path) writes such a file"
-            )
+        self.starts = shipped_starts(world)
         self.spec = world.spec
         self.feature_size = world.model.feature_size
-        self.start_states: np.ndarray = starts.states[:, -1].astype(np.float64)
-        """float64 ``(N, 5)``: the true state where each start's dream begins."""
         # A player plays on: nothing is cut off at a horizon or where the model is unsure, it is only shown.
-        self._dreams = Imagination(world.model, starts=starts, horizon=None, precision=precision)
+        nothing = FunctionTask(lambda before, action, after: 0 * after.features[:, 0])
+        self._dreams = Imagination(world.model, nothing, starts=self.starts, horizon=None, precision=precision)
+        self.reset(0, 0)
+        told = self.look().states
+        names = tuple(getattr(world.model, "config", {}).get("state_names") or ())
+        self.state_names = names if len(names) == len(told) else tuple(f"state {i}" for i in range(len(told)))
+
+    @property
+    def start_states(self) -> np.ndarray:
+        """float64 ``(N, s)``: the true state where each start's dream begins; a ValueError where nobody knows it."""
+        if self.starts.states is None:
+            raise ValueError(f"world {self.spec.name!r}: its starts do not know their true states")
+        return self.starts.states[:, -1].astype(np.float64)
 
     def reset(self, start: int, seed: int) -> None:
         """Begin at shipped start ``start``; the same seed and actions give the same dream."""
@@ -52,9 +56,13 @@ class Dream:
 
     def look(self) -> Seen:
         """What there is to see now."""
-        view = self._dreams.view
-        coverage, success = float(view.read("reward")[0]), float(view.read("terminated")[0])
-        return Seen(self._dreams.frames()[0], coverage, success, float(self._dreams.uncertainty()[0]))
+        view, heads = self._dreams.view, self._dreams.model.head_names
+        reward, end = (float(view.read(head)[0]) if head in heads else np.nan for head in ("reward", "terminated"))
+        try:
+            states = view.world_state[0].double().cpu().numpy()
+        except TypeError:  # it tells none
+            states = np.zeros(0)
+        return Seen(self._dreams.frames()[0], reward, end, states, float(self._dreams.uncertainty()[0]))
 
     def features(self) -> np.ndarray:
         """float32 ``(d,)``."""

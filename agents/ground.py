@@ -16,7 +16,7 @@ from neuralsim.catalog import Starts, World
 from neuralsim.envs.features import FeatureVecEnv
 from neuralsim.envs.moves import MoveVecEnv
 from neuralsim.envs.sb3 import ImaginedVecEnv
-from neuralsim.envs.wish import Wish, WishedEnv, find_wish
+from neuralsim.envs.wish import Wish
 from neuralsim.task import DoubtTask, Task
 
 
@@ -53,15 +53,11 @@ def true_ground(
 ) -> VecEnv:
     """``slots`` true simulators; ``world``'s encoder makes the features. ``processes``: each in a process of its own, which
     pays where there are as many processor cores."""
-    makers = [partial(_true_env, wish.world, wish.name, world.spec.height)] * slots
+    makers = [partial(wish.env, (world.spec.height, world.spec.width))] * slots
     env: VecEnv = SubprocVecEnv(makers) if processes else DummyVecEnv(makers)  # type: ignore[arg-type]
     if observation == "features":
         env = FeatureVecEnv(env, world.model)
     return Sound(MoveVecEnv(env) if moves else env)
-
-
-def _true_env(world: str, task: str, size: int) -> WishedEnv:
-    return find_wish(world, task).env(size)
 
 
 class Sound(VecEnvWrapper):

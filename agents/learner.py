@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 from torch import nn
@@ -16,6 +18,8 @@ ON_POLICY = ("ppo", "a2c", "recurrent-ppo")
 ALGORITHMS = (*ON_POLICY, "sac", "td3", "dqn")
 ROLLOUT = 4096
 """Steps, over all slots, between two updates of PPO: the same whether there are 256 slots or 8."""
+ACTS: Mapping[str, type[spaces.Space[Any]]] = {"sac": spaces.Box, "td3": spaces.Box, "dqn": spaces.Discrete}
+"""The kind of actions that an algorithm knows, where it does not know all."""
 BUFFER = 300_000
 """Transitions that off-policy algorithms keep."""
 NETWORK = [256, 256]
@@ -35,7 +39,11 @@ class Decay:
 
 
 def build(algorithm: str, env: VecEnv, pixels: bool, seed: int, device: str) -> tuple[Any, Decay]:
-    """A fresh SB3 algorithm on ``env``, and its learning rate."""
+    """A fresh SB3 algorithm on ``env``, and its learning rate. Raises ValueError where it does not know the actions there."""
+    known = ACTS.get(algorithm)
+    if known is not None and not isinstance(env.action_space, known):
+        others = ", ".join(a for a in ALGORITHMS if a not in ACTS or isinstance(env.action_space, ACTS[a]))
+        raise ValueError(f"--algo {algorithm}: does not act in {env.action_space}; here there are {others}")
     slots = env.num_envs
     rate = Decay({"ppo": 7e-4, "recurrent-ppo": 7e-4, "a2c": 7e-4, "dqn": 5e-4}.get(algorithm, 1e-3))
     settings: dict[str, Any] = {}

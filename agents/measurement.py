@@ -20,7 +20,7 @@ from neuralsim.long_play import LongPlayConfig, long_play
 from neuralsim.manifest import TRAINING
 from neuralsim.measure import MeasureConfig, measure
 from neuralsim.progress import progress
-from neuralsim.report import Report
+from neuralsim.report import Report, Row
 
 FRESH_STEPS = 25_600
 """Steps in as many fresh episodes as there are by default."""
@@ -135,13 +135,13 @@ def _fresh(config: Measure, world: World, near_goal: float | None = None) -> Epi
         )
 
 
-def _long_play(world: World, judge: Judge | None, config: Measure) -> list[Any]:
+def _long_play(world: World, judge: Judge | None, config: Measure) -> list[Row]:
     """The rows of long play under random keys, and of each driver."""
     starts = world.starts
     assert starts is not None
     steps = max(1, round(config.minutes * 60 * world.spec.rate_hz))
     chosen = np.arange(config.dreams) % len(starts)
-    rows = []
+    rows: list[Row] = []
     with progress() as bar:
         for name, driver in {"": None, **find_drivers(world.spec)}.items():
             task = bar.add_task(f"long play{', ' if name else ''}{name}", total=steps * config.dreams)

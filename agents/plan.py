@@ -13,11 +13,12 @@ from neuralsim.agents.course import Course
 from neuralsim.agents.film import film
 from neuralsim.agents.gap import Gap, gap_of
 from neuralsim.agents.journal import Journal
+from neuralsim.agents.outing import plan_outings
 from neuralsim.agents.pairs import Pair
 from neuralsim.agents.plan_actor import OracleActor
 from neuralsim.agents.plan_report import PLANNER, attempts_in, report_of
 from neuralsim.agents.planning import Planning
-from neuralsim.agents.stage import ORACLE, Stage, open_stage
+from neuralsim.agents.stage import ORACLE, Stage, open_stage, settle_course
 from neuralsim.agents.thrift import Thrift, thrift_of
 from neuralsim.envs.true_env import TrueEnv
 from neuralsim.progress import progress
@@ -31,11 +32,16 @@ Work = Callable[[], Attempt | Gap | Thrift]
 
 
 def plan(config: Planning, show: bool = False) -> tuple[Report, list[Path]]:
-    """Run the protocol; returns the figures and the files written.
+    """Run the protocol, or where the world's simulator begins by seed alone, plan for its reward (see ``agents.outing``); returns
+    the figures and the files written.
 
     Every finished attempt is kept at once: interrupt and call again to go on. Raises ValueError for a world, model, goal
     or search that does not do, before anything runs, and where ``config.folder`` holds attempts of other settings.
     """
+    settled = settle_course(config)
+    if settled is None:
+        return plan_outings(config, show)
+    config = settled
     with progress(show) as bar:
         task = bar.add_task("held-out episodes", visible=False)
         stage = open_stage(config, lambda done, wanted: bar.update(task, completed=done, total=wanted, visible=True))

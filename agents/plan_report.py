@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from neuralsim.agents.attempt import CONTROLS, Attempt, share_solved
+from neuralsim.agents.attempt import CONTROLS, Attempt, Decision, share_solved
 from neuralsim.agents.gap import LOOKAHEADS, Gap
 from neuralsim.agents.journal import Journal
 from neuralsim.agents.planning import STANDARD_AHEAD
@@ -32,7 +32,10 @@ def report_of(stage: Stage, journal: Journal) -> Report:
     attempts = [a for a in attempts_in(journal) if a.pair < config.episodes]
     by_actor = {name: [a for a in attempts if a.actor == name] for name in (PLANNER, ORACLE, *CONTROLS)}
     ours = by_actor[PLANNER]
-    rows = [*_success_rows(stage, ours, PLANNER), *_effort_rows(ours, timed=stage.name != ORACLE)]
+    rows = [
+        *_success_rows(stage, ours, PLANNER),
+        *effort_rows([d for a in ours for d in a.decisions], timed=stage.name != ORACLE),
+    ]
     for name in (ORACLE, *CONTROLS):
         rows += _success_rows(stage, by_actor[name], name)
     gaps = [Gap.from_dict(line["gap"]) for line in journal.lines if "gap" in line]
@@ -81,9 +84,8 @@ def _success_rows(stage: Stage, attempts: Sequence[Attempt], actor: str) -> Iter
             )
 
 
-def _effort_rows(attempts: Sequence[Attempt], timed: bool) -> Iterator[Row]:
+def effort_rows(decisions: Sequence[Decision], timed: bool = False) -> Iterator[Row]:
     """Time and evaluations per decision; ``timed``: whether there is a time to keep to."""
-    decisions = [d for a in attempts for d in a.decisions]
     if not decisions:
         return
     ms = np.array([d.ms for d in decisions])

@@ -17,10 +17,11 @@ STANDARD_AHEAD = 25
 
 @dataclass(frozen=True)
 class Planning:
-    """Plan in a learned world and act in the true one: start and goal pairs, success, time per decision, controls."""
+    """Plan in a learned world and act in the true one: start and goal pairs, success, time per decision, controls. A world whose
+    simulator begins by seed alone is planned for its own reward instead."""
 
     world: str = "pusht"
-    """The true world: pusht or tworoom."""
+    """Name of a world (pusht, tworoom, carracing), or the folder of one of your own."""
     goal: str = "held-out"
     """Where pairs come from: held-out (episodes never trained on), random (fresh ones from the simulator), or a PNG of the goal."""
     episodes: int = 100
@@ -100,4 +101,6 @@ class Planning:
             return self.out
         goal = [] if self.goal == "held-out" else [Path(self.goal).stem]
         ahead = [] if self.ahead == STANDARD_AHEAD else [str(self.ahead)]
-        return Path("runs/plan") / "-".join([self.world, *goal, *ahead])
+        world = Path(self.world)
+        name = world.parent.name if world.name == "world" and world.parent.name else world.name
+        return Path("runs/plan") / "-".join([name, *goal, *ahead])

@@ -26,30 +26,29 @@ HOLD = 10
 def film_policy(
     path: Path, policy: Policy, world: World, wish: Wish, starts: Starts, observation: Observation = "features"
 ) -> Path:
-    """Write ``path`` (mp4): one column per start, truth above, dream below; a picture's frame turns green when the wish came
-    true there, and grey when the episode ended otherwise."""
+    """Write ``path`` (mp4): one column per start, truth (where it is known) above, dream below; a picture's frame turns green when
+    the wish came true there, and grey when the episode ended otherwise."""
     n = len(starts)
-    arenas: list[Arena] = [
-        TrueArena(world, wish, starts, n, observation),
-        DreamArena(world, wish, starts, n, observation, float("inf")),
-    ]
-    shots = [_play(arena, policy) for arena in arenas]
+    arenas: dict[str, Arena] = {} if wish.truth is None else {"truth": TrueArena(world, wish, starts, n, observation)}
+    arenas["dream"] = DreamArena(world, wish, starts, n, observation, float("inf"))
+    shots = {name: _play(arena, policy, wish.outcome == "success") for name, arena in arenas.items()}
     video = VideoWriter(path, world.spec.rate_hz)
     try:
-        length = max(len(shot) for shot in shots)
+        length = max(len(shot) for shot in shots.values())
         for t in [*range(length), *[length - 1] * HOLD]:
-            video.add(_page([shot[min(t, len(shot) - 1)] for shot in shots], min(t, length - 1)))
+            rows = {name: shot[min(t, len(shot) - 1)] for name, shot in shots.items()}
+            video.add(_page(rows, min(t, length - 1)))
     finally:
         video.close()
     return path
 
 
-def _play(arena: Arena, policy: Policy) -> list[list[np.ndarray]]:
+def _play(arena: Arena, policy: Policy, wins: bool) -> list[list[np.ndarray]]:
     """The arena's pictures after each step, framed by what became of them."""
     shots: list[list[np.ndarray]] = []
 
     def look(live: np.ndarray, won: np.ndarray) -> None:
-        colours = [GREEN if w else WHITE if alive else GREY for w, alive in zip(won, live, strict=True)]
+        colours = [GREEN if w and wins else WHITE if alive else GREY for w, alive in zip(won, live, strict=True)]
         shots.append([_framed(f, c) for f, c in zip(arena.frames(), colours, strict=True)])
 
     evaluate(policy, arena, arena.slots, watch=look)
@@ -62,9 +61,9 @@ def _framed(frame: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
     return cv2.copyMakeBorder(large, edge, edge, edge, edge, cv2.BORDER_CONSTANT, value=colour)
 
 
-def _page(rows: list[list[np.ndarray]], step: int) -> np.ndarray:
+def _page(rows: dict[str, list[np.ndarray]], step: int) -> np.ndarray:
     lines = []
-    for name, pictures in zip(("truth", "dream"), rows, strict=True):
+    for name, pictures in rows.items():
         strip = np.concatenate(pictures, 1)
         head = np.full((2 * GAP, strip.shape[1], 3), 255, np.uint8)
         words = f"{name}, step {step}"

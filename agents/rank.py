@@ -3,7 +3,7 @@ imagination and in truth, and how well the two agree."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -15,7 +15,7 @@ from neuralsim.agents.contender import Contender, find_contender, note_of, short
 from neuralsim.agents.contest import Contest
 from neuralsim.agents.evaluation import Tally
 from neuralsim.agents.learning_picture import Score, draw_ranking
-from neuralsim.envs.wish import Wish, find_wish
+from neuralsim.envs.wish import Wish, learned_name, wish_for
 from neuralsim.progress import progress
 from neuralsim.report import Bar, Report, Row, circumstances, row_of
 from neuralsim.score import CrossedBootstrap, Estimate, mmrv, pearson, rank_correlation
@@ -25,7 +25,7 @@ ENOUGH = 8
 BAR = Bar(least=0.9)
 """What the correlation of imagined and true success must reach."""
 KINDS = {"success": "success", "return": "returns"}
-"""What is compared, and where a Tally keeps it."""
+"""What is compared, and where a Tally keeps it. Success only where a wish knows one, see ``Wish.outcome``."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class Rank:
     """Try policies in imagination and in truth, and see whether both put them in the same order."""
 
     world: str = "pusht"
-    """Name of the true world: pusht or tworoom."""
+    """Name of a world (pusht, tworoom, carracing), or the folder of one of your own."""
     policies: tuple[str, ...] = ()
     """Policies' .zip files, 8 or more of differing skill; also the words random (uniform actions) and still (none)."""
     task: str | None = None
     """What is to be done; by default what the policies were trained for."""
     model: str | None = None
-    """The learned world (name or folder) to dream in, and whose features are seen; by default, for each policy, the one that it
-    was trained with."""
+    """The learned world (name or folder) to dream in, and whose features are seen; by default the folder given, or, for each
+    policy, the one that it was trained with."""
     episodes: int = 100
     """Attempts of each policy on each side, from the same starts for all."""
     stochastic: bool = False
@@ -70,25 +70,29 @@ class Rank:
 
 @dataclass(frozen=True)
 class Ranking:
-    """What came of it, best policy in truth first. imagined, true: tallies by policy, episode by episode from the same starts."""
+    """What came of it, best policy in truth first. imagined, true: tallies by policy, episode by episode from the same starts.
+    kinds: what is compared, the most important first."""
 
     names: tuple[str, ...]
     imagined: tuple[Tally, ...]
     true: tuple[Tally, ...]
     seed: int = 0
+    kinds: tuple[str, ...] = tuple(KINDS)
 
     def __post_init__(self) -> None:
         order = sorted(range(len(self.names)), key=lambda i: -self.true[i].returns.mean())
-        order.sort(key=lambda i: -self.true[i].success.mean())
+        if "success" in self.kinds:
+            order.sort(key=lambda i: -self.true[i].success.mean())
         for name in ("names", "imagined", "true"):
             object.__setattr__(self, name, tuple(getattr(self, name)[i] for i in order))
 
     def agreement(self) -> Iterator[Row]:
         """How well imagination and truth agree, with intervals over policies and starts."""
         resample = CrossedBootstrap(len(self.names), len(self.true[0]), seed=self.seed)
-        for kind, name in KINDS.items():
+        for kind in self.kinds:
+            name = KINDS[kind]
             imagined, true = (np.array([getattr(t, name) for t in side], float) for side in (self.imagined, self.true))
-            bar = BAR if kind == "success" and len(self.names) >= ENOUGH else None
+            bar = BAR if kind == self.kinds[0] and len(self.names) >= ENOUGH else None
             linear, order, worst = (resample(f, imagined, true) for f in (pearson, rank_correlation, mmrv))
             yield row_of(linear, f"pearson_{kind}", f"{kind}: Pearson's correlation", better="high", bar=bar)
             yield row_of(order, f"spearman_{kind}", f"{kind}: Spearman's rank correlation", better="high")
@@ -103,11 +107,11 @@ class Ranking:
         """A line for each policy."""
         table = Table(title=f"{len(self.names)} policies, {len(self.true[0])} attempts each, the same starts")
         table.add_column("")
-        for kind in KINDS:
+        for kind in self.kinds:
             for side in ("true", "imagined"):
                 table.add_column(f"{side} {kind}", justify="right", no_wrap=True)
         table.add_column("doubted", justify="right")
-        by_kind = [self.scores(kind) for kind in KINDS]
+        by_kind = [self.scores(kind) for kind in self.kinds]
         for i, name in enumerate(self.names):
             cells = [_said(e) for scores in by_kind for e in (scores[i].true, scores[i].imagined)]
             table.add_row(name, *cells, f"{self.imagined[i].doubted.mean():.2f}")
@@ -120,7 +124,7 @@ class Ranking:
     def report(self, title: str, about: Mapping[str, object]) -> Report:
         """The agreement, then every policy's scores."""
         rows = list(self.agreement())
-        for kind in KINDS:
+        for kind in self.kinds:
             for score in self.scores(kind):
                 for side, found in (("imagined", score.imagined), ("true", score.true)):
                     rows.append(
@@ -134,6 +138,7 @@ def rank(config: Rank, show: bool = False) -> tuple[Ranking, Report, list[Path]]
     policies, a task or a world that do not do, before anything runs."""
     contenders = _contenders(config)
     wish = _wish(config)
+    wish.true_world()  # says why there is none
     contest = Contest(wish, config.episodes, config.seed, config.doubt_limit, not config.stochastic)
     imagined, true = [], []
     with progress(show) as bar:
@@ -142,7 +147,8 @@ def rank(config: Rank, show: bool = False) -> tuple[Ranking, Report, list[Path]]
             bar.update(task, description=contender.name)
             imagined.append(contest.imagined(contender, lambda n: bar.advance(task, n)))
             true.append(contest.true(contender, lambda n: bar.advance(task, n)))
-    ranking = Ranking(tuple(c.name for c in contenders), tuple(imagined), tuple(true), config.seed)
+    kinds = tuple(KINDS) if wish.outcome == "success" else ("return",)
+    ranking = Ranking(tuple(c.name for c in contenders), tuple(imagined), tuple(true), config.seed, kinds)
     about: dict[str, object] = {
         "task": wish.name,
         "steps_allowed": wish.horizon,
@@ -157,12 +163,12 @@ def rank(config: Rank, show: bool = False) -> tuple[Ranking, Report, list[Path]]
         **circumstances(),
         "policies": dict(zip(short_names(config.policies), config.policies, strict=True)),
     }
-    report = ranking.report(f"ranking of policies in {config.world}", about)
-    folder = config.out or Path("runs/rank") / f"{config.world}-{wish.name}"
+    report = ranking.report(f"ranking of policies in {wish.world}", about)
+    folder = config.out or Path("runs/rank") / f"{wish.world}-{wish.name}".replace("/", "-")
     folder.mkdir(parents=True, exist_ok=True)
     picture = folder / "rank.png"
-    words = f"{config.world}, {wish.name}: {len(contenders)} policies, {config.episodes} attempts each"
-    draw_ranking(picture, words, {kind: ranking.scores(kind) for kind in KINDS}, _captions(report))
+    words = f"{wish.world}, {wish.name}: {len(contenders)} policies, {config.episodes} attempts each"
+    draw_ranking(picture, words, {kind: ranking.scores(kind) for kind in kinds}, _captions(report, kinds))
     files = [report.save(folder / "rank.json"), picture]
     if config.json is not None:
         files.append(report.save(config.json))
@@ -175,15 +181,15 @@ def _wish(config: Rank) -> Wish:
     if config.task is None and len(tasks) > 1:
         said = ", ".join(f"{source} for {task}" for task, source in tasks.items())
         raise ValueError(f"--policies: trained for different tasks ({said}); say with --task what is to be done")
-    return find_wish(config.world, config.task or next(iter(tasks), None))
+    return wish_for(config.world, config.task or next(iter(tasks), None), config.device)
 
 
 def _contenders(config: Rank) -> list[Contender]:
     """Those who need no file are imagined where the first of the others is."""
     models = [note.model for source in config.policies if (note := note_of(source)).model]
-    contenders = []
+    own, contenders = learned_name(config.world) == config.world, []
     for source, name in zip(config.policies, short_names(config.policies), strict=True):
-        model = config.model or note_of(source).model or next(iter(models), None)
+        model = config.model or (None if own else note_of(source).model or next(iter(models), None))
         contenders.append(find_contender(source, config.world, model, name, config.seed, config.device))
     return contenders
 
@@ -196,10 +202,10 @@ def _said(estimate: Estimate) -> str:
     return f"{estimate.value:.2f} ({estimate.low:.2f}..{estimate.high:.2f})"
 
 
-def _captions(report: Report) -> dict[str, str]:
+def _captions(report: Report, kinds: Sequence[str]) -> dict[str, str]:
     """What stands above each panel of the picture."""
     said = {}
-    for kind in KINDS:
+    for kind in kinds:
         r, rho, worst = (report[f"{name}_{kind}"] for name in ("pearson", "spearman", "mmrv"))
         words = f"Pearson {r.value:.2f} ({r.low:.2f}..{r.high:.2f}), Spearman {rho.value:.2f}, MMRV {worst.value:.2f}"
         said[kind] = f"{kind}: {words}"

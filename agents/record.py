@@ -20,18 +20,16 @@ import pygame
 
 from neuralsim.agents.collector import COLLECTORS, Collector, find_collector
 from neuralsim.agents.gym_collector import gym_collector
-from neuralsim.agents.keyboard import DIGITS, Keyboard
+from neuralsim.agents.keyboard import Keyboard
 from neuralsim.agents.record_window import RecordWindow, Told
 from neuralsim.agents.script import ScriptEvent, press, read_script
-from neuralsim.agents.steering import PAIRS, keyboard_for
+from neuralsim.agents.steering import keyboard_for
 from neuralsim.agents.take import Take
-from neuralsim.agents.teleop import MOVES, dummy_screen, stop_on_signals
+from neuralsim.agents.teleop import NAMES, dummy_screen, stop_on_signals
 from neuralsim.envs.gym_world import GymWorld
 from neuralsim.episode import EpisodeStore, write_atomically
 
 MESSAGE_SECONDS = 3.0
-NAMES = MOVES | {getattr(pygame, f"K_{key}"): key for key in (*(k for pair in PAIRS[2:] for k in pair), *DIGITS)}
-"""What each key of a hand is called by keyboards."""
 
 
 @dataclass(frozen=True)

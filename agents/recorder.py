@@ -1,8 +1,9 @@
 """Recorder: what was played, as a video of the panels and as episodes of both worlds.
 
 The video shows all that the screen showed. The episodes hold the timeline that was kept: a rewind takes steps back out, a reset begins
-the next episode. Each is written twice, as the simulator made it (store ``true``, with states) and as the model dreamt it (store
-``imagined``), apart so that nobody trains on dreams by accident; ``provenance["human"]`` says of each action whether a hand chose it.
+the next episode. Each is written as the model dreamt it (store ``imagined``), and where a truth is beside it as the simulator made it
+(store ``true``, with states), apart so that nobody trains on dreams by accident; ``provenance["human"]`` says of each action whether a
+hand chose it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,14 +21,11 @@ import numpy as np
 
 import neuralsim
 from neuralsim.agents.session import Moment
-from neuralsim.envs.pusht import STATE_NAMES
 from neuralsim.episode import Episode, EpisodeStore
 from neuralsim.spec import WorldSpec
 
 LONGEST = 1000
 """Steps after which an episode is written and the next one begins, so that an hour of play does not pile up in memory."""
-STORES = {"true": STATE_NAMES, "imagined": ()}
-"""Each kind of episode has its own store, and states only where they are known."""
 
 
 class VideoWriter:
@@ -70,7 +69,8 @@ class VideoWriter:
 
 @dataclass(frozen=True)
 class Recording:
-    """A finished recording: the video, its number of frames, and the folders of the episodes' shards (true and imagined in turn)."""
+    """A finished recording: the video, its number of frames, and the folders of the episodes' shards (true, if any, and imagined in
+    turn)."""
 
     video: Path
     frames: int
@@ -78,10 +78,12 @@ class Recording:
 
 
 class Recorder:
-    """Writes under ``folder``: ``*.mp4``, and the episode stores ``true`` and ``imagined``."""
+    """Writes under ``folder``: ``*.mp4``, and the episode stores ``imagined`` and, with the true states' names ``states``, ``true``."""
 
-    def __init__(self, folder: Path, spec: WorldSpec, seed: int = 0) -> None:
+    def __init__(self, folder: Path, spec: WorldSpec, seed: int = 0, states: Sequence[str] | None = None) -> None:
         self.folder, self.spec, self.seed = folder, spec, seed
+        self.stores: dict[str, tuple[str, ...]] = {} if states is None else {"true": tuple(states)}
+        self.stores["imagined"] = ()
         self.finished: list[Recording] = []
         self._video: VideoWriter | None = None
         self._kept: list[Moment] = []
@@ -101,7 +103,7 @@ class Recorder:
         """Begin at ``moment``, shown as ``image``."""
         if self._video is not None:
             raise RuntimeError("Recorder.start: already recording; stop it first")
-        for kind, names in STORES.items():  # a folder of another world is found out now, not when all is played
+        for kind, names in self.stores.items():  # a folder of another world is found out now, not when all is played
             EpisodeStore.create(self.folder / kind, self.spec, names)
         stamp = time.strftime("play-%Y%m%d-%H%M%S")
         name, number = f"{stamp}.mp4", 1
@@ -140,7 +142,7 @@ class Recorder:
         return recording
 
     def _write_episode(self, video: Path | None = None) -> None:
-        """Write what was kept as a true and as an imagined episode; a start without a step is nothing."""
+        """Write what was kept as an episode of each kind; a start without a step is nothing."""
         kept, self._kept = self._kept, []
         if len(kept) < 2:
             return
@@ -160,15 +162,16 @@ class Recorder:
             "version": neuralsim.__version__,
         }
         actions = np.stack([m.action for m in steps if m.action is not None]).astype(self.spec.action_dtype)
-        for kind, names in STORES.items():
+        for kind, names in self.stores.items():
             true = kind == "true"
-            coverage = [m.coverage_truth if true else m.coverage_dream for m in steps]
-            success = [m.success_truth if true else m.success_dream > 0.5 for m in steps]
+            sides = [m.true if true else m for m in steps]
+            rewards = [np.nan_to_num(side.reward) for side in sides if side is not None]
+            ends = [side.end > 0.5 for side in sides if side is not None]
             episode = Episode(
                 frames=np.stack([m.truth if true else m.dream for m in kept]),
                 actions=actions,
-                rewards=np.array(coverage, np.float32),
-                terminated=np.array(success, bool),
+                rewards=np.array(rewards, np.float32),
+                terminated=np.array(ends, bool),
                 truncated=truncated,
                 states=np.stack([m.state for m in kept]).astype(np.float32) if true else None,
                 provenance={"kind": kind, **provenance},

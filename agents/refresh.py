@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 
 import neuralsim
-from neuralsim.agents.collector import find_collector
+from neuralsim.agents.collector import COLLECTORS, find_collector
 from neuralsim.catalog import World, open_world
 from neuralsim.envs.features import Encoder
 from neuralsim.envs.moves import as_actions
 from neuralsim.envs.wish import Wish
 from neuralsim.episode import Episode, EpisodeStore
+from neuralsim.manifest import TRAINING, read_object
 from neuralsim.models.latent import LatentWorld
 from neuralsim.noise import Noise
 from neuralsim.recipe import Train
@@ -43,7 +45,6 @@ AHEAD = (10, 30)
 class Refresh:
     """Round ``number`` of a run in ``folder``: what was dreamt in first (``home``) and is dreamt in now (``world``)."""
 
-    name: str
     wish: Wish
     home: World
     world: World
@@ -71,23 +72,22 @@ class Refresh:
     def _act(self, policy: Any) -> EpisodeStore:
         """``episodes`` true episodes of the policy as it explores, added to the run's store; every fifth is held out."""
         model = self.home.model
-        size = model.spec.height
-        env = self.wish.env(size)
-        collector = find_collector(self.name)
-        store = EpisodeStore.create(self.folder / "true", collector.spec(size), collector.state_names)
+        env = self.wish.env((model.spec.height, model.spec.width))
+        names = _state_names(self.wish, env)
+        store = EpisodeStore.create(self.folder / "true", env.get_wrapper_attr("spec_world"), names)
         if self.number in store.shard_numbers():  # killed in the training after
             return store
         encoder, made = Encoder(model, 1), []
         for i in range(self.episodes):
             number = 1 + self.seed * 1_000_003 + 10_000 * self.number + i
             seed = 20 * number if i % 5 == 0 else 20 * number + 1
-            made.append(_episode(env, encoder, policy, seed, self.wish, self.number))
+            made.append(_episode(env, encoder, policy, seed, self.wish, self.number, bool(names)))
         store.add(made, shard=self.number)
         return store
 
     def _learn(self, store: EpisodeStore) -> Path:
-        base = self.data or Path("data") / self.name
-        recipe = _recipe_of(self.home)
+        base = self.data or _origin(self.home) or Path("data") / self.wish.world
+        recipe = recipe_of(self.home)
         there = (base / "store.json").is_file()
         out = self.folder / f"world-{self.number}"
         return train(
@@ -143,12 +143,14 @@ def drift_of(model: Any, store: EpisodeStore, episodes: list[int]) -> dict[str, 
     return found
 
 
-def _episode(env: Any, encoder: Encoder, policy: Any, seed: int, wish: Wish, number: int) -> Episode:
+def _episode(
+    env: Any, encoder: Encoder, policy: Any, seed: int, wish: Wish, number: int, knows_states: bool
+) -> Episode:
     """One true episode of ``policy`` as it explores, until its end."""
     spec = encoder.model.spec
     frame, _ = env.reset(seed=seed)
     encoder.begin(np.array([0]), frame[None])
-    frames, states = [frame], [env.unwrapped.state()]
+    frames, states = [frame], [env.unwrapped.state()] if knows_states else []
     actions, rewards, ends = [], [], []
     done = False
     while not done:
@@ -157,7 +159,8 @@ def _episode(env: Any, encoder: Encoder, policy: Any, seed: int, wish: Wish, num
         frame, _, terminated, truncated, info = env.step(spec.to_space(action))
         encoder.follow(action[None], frame[None])
         frames.append(frame)
-        states.append(env.unwrapped.state())
+        if knows_states:
+            states.append(env.unwrapped.state())
         actions.append(action)
         # The world's own reward is what its heads learn; the wish is judged on states.
         rewards.append(info["own_reward"])
@@ -171,7 +174,7 @@ def _episode(env: Any, encoder: Encoder, policy: Any, seed: int, wish: Wish, num
         rewards=np.array(rewards, np.float32),
         terminated=np.array(ends),
         truncated=truncated_at,
-        states=np.stack(states).astype(np.float32),
+        states=np.stack(states).astype(np.float32) if knows_states else None,
         provenance={
             "seed": seed,
             "policy": f"agent learning {wish.name}",
@@ -181,7 +184,23 @@ def _episode(env: Any, encoder: Encoder, policy: Any, seed: int, wish: Wish, num
     )
 
 
-def _recipe_of(world: World) -> str:
+def _state_names(wish: Wish, env: gym.Env[Any, Any]) -> tuple[str, ...]:
+    """What the true world's states are called; empty where it shows none."""
+    if wish.world in COLLECTORS:
+        return find_collector(wish.world).state_names
+    return tuple(getattr(env.unwrapped, "state_names", ()))
+
+
+def _origin(world: World) -> Path | None:
+    """The store that a world of other people's making was trained on, if it is known and there."""
+    record = None if world.folder is None else world.folder / TRAINING
+    if world.spec.name in COLLECTORS or record is None or not record.is_file():
+        return None
+    place = Path(read_object(record).get("store") or "")
+    return place if (place / "store.json").is_file() else None
+
+
+def recipe_of(world: World) -> str:
     """The recipe that ``world`` was trained with; a ValueError for one that cannot be trained on."""
     record = None if world.folder is None else world.folder / "training.json"
     if not isinstance(world.model, LatentWorld) or record is None or not record.is_file():

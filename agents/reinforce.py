@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from neuralsim.agents.learner import ALGORITHMS, ON_POLICY
-from neuralsim.envs.wish import Wish, find_wish
+from neuralsim.envs.wish import Wish, learned_name, wish_for
 
 ELSEWHERE = ("out", "resume", "json", "video")
 """Settings that say where a run's results go, and nothing of what they are."""
@@ -18,9 +19,9 @@ class Reinforce:
     """Train an agent in imagination; it is tried in the true simulator as it goes."""
 
     world: str = "pusht"
-    """Name of the true world: pusht or tworoom."""
+    """Name of a world (pusht, tworoom, carracing), or the folder of one of your own: there the world's own reward is learned."""
     task: str | None = None
-    """What to learn. pusht: push, touch or cover; tworoom: reach or stay. By default the first."""
+    """What to learn. pusht: push, touch or cover; tworoom: reach or stay; carracing: drive. By default the first."""
     algo: Literal["ppo", "a2c", "recurrent-ppo", "sac", "td3", "dqn", "clone", "random"] = "ppo"
     """Stable-Baselines3's algorithms; clone copies demonstrations (--data); random only acts."""
     steps: int | None = None
@@ -28,7 +29,8 @@ class Reinforce:
     real: bool = False
     """Learn in the true simulator instead: the baseline."""
     model: str | None = None
-    """The learned world (name or folder) to dream in, and whose features are seen; <world>-latent by default."""
+    """The learned world (name or folder) to dream in, and whose features are seen; by default the folder given, or what ships
+    for the name."""
     observation: Literal["features", "pixels"] = "features"
     """What the agent sees."""
     slots: int | None = None
@@ -87,17 +89,20 @@ class Reinforce:
             raise ValueError(
                 "--refresh: trains the world that is dreamt in; it does not go with --real, clone or random"
             )
-        find_wish(self.world, self.task)  # says what worlds and tasks there are
+        self.wish  # noqa: B018 (says what worlds and tasks there are)
 
-    @property
+    @cached_property
     def wish(self) -> Wish:
         """What is to be learned."""
-        return find_wish(self.world, self.task)
+        wish = wish_for(self.world, self.task, self.device)
+        if self.real or self.refresh:
+            wish.true_world()  # says why there is none
+        return wish
 
     @property
     def dreamt(self) -> str:
         """The learned world that is dreamt in, and whose features are seen."""
-        return self.model or f"{self.world}-latent"
+        return self.model or learned_name(self.world)
 
     @property
     def total(self) -> int:
@@ -116,7 +121,8 @@ class Reinforce:
     @property
     def folder(self) -> Path:
         """Where the run lives."""
-        name = f"{self.world}-{self.wish.name}-{self.algo}-{self.kind}-{self.seed}".replace(" ", "-")
+        world = self.wish.world.replace("/", "-")
+        name = f"{world}-{self.wish.name}-{self.algo}-{self.kind}-{self.seed}".replace(" ", "-")
         return self.out or Path("runs/rl") / name
 
     @property

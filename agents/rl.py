@@ -14,7 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 
 from neuralsim.agents import refresh
-from neuralsim.agents.curve import Curve, Point, load_curve
+from neuralsim.agents.curve import FIGURES, Curve, Point, load_curve
 from neuralsim.agents.evaluation import RandomPolicy
 from neuralsim.agents.ground import dream_ground, true_ground
 from neuralsim.agents.learner import Decay, build
@@ -69,6 +69,8 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.home = open_world(config.dreamt, config.device)
         self.world = open_world(found.world, config.device) if found and found.world else self.home
+        if config.refresh:
+            refresh.recipe_of(self.home)  # says why it cannot be trained on
         self.trial = Trial(config, self.home)
         self.moves = config.algo == "dqn" and not self.world.spec.discrete
         self.standing = found or Standing()
@@ -113,12 +115,17 @@ class Run:
         )
 
     def _starts(self) -> Starts:
-        """Where dreams begin: where the true world's reset does; with --branch, every other one along true episodes."""
-        c, spec = self.config, self.world.spec
+        """Where dreams begin: where the true world's reset does, if it can be put at states, else where the learned world's own
+        starts do; with --branch, every other one along true episodes."""
+        c, truth = self.config, self.wish.truth
+        count = START_COUNT if c.branch is None else START_COUNT // 2
+        if truth is not None and truth.draw is not None:
+            begun = self.wish.starts_in(self.world, count, c.seed)
+        else:
+            begun = replace(self.wish, truth=None).starts_in(self.home, count, c.seed)
         if c.branch is None:
-            return self.wish.starts(START_COUNT, c.seed, spec.height)
-        cut = Starts.cut(EpisodeStore(c.branch), START_COUNT // 2, spec.context, c.seed)
-        return cut.join(self.wish.starts(START_COUNT // 2, c.seed, spec.height))
+            return begun
+        return Starts.cut(EpisodeStore(c.branch), count, self.world.spec.context, c.seed).join(begun)
 
     # -- the run
 
@@ -161,7 +168,7 @@ class Run:
         self._mark = now
         self.rate.done = steps / c.total
         points = self.curve.points
-        words = f"true {points[-1].true.value:.2f} imagined {points[-1].imagined.value:.2f}" if points else ""
+        words = _told(points[-1]) if points else ""
         self._tick(steps, words)
         told, at = self._told
         if now - told > TELL_EVERY:
@@ -190,9 +197,11 @@ class Run:
         self.curve = replace(self.curve, points=(*self.curve.points, point))
         self.curve.save(self.folder)
         logger = self._writer
-        for key in ("imagined", "imagined_success", "true", "true_success"):
-            logger.add_scalar(f"return/{key}", getattr(point, key).value, s.steps)
-        logger.add_scalar("return/gap", point.imagined.value - point.true.value, s.steps)
+        for key in FIGURES:
+            if (figure := getattr(point, key)) is not None:
+                logger.add_scalar(f"return/{key}", figure.value, s.steps)
+        if point.true is not None:
+            logger.add_scalar("return/gap", point.imagined.value - point.true.value, s.steps)
         logger.add_scalar("return/doubted", point.doubted, s.steps)
         logger.flush()
 
@@ -208,7 +217,7 @@ class Run:
         return PolicyNote(
             algorithm=c.algo,
             observation=c.observation,
-            world=c.world,
+            world=self.wish.world,
             task=self.wish.name,
             model=c.dreamt,
             steps=self.standing.steps,
@@ -221,7 +230,7 @@ class Run:
         """Act in truth, train the world on, dream on in the new one."""
         c = self.config
         work = refresh.Refresh(
-            c.world, self.wish, self.home, self.world, self.folder, number, c.refresh_episodes, c.data, c.seed, c.device
+            self.wish, self.home, self.world, self.folder, number, c.refresh_episodes, c.data, c.seed, c.device
         )
         begin = time.perf_counter()
         self.world, drift, true_steps = work.run(self.model)
@@ -272,7 +281,7 @@ def reinforce(config: Reinforce, show: bool = False) -> tuple[Curve, list[Path]]
         files.append(folder / last.policy)
         if config.video:
             world = open_world(config.dreamt, config.device)
-            starts = config.wish.starts(FILMED, TRIAL_SEED + 1, world.spec.height)
+            starts = config.wish.starts_in(world, FILMED, TRIAL_SEED + 1)
             spec = world.spec
             policy = load_policy(folder / last.policy, spec.action_size, spec.action_space() if spec.discrete else None)
             files.append(film_policy(folder / "policy.mp4", policy, world, config.wish, starts, config.observation))
@@ -309,7 +318,7 @@ def _copy_demonstrations(config: Reinforce, show: bool) -> Curve:
     note = PolicyNote(
         "ppo",
         config.observation,
-        config.world,
+        config.wish.world,
         config.wish.name,
         config.dreamt,
         kind="clone",
@@ -328,4 +337,12 @@ def _single(config: Reinforce, point: Point) -> Curve:
 def fresh_curve(config: Reinforce) -> Curve:
     """The curve of a run that was not looked at yet."""
     settings = {k: v for k, v in asdict(config).items() if k not in ELSEWHERE}
-    return Curve(config.kind, config.world, config.wish.name, config.algo, config.seed, settings, circumstances())
+    wish, about = config.wish, dict(circumstances())
+    if wish.truth is None:
+        about["true_world"] = f"not known, figures are imagined alone: {wish.unknown}"
+    return Curve(config.kind, wish.world, wish.name, config.algo, config.seed, settings, about, outcome=wish.outcome)
+
+
+def _told(point: Point) -> str:
+    true = "" if point.true is None else f"true {point.true.value:.2f} "
+    return f"{true}imagined {point.imagined.value:.2f}"

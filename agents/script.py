@@ -8,6 +8,7 @@ and up at once), ``close`` (as the window manager does) and ``quit``. Keys are p
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,13 +74,15 @@ def key_code(name: str, line: int = 0) -> int:
     )
 
 
-def restless_hand(seconds: float, seed: int = 0) -> tuple[ScriptEvent, ...]:
-    """A hand that holds one direction or two for a third of a second on average, then others: what the benchmark presses."""
+ARROWS = (pygame.K_LEFT, pygame.K_RIGHT, pygame.K_UP, pygame.K_DOWN)
+
+
+def restless_hand(seconds: float, seed: int = 0, keys: Sequence[int] = ARROWS) -> tuple[ScriptEvent, ...]:
+    """A hand that holds one of ``keys`` or two for a third of a second on average, then others: what the benchmark presses."""
     rng = np.random.default_rng(seed)
-    keys = (pygame.K_LEFT, pygame.K_RIGHT, pygame.K_UP, pygame.K_DOWN)
     events, time = [], 0.5
-    while time < seconds - 0.5:
-        chosen = rng.choice(4, size=1 + int(rng.random() < 0.3), replace=False)
+    while keys and time < seconds - 0.5:
+        chosen = rng.choice(len(keys), size=min(len(keys), 1 + int(rng.random() < 0.3)), replace=False)
         # Never on the beat of the world's clock: a key falls anywhere between two steps.
         end = time + float(rng.uniform(0.15, 0.5))
         events += [ScriptEvent(time, "down", keys[k]) for k in chosen]

@@ -1,4 +1,4 @@
-"""Session: one dream and one truth from the same start, stepped with the same actions.
+"""Session: a dream, and where it can be had one truth from the same start, stepped with the same actions.
 
 Knows nothing of windows, clocks or threads: whoever owns it calls ``advance``. Every step gives a Moment, a value that holds all there is
 to show or to record of it.
@@ -15,7 +15,7 @@ import numpy as np
 from neuralsim.agents.dream import Dream
 from neuralsim.agents.driver import Driver
 from neuralsim.agents.keyboard import Keyboard
-from neuralsim.envs.pusht import PushTRealEnv
+from neuralsim.agents.twin import Twin
 
 HISTORY = 300
 """Steps that can be rewound: half a minute. A step's snapshot of the dream is some 100 kB."""
@@ -23,44 +23,71 @@ REWIND_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
+class Truth:
+    """The true side of a Moment: frame uint8 ``(h, w, 3)``, state float64 ``(s,)``, the reward now (NaN where only a step has one), and
+    whether the world says that this is an end."""
+
+    frame: np.ndarray
+    state: np.ndarray
+    reward: float
+    end: bool
+
+
+@dataclass(frozen=True)
 class Moment:
     """What there is to see after a step, a reset or a rewind.
 
-    dream, truth uint8 ``(h, w, 3)``; state float64 ``(5,)``: the true one; ``take`` counts resets, ``start`` is the start state's number,
-    ``step`` the actions since then; ``action`` ``(2,)`` led here (None after a reset), chosen by ``driver``, by a human hand if ``human``.
-    Coverage is the share of the goal that the block covers, 0..1; ``success_dream`` a probability. ``doubt``: the model's uncertainty.
-    ``serial``: the newest change of keys taken into account.
+    dream uint8 ``(h, w, 3)``; true: the truth beside it, if any; ``take`` counts resets, ``start`` is the start state's number,
+    ``step`` the actions since then; ``action`` ``(a,)`` led here (None after a reset), chosen by ``driver``, by a human hand if ``human``.
+    What the model reads of its dream: reward, the probability that this is an ``end``, the true ``told`` state ``(s,)``, ``doubt``: its
+    uncertainty. ``total``: imagined rewards since the start. ``serial``: the newest change of keys taken into account.
     """
 
     dream: np.ndarray
-    truth: np.ndarray
-    state: np.ndarray
+    true: Truth | None
     take: int
     start: int
     step: int
     action: np.ndarray | None
     human: bool
     driver: str
-    coverage_dream: float
-    coverage_truth: float
-    success_dream: float
-    success_truth: bool
+    reward: float
+    end: float
+    told: np.ndarray
+    total: float
     doubt: float
     denoise_steps: int
     serial: int
 
     @property
+    def truth(self) -> np.ndarray:
+        """The true frame, uint8 ``(h, w, 3)``; a ValueError where there is none."""
+        return self._known.frame
+
+    @property
+    def state(self) -> np.ndarray:
+        """The true state, float64 ``(s,)``; a ValueError where there is none."""
+        return self._known.state
+
+    @property
     def difference(self) -> np.ndarray:
-        """|dream - truth|, uint8 ``(h, w, 3)``."""
+        """|dream - truth|, uint8 ``(h, w, 3)``; a ValueError where there is no truth."""
         return np.where(self.dream > self.truth, self.dream - self.truth, self.truth - self.dream)
+
+    @property
+    def _known(self) -> Truth:
+        if self.true is None:
+            raise ValueError("Moment: there is no truth beside this dream")
+        return self.true
 
 
 class Session:
     """See the module's text. Paused or not, whose turn it is, and where everything can be taken back to."""
 
-    def __init__(self, dream: Dream, driver: Driver, keyboard: Keyboard, seed: int = 0) -> None:
-        self.dream, self.driver, self.keyboard = dream, driver, keyboard
-        self.truth = PushTRealEnv(size=dream.spec.height, observation="state")
+    def __init__(
+        self, dream: Dream, driver: Driver, keyboard: Keyboard, seed: int = 0, twin: Twin | None = None
+    ) -> None:
+        self.dream, self.driver, self.keyboard, self.twin = dream, driver, keyboard, twin
         self.seed = seed
         self.paused = False
         self.policy_drives = False
@@ -69,7 +96,7 @@ class Session:
         self._policy_state: Any = None
         self._policy_begins = True
         self._history: deque[tuple[Moment, Any]] = deque(maxlen=HISTORY + 1)
-        self._starts = np.arange(len(dream.start_states))
+        self._starts = np.arange(len(dream.starts))
         self.start = int(self._rng.choice(self._starts))
         self.take = -1
         self.moment = self.same_start()
@@ -87,10 +114,13 @@ class Session:
         """Begin again at the same start state; the same keys then give the same dream."""
         self.take += 1
         self.dream.reset(self.start, self.seed + self.start)
-        _, info = self.truth.reset(options={"state": self.dream.start_states[self.start]})
+        true = None
+        if self.twin is not None:
+            _, info = self.twin.env.reset(options={"state": self.dream.start_states[self.start]})
+            true = self._truth(info.get("coverage", np.nan), info.get("success", False))
         self._history.clear()
         self._policy_begins = True
-        return self._observe(info, None, False, self.keyboard.serial, 0)
+        return self._observe(true, None, False, self.keyboard.serial, 0, 0.0)
 
     def rewind(self, steps: int) -> Moment:
         """Take back ``steps`` steps, or as many as are remembered: dream and truth are then bit-equal to what they were."""
@@ -100,7 +130,8 @@ class Session:
             self._history.pop()
         past, snapshot = self._history[-1]
         self.dream.restore(snapshot)
-        self.truth.set_state(past.state)
+        if self.twin is not None:
+            self.twin.env.set_state(past.state)
         self._policy_begins = True
         self.moment = replace(past, serial=self.moment.serial)
         return self.moment
@@ -143,40 +174,53 @@ class Session:
             action = press.action
             self._policy_begins = True
         else:
-            action, self._policy_state = self.driver.policy.predict(
+            chosen, self._policy_state = self.driver.policy.predict(
                 self._view(), self._policy_state, np.array([self._policy_begins])
             )
-            action = np.clip(np.asarray(action, np.float32).reshape(-1), -1, 1)
+            action = np.asarray(chosen, self.dream.spec.action_dtype).reshape(-1)
+            if not self.dream.spec.discrete:
+                action = np.clip(action, -1, 1)
             self._policy_begins = False
         self.dream.step(action)
-        *_, info = self.truth.step(action)
-        return self._observe(info, action, human, press.serial, self.moment.step + 1)
+        true = None
+        if self.twin is not None:
+            _, reward, terminated, _, _ = self.twin.env.step(action)
+            true = self._truth(float(reward), bool(terminated))
+        return self._observe(true, action, human, press.serial, self.moment.step + 1, self.moment.total)
 
     def close(self) -> None:
         """Let go of the simulator."""
-        self.truth.close()
+        if self.twin is not None:
+            self.twin.env.close()
 
-    def _view(self) -> np.ndarray:
+    def _view(self) -> np.ndarray | None:
         if self.driver.sees == "state":
             return self.moment.state.astype(np.float32)
+        if self.driver.sees == "nothing":
+            return None
         return self.moment.dream if self.driver.sees == "pixels" else self.dream.features()
 
-    def _observe(self, info: dict[str, Any], action: np.ndarray | None, human: bool, serial: int, step: int) -> Moment:
+    def _truth(self, reward: float, end: bool) -> Truth:
+        assert self.twin is not None
+        return Truth(self.twin.env.render(), self.twin.env.state(), reward, end)
+
+    def _observe(
+        self, true: Truth | None, action: np.ndarray | None, human: bool, serial: int, step: int, total: float
+    ) -> Moment:
         seen = self.dream.look()
         self.moment = Moment(
             dream=seen.frame,
-            truth=self.truth.render(),
-            state=self.truth.state(),
+            true=true,
             take=self.take,
             start=self.start,
             step=step,
             action=action,
             human=human,
             driver="human" if human else self.driver.name,
-            coverage_dream=seen.coverage,
-            coverage_truth=info["coverage"],
-            success_dream=seen.success,
-            success_truth=info["success"],
+            reward=seen.reward,
+            end=seen.end,
+            told=seen.states,
+            total=total if action is None else total + seen.reward,
             doubt=seen.doubt,
             denoise_steps=self.dream.denoise_steps,
             serial=serial,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import imageio.v3 as iio
 import numpy as np
 
 from neuralsim.agents.attempt import Attempt
-from neuralsim.agents.course import Course, course_of
+from neuralsim.agents.course import COURSES, Course, course_of
 from neuralsim.agents.gap import goal_state
 from neuralsim.agents.held_out import held_out_folder, held_out_store
 from neuralsim.agents.pairs import HeldOutPairs, Pair, PairSource, PicturePairs, RandomPairs
@@ -24,6 +24,7 @@ from neuralsim.agents.planning import Planning
 from neuralsim.agents.search import Search
 from neuralsim.catalog import WEIGHTS, World, list_worlds, open_world
 from neuralsim.envs.oracle import Oracle
+from neuralsim.envs.wish import WISHES
 from neuralsim.episode import EpisodeStore
 from neuralsim.task import FunctionTask
 
@@ -84,9 +85,28 @@ class Stage:
             "horizon": config.budget,
             "search": {"name": type(search).__name__, **asdict(search)},
             "model": self.name,
-            "weights": _fingerprint(self.world.folder / WEIGHTS) if self.world.folder else None,
+            "weights": fingerprint(self.world.folder / WEIGHTS) if self.world.folder else None,
             **self.source,
         }
+
+
+def settle_course(config: Planning) -> Planning | None:
+    """``config`` in terms of the course of its world: a learned world of the course stands for it, and is planned in. None for a
+    world without a course, which can be planned for its reward. Raises ValueError for a word that is no world."""
+    if config.world in COURSES:
+        return config
+    if config.world in WISHES:
+        return None
+    try:
+        world = open_world(config.world, config.device)
+    except FileNotFoundError:
+        if os.sep in config.world:
+            raise
+        course_of(config.world)  # says which there are
+        raise
+    if world.spec.name not in COURSES:
+        return None
+    return replace(config, world=world.spec.name, model=config.model or config.world, out=config.folder)
 
 
 def open_stage(config: Planning, progress: Callable[[int, int], None] | None = None) -> Stage:
@@ -147,7 +167,7 @@ def _pairs(
     if config.goal != "held-out":
         path = Path(config.goal)
         frame, goal = read_goal(path, oracle)
-        return PicturePairs(course, frame, goal, path, config.seed), {"picture": _fingerprint(path)}
+        return PicturePairs(course, frame, goal, path, config.seed), {"picture": fingerprint(path)}
     if config.data is not None:
         store = EpisodeStore(config.data)
         episodes = store.split(True).tolist()
@@ -187,5 +207,6 @@ def read_goal(path: Path, oracle: Oracle) -> tuple[np.ndarray, np.ndarray]:
     return frame, state
 
 
-def _fingerprint(path: Path) -> str:
+def fingerprint(path: Path) -> str:
+    """What tells the contents of the file at ``path`` from others."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

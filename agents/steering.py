@@ -43,14 +43,24 @@ def layout(spec: WorldSpec) -> dict[str, tuple[int, float]]:
 
 class Steering(Keyboard):
     """Held keys as an action ``(a,)`` of any world of quantities; see :func:`layout`. Without a key the action is the world's
-    rest; ``gentle`` goes a third of the way."""
+    rest; ``gentle`` goes a third of the way. ``ramp``: seconds that an action takes from the middle of its range to an end of it,
+    or back; 0: it is there at once."""
 
-    def __init__(self, spec: WorldSpec) -> None:
+    def __init__(self, spec: WorldSpec, ramp: float = 0.0) -> None:
         super().__init__()
         self.rest, self.layout = spec.rest_action(), layout(spec)
         self.keys = tuple(self.layout)
+        self.pace = 1 / (ramp * spec.rate_hz) if ramp > 0 else float("inf")
+        """How far an action goes in one step at most."""
+        self._now = self.rest.copy()
 
     def _meant(self, pressed: list[str], gentle: bool) -> np.ndarray:
+        wanted = self._wanted(pressed, gentle)
+        step = np.float32(min(self.pace, 2.0))  # no two actions are farther apart
+        self._now = np.clip(wanted, self._now - step, self._now + step)
+        return self._now.copy()
+
+    def _wanted(self, pressed: list[str], gentle: bool) -> np.ndarray:
         action = self.rest.copy()
         for key in pressed:
             dimension, target = self.layout[key]
@@ -58,11 +68,39 @@ class Steering(Keyboard):
         return np.clip(action, -1, 1)
 
 
-def keyboard_for(spec: WorldSpec, labels: Sequence[str] = ()) -> tuple[Keyboard, tuple[tuple[str, str], ...]]:
+class ChoicePairs(Keyboard):
+    """Held keys in a world of several choices at once, ``(a,)``: each dimension rests at choice 0, and has a key for choice 1 and one
+    for choice 2, as far as there are keys. Dimensions beyond them, and further choices, are for policies."""
+
+    def __init__(self, spec: WorldSpec) -> None:
+        super().__init__()
+        self.rest = spec.rest_action()
+        self.layout = {
+            key: (i, choice)
+            for i, (pair, count) in enumerate(zip(PAIRS, spec.action_choices, strict=False))
+            for choice, key in enumerate(pair if count > 2 else pair[1:], 1)
+            if choice < count
+        }
+        self.keys = tuple(self.layout)
+
+    def _meant(self, pressed: list[str], gentle: bool) -> np.ndarray:
+        action = self.rest.copy()
+        for key in pressed:  # the newest last
+            dimension, choice = self.layout[key]
+            action[dimension] = choice
+        return action
+
+
+def keyboard_for(
+    spec: WorldSpec, labels: Sequence[str] = (), ramp: float = 0.0
+) -> tuple[Keyboard, tuple[tuple[str, str], ...]]:
     """Keys for the world, and what each does, in words. ``labels`` name its choices, where it has choices; two or three without
-    a name are taken for left and right. Raises ValueError for a world of several choices at once."""
+    a name are taken for left and right. ramp: see Steering."""
+    if spec.discrete and spec.action_size > 1:
+        pairs = ChoicePairs(spec)
+        return pairs, tuple((key, f"{spec.action_names[i]} {choice}") for key, (i, choice) in pairs.layout.items())
     if not spec.discrete:
-        steering = Steering(spec)
+        steering = Steering(spec, ramp)
         return steering, tuple(
             (key, f"{spec.action_names[i]} {'+' if target > 0 else '-'}")
             for key, (i, target) in steering.layout.items()

@@ -1,8 +1,8 @@
-"""teleop: play a learned world with the keyboard, the true simulator beside it.
+"""teleop: play a learned world with the keyboard, the true simulator beside it where that can be put where a dream begins.
 
 Keys are read, and the window drawn, apart from the model: events are waited for in the main thread, dream and truth step in a worker's,
 and a new frame wakes the main thread at once. With ``headless`` the same program runs on a virtual clock from a script of keys: one
-step each tenth of a second of that clock, without waiting, so that every run is the same.
+step each period of the world, without waiting, so that every run is the same.
 """
 
 from __future__ import annotations
@@ -23,15 +23,19 @@ import pygame
 
 from neuralsim.agents.dream import Dream
 from neuralsim.agents.driver import load_driver
-from neuralsim.agents.keyboard import DIRECTIONS, GENTLE, Keyboard
+from neuralsim.agents.keyboard import DIGITS, DIRECTIONS, GENTLE, Keyboard
+from neuralsim.agents.legend import keys_and_legend
 from neuralsim.agents.meter import KeyToFrame, Rate
 from neuralsim.agents.recorder import Recorder
 from neuralsim.agents.script import ScriptEvent, post, press, read_script, restless_hand
 from neuralsim.agents.session import REWIND_SECONDS, Moment, Session
+from neuralsim.agents.steering import PAIRS
+from neuralsim.agents.twin import Twin, find_twin
 from neuralsim.agents.window import Status, Window
 from neuralsim.agents.worker import Worker
 from neuralsim.catalog import open_world
 from neuralsim.episode import write_atomically
+from neuralsim.spec import WorldSpec
 
 DRAW_HZ = 60.0
 MESSAGE_SECONDS = 3.0
@@ -51,22 +55,27 @@ MOVES = {
     pygame.K_RSHIFT: GENTLE,
 }
 assert set(MOVES.values()) == {*DIRECTIONS, GENTLE}
+NAMES = MOVES | {getattr(pygame, f"K_{key}"): key for key in (*(k for pair in PAIRS[2:] for k in pair), *DIGITS)}
+"""What each key of a hand is called by keyboards."""
+PUSHT_FPS = 15.0
+"""Push-T is played at one and a half times the pace of life."""
 
 
 @dataclass(frozen=True)
 class Play:
-    """Play a learned world with the keyboard, beside the true simulator."""
+    """Play a learned world with the keyboard, beside the true simulator where there can be one."""
 
     world: str = "pusht"
     """Name of a shipped world, or the folder of one of your own."""
     policy: str = "explorer"
-    """Who drives after 'p': 'explorer', or a Stable-Baselines3 .zip (your own: it holds pickled Python)."""
+    """Who drives after 'p': explorer, a Stable-Baselines3 .zip, or for carracing also driver, who keeps to the road he sees."""
     record: bool = False
     """Record from the beginning ('v' starts and stops it too)."""
     out: Path = Path("runs/play")
-    """Folder for recordings: mp4 files and the episode stores 'true' and 'imagined'."""
-    fps: float = 15.0
-    """Steps of the world each second; 10 is the pace of life, 0 as fast as it goes."""
+    """Folder for recordings: mp4 files and the episode stores 'imagined' and, beside a true simulator, 'true'."""
+    fps: float | None = None
+    """Steps of the world each second; by default the world's own rate (15 for pusht, whose pace of life is 10); 0 as fast as it
+    goes."""
     scale: int = 6
     """How many times larger than its frames a panel is (3 to 14)."""
     seed: int = 0
@@ -91,7 +100,8 @@ class PlayReport:
 
     Rates are per second of wall time, ``world_fps`` counting steps of dream and truth together; ``flat_out_fps`` is that of the unpaced
     part of a benchmark, and the other rates are then those of the paced part. Latencies, in milliseconds, run from a key's event to
-    the presentation of the first frame computed with it. ``difference``: mean |dream - truth| of the last frames, in grey levels.
+    the presentation of the first frame computed with it. ``readings``: what there was to read at the end, by name; beside a truth also
+    the true ones. ``difference``: mean |dream - truth| of the last frames, in grey levels; None without a truth.
     """
 
     world: str
@@ -105,9 +115,8 @@ class PlayReport:
     key_changes: int
     latency_ms_median: float | None
     latency_ms_p95: float | None
-    coverage_dream: float
-    coverage_truth: float
-    difference: float
+    readings: dict[str, float | None]
+    difference: float | None
     videos: tuple[str, ...]
     video_frames: tuple[int, ...]
     episodes: tuple[str, ...]
@@ -149,7 +158,7 @@ class Player:
     def run_live(self) -> None:
         """Play in real time until somebody quits."""
         wake = pygame.event.custom_type()
-        self._worker = Worker(self.session, self.config.fps, lambda: post(pygame.event.Event(wake)))
+        self._worker = Worker(self.session, self.fps, lambda: post(pygame.event.Event(wake)))
         self._begin = time.perf_counter()
         benchmark = self.config.benchmark
         let_go = self._begin + benchmark * (1 - FLAT_OUT_SHARE) if benchmark > 0 else float("inf")
@@ -225,15 +234,35 @@ class Player:
             key_changes=len(waits),
             latency_ms_median=float(np.median(waits)) if len(waits) else None,
             latency_ms_p95=float(np.percentile(waits, 95)) if len(waits) else None,
-            coverage_dream=self.moment.coverage_dream,
-            coverage_truth=self.moment.coverage_truth,
-            difference=float(self.moment.difference.mean()),
+            readings=self._readings(),
+            difference=None if self.moment.true is None else float(self.moment.difference.mean()),
             videos=tuple(str(r.video) for r in finished),
             video_frames=tuple(r.frames for r in finished),
             episodes=tuple(str(path) for r in finished for path in r.episodes),
             load=os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan"),
             cores=os.cpu_count() or 1,
         )
+
+    @property
+    def fps(self) -> float:
+        """Steps of the world each second that are aimed at; 0: as many as can be."""
+        spec = self.session.dream.spec
+        if self.config.fps is not None:
+            return self.config.fps
+        return PUSHT_FPS if spec.name == "pusht" else spec.rate_hz
+
+    def _readings(self) -> dict[str, float | None]:
+        """What there is to read now, by name."""
+        moment, legend = self.moment, self.window.painter.legend
+        found = {
+            f"{legend.reward}_dream": moment.reward,
+            f"{legend.end}_dream": moment.end,
+            "return_dream": moment.total,
+        }
+        if moment.true is not None:
+            found |= {f"{legend.reward}_truth": moment.true.reward, f"{legend.end}_truth": float(moment.true.end)}
+        found |= {name: float(x) for name, x in zip(legend.states, moment.told, strict=False)}
+        return {name: float(x) if np.isfinite(x) else None for name, x in found.items()}
 
     # -- what comes in --------------------------------------------------------------------------------------------------------
 
@@ -247,7 +276,7 @@ class Player:
         elif event.type == pygame.WINDOWFOCUSLOST:
             self._down.clear()  # the key-up events go to another window
             self.session.keyboard.clear()
-        elif event.type in (pygame.KEYDOWN, pygame.KEYUP) and event.key in MOVES:
+        elif event.type in (pygame.KEYDOWN, pygame.KEYUP) and self._acts(event.key):
             self._move(event.key, event.type == pygame.KEYDOWN, at)
         elif event.type == pygame.KEYDOWN:
             self._command(event.key)
@@ -277,7 +306,7 @@ class Player:
             message=self._message if now < self._message_until else "",
             help=self._help,
             doubt_limit=session.dream.doubt_limit,
-            starts=len(session.dream.start_states),
+            starts=len(session.dream.starts),
         )
         self.window.draw(self.moment, status)
         now = self._clock()
@@ -287,14 +316,19 @@ class Player:
 
     # -- keys -----------------------------------------------------------------------------------------------------------------
 
+    def _acts(self, key: int) -> bool:
+        """Whether ``key`` acts on the world; others are commands."""
+        name = NAMES.get(key)
+        return name == GENTLE or name in self.session.keyboard.keys
+
     def _move(self, key: int, down: bool, at: float) -> None:
-        name, keyboard = MOVES[key], self.session.keyboard
+        name, keyboard = NAMES[key], self.session.keyboard
         if down:
             self._down.add(key)
             serial = keyboard.hold(name)
         else:
             self._down.discard(key)
-            if any(MOVES[k] == name for k in self._down):  # an arrow and its letter were both down
+            if any(NAMES[k] == name for k in self._down):  # an arrow and its letter were both down
                 return
             serial = keyboard.release(name)
         if serial is None:
@@ -376,24 +410,29 @@ def play(config: Play) -> PlayReport:
         raise ValueError("--headless has no keyboard: give it --script 'SECONDS down KEY; ...' or --benchmark SECONDS")
     if config.script is not None and config.benchmark > 0:
         raise ValueError("--script and --benchmark both press keys; give one of them")
-    if config.fps < 0 or config.benchmark < 0:
+    if (config.fps or 0) < 0 or config.benchmark < 0:
         raise ValueError(f"fps and benchmark must be at least 0, got {config.fps} and {config.benchmark}")
     script: tuple[ScriptEvent, ...] = ()
     if config.script is not None:
         script = read_script(config.script)
-    elif config.benchmark > 0:
-        script = restless_hand(config.benchmark, config.seed)
     no_screen = sys.platform.startswith("linux") and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)
     dream = Dream(open_world(config.world, config.device), config.precision)
-    driver = load_driver(config.policy, dream.spec.frame_shape, dream.feature_size, config.seed)
+    twin, untrue = _twin(dream)
+    keyboard, legend = keys_and_legend(dream.spec, dream.state_names, untrue)
+    if config.benchmark > 0:
+        script = restless_hand(config.benchmark, config.seed, _hand(keyboard, dream.spec))
     with contextlib.ExitStack() as opened:
+        if twin is not None:
+            opened.callback(twin.env.close)
+        driver = load_driver(config.policy, dream.spec, dream.feature_size, twin, config.seed)
         if config.headless or (config.benchmark > 0 and no_screen):
             opened.enter_context(dummy_screen())
-        session = Session(dream, driver, Keyboard(), config.seed)
-        opened.callback(session.close)
-        window = Window(dream.spec.height, dream.spec.width, config.scale, f"NeuralSim {config.world}")
+        session = Session(dream, driver, keyboard, config.seed, twin)
+        title = f"NeuralSim {config.world}"
+        window = Window(dream.spec.height, dream.spec.width, config.scale, title, legend, twin is not None)
         opened.callback(window.close)
-        player = Player(config, session, window, Recorder(config.out, dream.spec, config.seed), script)
+        recorder = Recorder(config.out, dream.spec, config.seed, None if twin is None else twin.state_names)
+        player = Player(config, session, window, recorder, script)
         with stop_on_signals(player):
             try:
                 if config.headless and config.benchmark <= 0:
@@ -404,6 +443,21 @@ def play(config: Play) -> PlayReport:
                 report = player.finish()
     tell(report, config)
     return report
+
+
+def _twin(dream: Dream) -> tuple[Twin | None, str]:
+    """The truth beside ``dream``, or in words why there is none."""
+    try:
+        return find_twin(dream.spec, dream.starts), ""
+    except ValueError as error:
+        return None, f"No truth beside it: {error}."
+
+
+def _hand(keyboard: Keyboard, spec: WorldSpec) -> tuple[int, ...]:
+    """The keys that a benchmark presses: a few that act, the first of each name."""
+    choices = DIGITS[: spec.action_choices[0]] if spec.discrete and spec.action_size == 1 else keyboard.keys
+    codes = {name: code for code, name in reversed(NAMES.items())}
+    return tuple(codes[name] for name in choices[:4])
 
 
 def tell(report: PlayReport, config: Play) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from neuralsim.agents.contender import find_contender, note_of
+from neuralsim.agents.contender import find_contender, model_name, note_of
 from neuralsim.agents.contest import Contest
 from neuralsim.agents.evaluation import Tally
 from neuralsim.agents.policy_film import film_policy
-from neuralsim.envs.wish import find_wish
+from neuralsim.envs.wish import wish_for
 from neuralsim.progress import progress
 from neuralsim.report import Report, Row, circumstances, row_of
 from neuralsim.score import Bootstrap, mean
@@ -27,14 +27,14 @@ class Evaluate:
     """Try a policy in the true simulator and in imagination, from the same starts."""
 
     world: str = "pusht"
-    """Name of the true world: pusht or tworoom."""
+    """Name of a world (pusht, tworoom, carracing), or the folder of one of your own."""
     policy: str = "random"
     """A policy's .zip, as 'neuralsim rl' or Stable-Baselines3's save() writes it, or random (uniform actions), or still (none)."""
     task: str | None = None
     """What is to be done; by default what the policy was trained for, or the world's first task."""
     model: str | None = None
-    """The learned world (name or folder) to dream in, and whose features are seen; by default the one that the policy was
-    trained with, or <world>-latent."""
+    """The learned world (name or folder) to dream in, and whose features are seen; by default the folder given, or the one that
+    the policy was trained with, or what ships for the name."""
     real: bool = False
     """In the true simulator alone."""
     imagined: bool = False
@@ -68,30 +68,36 @@ def transfer(config: Evaluate, show: bool = False) -> tuple[Report, list[Path]]:
     """The figures, and the files written. Raises ValueError or FileNotFoundError for a policy, task or world that does not do."""
     note = note_of(config.policy)
     contender = find_contender(config.policy, config.world, config.model, seed=config.seed, device=config.device)
-    wish = find_wish(config.world, config.task or note.task or None)
+    wish = wish_for(config.world, config.task or note.task or None, config.device)
+    if config.real:
+        wish.true_world()  # says why there is none
     contest = Contest(wish, config.episodes, config.seed, config.doubt_limit, not config.stochastic)
     sides = {"true": contest.true, "imagined": contest.imagined}
-    if config.real or config.imagined:
-        del sides["imagined" if config.real else "true"]
+    if config.real:
+        del sides["imagined"]
+    elif config.imagined or wish.truth is None:
+        del sides["true"]
     with progress(show) as bar:
         task = bar.add_task("episodes", total=len(sides) * config.episodes)
         found = {name: side(contender, lambda n: bar.advance(task, n)) for name, side in sides.items()}
-    rows = [row for name, tally in found.items() for row in _rows(name, tally)]
+    rows = [row for name, tally in found.items() for row in _rows(name, tally, wish.outcome)]
     if len(found) == 2:
-        rows += _gap_rows(found["imagined"], found["true"])
+        rows += _gap_rows(found["imagined"], found["true"], wish.outcome)
     about = {
         "policy": config.policy,
         "steps_allowed": wish.horizon,
-        "model": config.model or note.model or f"{config.world}-latent",
+        "model": config.model or model_name(config.world, note),
         "trained_steps": note.steps or None,
         "actions": "drawn" if config.stochastic else "likeliest",
         "doubt_limit": config.doubt_limit,
         "seed": config.seed,
     }
-    report = Report(f"a policy in {config.world}: {wish.name}", tuple(rows), about | circumstances())
+    if wish.truth is None:
+        about["true_world"] = f"not known, figures are imagined alone: {wish.unknown}"
+    report = Report(f"a policy in {wish.world}: {wish.name}", tuple(rows), about | circumstances())
     files = []
     if config.video is not None:
-        starts = replace(contest, episodes=min(FILMED, config.episodes)).starts(contender.world.spec.height)
+        starts = replace(contest, episodes=min(FILMED, config.episodes)).starts(contender.world)
         shown = film_policy(config.video, contender.make(), contender.world, wish, starts, contender.sees)
         files.append(shown)
     if config.json is not None:
@@ -99,10 +105,11 @@ def transfer(config: Evaluate, show: bool = False) -> tuple[Report, list[Path]]:
     return report, files
 
 
-def _rows(side: str, tally: Tally) -> Iterator[Row]:
+def _rows(side: str, tally: Tally, outcome: str) -> Iterator[Row]:
     starts = Bootstrap(np.arange(len(tally)))
     yield row_of(tally.mean_return(), f"{side}_return", f"{side}: return", better="high")
-    yield row_of(tally.success_share(), f"{side}_success", f"{side}: success", better="high")
+    better = "high" if outcome == "success" else ""
+    yield row_of(tally.success_share(), f"{side}_{outcome}", f"{side}: {outcome}", better=better)
     yield row_of(starts(mean, tally.lengths.astype(np.float64)), f"{side}_length", f"{side}: length", unit="steps")
     if side == "imagined" and tally.doubted.any():
         yield row_of(
@@ -110,9 +117,9 @@ def _rows(side: str, tally: Tally) -> Iterator[Row]:
         )
 
 
-def _gap_rows(imagined: Tally, true: Tally) -> Iterator[Row]:
+def _gap_rows(imagined: Tally, true: Tally, outcome: str) -> Iterator[Row]:
     """Imagined minus true, start by start."""
     starts = Bootstrap(np.arange(len(true)))
-    for name, key in (("return", "returns"), ("success", "success")):
+    for name, key in (("return", "returns"), (outcome, "success")):
         gap = getattr(imagined, key).astype(np.float64) - getattr(true, key)
         yield row_of(starts(mean, gap), f"gap_{name}", f"gap: imagined - true {name}")

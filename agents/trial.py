@@ -16,22 +16,24 @@ TRIAL_SEED = 1_000_000
 
 class Trial:
     """Looks at policies: the same starts in truth and in imagination, always of the world as it was at first, so that curves
-    of one run compare. Dreams are not cut off by doubt, as the truth is not; how many would have been is told."""
+    of one run compare. Dreams are not cut off by doubt, as the truth is not; how many would have been is told. Where no true
+    world is known, imagination alone."""
 
     def __init__(self, config: Reinforce, world: World) -> None:
         wish = config.wish
-        starts = wish.starts(config.trials, TRIAL_SEED, world.spec.height)
+        starts = wish.starts_in(world, config.trials, TRIAL_SEED)
         slots = min(config.trials, SLOTS)
         self.config, self.wish = config, wish
-        self.true = TrueArena(world, wish, starts, slots, config.observation)
+        self.true = None if wish.truth is None else TrueArena(world, wish, starts, slots, config.observation)
         self.dream = DreamArena(world, wish, starts, slots, config.observation, float("inf"))
 
     def __call__(self, policy: Any, steps: int, true_steps: int, seconds: float, file: str = "") -> Point:
         """A point of the curve."""
         trials = self.config.trials
         imagined = evaluate(policy, self.dream, trials)
-        true = evaluate(policy, self.true, trials)
         returns, success = figures_of(imagined)
-        true_returns, true_success = figures_of(true)
+        true_returns = true_success = None
+        if self.true is not None:
+            true_returns, true_success = figures_of(evaluate(policy, self.true, trials))
         doubted = float(imagined.doubted.mean())
         return Point(steps, true_steps, seconds, returns, success, true_returns, true_success, doubted, file)

@@ -1,4 +1,5 @@
-"""Window: dream, truth and their difference as three panels, with what there is to know around them.
+"""Window: dream, truth and their difference as three panels, with what there is to know around them; where there is no truth, the
+dream and what the model reads of it.
 
 ``Painter`` draws on any pygame surface (the window's, or a video frame's); ``Window`` is the one on the screen. All of it belongs to the
 main thread.
@@ -8,13 +9,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pygame
 
-from neuralsim.agents.keyboard import GENTLE
+from neuralsim.agents.keyboard import DIGITS, GENTLE
+from neuralsim.agents.legend import PUSHT_KEYS, Legend
 from neuralsim.agents.session import Moment
 
 MARGIN, GAP, TITLE, CAPTION = 16, 24, 34, 46
@@ -27,9 +29,7 @@ NIGHT, SLAB, EDGE = (18, 20, 26), (30, 33, 42), (52, 57, 71)
 BRIGHT, PLAIN, DIM = (238, 240, 245), (178, 184, 198), (112, 119, 136)
 BLUE, GREEN, RED, AMBER = (92, 148, 255), (94, 204, 132), (240, 92, 92), (240, 178, 74)
 
-KEYS = (
-    ("arrows, W A S D", "push; two neighbours push diagonally"),
-    ("shift", "push gently, a third as far"),
+COMMANDS = (
     ("space", "pause and go on"),
     (".", "pause and take a single step"),
     ("backspace", "rewind two seconds, again for more"),
@@ -42,6 +42,12 @@ KEYS = (
     ("h", "this help"),
     ("esc, q", "quit; a recording is kept"),
 )
+KEYS = (*PUSHT_KEYS, *COMMANDS)
+"""All keys, where Push-T is played."""
+LEAST_READINGS = 340
+"""Width of the panel of readings at least, in pixels."""
+ROW = 21
+"""Height of a reading."""
 KEY_LINE = (
     ("h", "help"),
     ("space", "pause"),
@@ -77,10 +83,12 @@ class Status:
 
 
 class Painter:
-    """Draws panels and text; keeps rendered words and magnified frames from one picture to the next."""
+    """Draws panels and text; keeps rendered words and magnified frames from one picture to the next. ``legend``: what the world's
+    things are called."""
 
-    def __init__(self) -> None:
+    def __init__(self, legend: Legend | None = None) -> None:
         pygame.font.init()
+        self.legend = legend or Legend()
         self._fonts: dict[int, pygame.font.Font] = {}
         self._words: dict[tuple[str, int, tuple[int, int, int]], pygame.Surface] = {}
         self._panels: dict[tuple[str, int], tuple[Moment, pygame.Surface]] = {}
@@ -105,42 +113,44 @@ class Painter:
         return image.get_width()
 
     def panels(self, to: pygame.Surface, moment: Moment, scale: int, doubt_limit: float = math.inf) -> None:
-        """The three panels with titles and captions, from the top left corner; see :func:`panels_size`."""
+        """The panels with titles and captions, from the top left corner; see :func:`panels_size`."""
         height, width = moment.dream.shape[0] * scale, moment.dream.shape[1] * scale
         steps = f"{moment.denoise_steps} denoising step{'s' if moment.denoise_steps != 1 else ''}"
-        difference = float(moment.difference.mean())
-        titles = (
-            ("DREAM", f"the model, {steps}", BLUE, moment.dream, moment.success_dream > 0.5),
-            ("TRUTH", "the simulator, same keys", GREEN, moment.truth, moment.success_truth),
-            ("DIFFERENCE", f"mean {difference:.1f} of 255", AMBER, moment.difference, False),
-        )
+        titles = [("DREAM", f"the model, {steps}", BLUE, moment.dream, self.legend.share and moment.end > 0.5)]
+        if moment.true is not None:
+            difference = moment.difference
+            titles += [
+                ("TRUTH", "the simulator, same keys", GREEN, moment.truth, self.legend.share and moment.true.end),
+                ("DIFFERENCE", f"mean {float(difference.mean()):.1f} of 255", AMBER, difference, False),
+            ]
         top = MARGIN + TITLE
         for i, (title, about, colour, frame, success) in enumerate(titles):
             left = MARGIN + i * (width + GAP)
-            middle = MARGIN + TITLE // 2 - 3
-            pygame.draw.rect(to, colour, (left, middle - 7, 4, 14), border_radius=2)
-            wide = self.text(to, title, (left + 12, middle), BRIGHT, 24)
-            if wide + 24 + 7 * len(about) < width:
-                self.text(to, about, (left + 12 + wide + 12, middle + 1), DIM, 19)
+            self._title(to, left, width, title, about, colour)
             pygame.draw.rect(
                 to, GREEN if success else EDGE, (left - 2, top - 2, width + 4, height + 4), 2, border_radius=3
             )
             to.blit(self._magnified(title, moment, frame, scale), (left, top))
         under = top + height + CAPTION // 2 + 2
         second = MARGIN + width + GAP
-        third = second + width + GAP
-        said = f"success {100 * moment.success_dream:.0f} %"
-        self._bar(to, (MARGIN, under), width, "coverage", moment.coverage_dream, said, BLUE)
-        said = "success yes" if moment.success_truth else "success no"
-        self._bar(to, (second, under), width, "coverage", moment.coverage_truth, said, GREEN)
         limit = doubt_limit if math.isfinite(doubt_limit) and doubt_limit > 0 else 1.0
-        colour = RED if moment.doubt > doubt_limit else AMBER
-        said = f"{moment.doubt:.2f}" + (f" of {doubt_limit:.2f}" if math.isfinite(doubt_limit) else "")
-        self._bar(to, (third, under), width, "uncertainty", moment.doubt / limit, said, colour, show_value=False)
+        shade = RED if moment.doubt > doubt_limit else AMBER
+        unsure = f"{moment.doubt:.2f}" + (f" of {doubt_limit:.2f}" if math.isfinite(doubt_limit) else "")
+        if moment.true is None:
+            wide = max(width, LEAST_READINGS)
+            self._title(to, second, wide, "READINGS", "of the dream, by the model", AMBER)
+            self._readings(to, moment, pygame.Rect(second, top, wide, height))
+            self._bar(to, (second, under), wide, "uncertainty", moment.doubt / limit, unsure, shade, show_value=False)
+            return
+        self._outcome(to, (MARGIN, under), width, moment.reward, f"{100 * moment.end:.0f} %", BLUE)
+        self._outcome(to, (second, under), width, moment.true.reward, "yes" if moment.true.end else "no", GREEN)
+        third = second + width + GAP
+        self._bar(to, (third, under), width, "uncertainty", moment.doubt / limit, unsure, shade, show_value=False)
 
     def video_frame(self, moment: Moment, doubt_limit: float = math.inf) -> np.ndarray:
         """The panels alone, uint8 ``(h, w, 3)`` with even sides, at VIDEO_SCALE."""
-        width, height = panels_size(moment.dream.shape[1], moment.dream.shape[0], VIDEO_SCALE)
+        frame = moment.dream.shape[1], moment.dream.shape[0]
+        width, height = panels_size(*frame, VIDEO_SCALE, moment.true is not None)
         surface = pygame.Surface((width, height + 22))
         surface.fill(NIGHT)
         self.panels(surface, moment, VIDEO_SCALE, doubt_limit)
@@ -180,8 +190,10 @@ class Painter:
 
     def help(self, to: pygame.Surface) -> None:
         """The list of keys over everything."""
-        row, wide = min(26, (to.get_height() - 76) // len(KEYS)), 590
-        high = row * len(KEYS) + 64
+        digits = any(key in DIGITS for key, _ in self.legend.keys)
+        keys = (*self.legend.keys, *(k for k in COMMANDS if not (digits and k[0].startswith("1 "))))
+        row, wide = min(26, (to.get_height() - 76) // len(keys)), 590
+        high = row * len(keys) + 64
         shade = pygame.Surface(to.get_size(), pygame.SRCALPHA)
         shade.fill((10, 11, 15, 190))
         left, top = (to.get_width() - wide) // 2, max(4, (to.get_height() - high) // 2)
@@ -189,10 +201,81 @@ class Painter:
         pygame.draw.rect(shade, (*EDGE, 255), (left, top, wide, high), 1, border_radius=10)
         to.blit(shade, (0, 0))
         self.text(to, "KEYS", (left + 24, top + 28), BRIGHT, 24)
-        for i, (key, what) in enumerate(KEYS):
+        for i, (key, what) in enumerate(keys):
             y = top + 62 + i * row
             self.text(to, key, (left + 168, y), BLUE, 20, right=True)
             self.text(to, what, (left + 188, y), PLAIN, 20)
+
+    def _title(
+        self, to: pygame.Surface, left: int, width: int, title: str, about: str, colour: tuple[int, int, int]
+    ) -> None:
+        middle = MARGIN + TITLE // 2 - 3
+        pygame.draw.rect(to, colour, (left, middle - 7, 4, 14), border_radius=2)
+        wide = self.text(to, title, (left + 12, middle), BRIGHT, 24)
+        if wide + 24 + 7 * len(about) < width:
+            self.text(to, about, (left + 12 + wide + 12, middle + 1), DIM, 19)
+
+    def _outcome(
+        self, to: pygame.Surface, at: tuple[int, int], width: int, reward: float, end: str, colour: tuple[int, int, int]
+    ) -> None:
+        """The caption under a panel: reward and end."""
+        said = f"{self.legend.end} {end}"
+        if self.legend.share:
+            self._bar(to, at, width, self.legend.reward, reward, said, colour)
+            return
+        self.text(to, f"{self.legend.reward} {_number(reward)}", at, PLAIN, 20)
+        self.text(to, said, (at[0] + width, at[1]), PLAIN, 20, right=True)
+
+    def _readings(self, to: pygame.Surface, moment: Moment, box: pygame.Rect) -> None:
+        """What the model reads, and what is done, in as many rows as ``box`` has; why there is no truth at its foot."""
+        pygame.draw.rect(to, SLAB, box, border_radius=3)
+        words, lines = self.legend.untrue, []
+        while words:
+            cut = len(words)
+            while self._font(36).size(words[:cut])[0] // 2 > box.width - 24:
+                cut = max(words.rfind(" ", 0, cut), 1)
+            lines.append(words[:cut].strip())
+            words = words[cut:]
+        rows = [
+            (self.legend.reward, _number(moment.reward), None),
+            ("return", _number(moment.total), None),
+            (self.legend.end, f"{100 * moment.end:.0f} %" if math.isfinite(moment.end) else "not told", None),
+            *self._done(moment),
+            *((name, _number(x), None) for name, x in zip(self.legend.states, moment.told, strict=False)),
+        ]
+        room = max(1, (box.height - 18 * len(lines) - 16) // ROW)
+        for i, (name, said, span) in enumerate(rows[:room]):
+            y = box.top + 16 + i * ROW
+            self.text(to, name, (box.left + 12, y), PLAIN, 20)
+            self.text(to, said, (box.right - 12, y), BRIGHT, 20, right=True)
+            if span is not None:
+                self._needle(to, pygame.Rect(box.left + 120, y - 4, box.width - 120 - 76, 8), *span)
+        for i, line in enumerate(lines[::-1]):
+            self.text(to, line, (box.left + 12, box.bottom - 14 - 18 * i), DIM, 18)
+
+    def _done(self, moment: Moment) -> Iterator[tuple[str, str, tuple[float, float] | None]]:
+        """Rows of what was done: a name, what it says in the world's own terms, and for a quantity where in its range of -1..1 it
+        rests, and stands."""
+        spec = self.legend.spec
+        if moment.action is None or spec is None:
+            return
+        rest = spec.rest_action()
+        for i, (name, value) in enumerate(zip(spec.action_names, moment.action, strict=True)):
+            own = spec.action_offset[i] + spec.action_scale[i] * float(value)
+            if not spec.discrete:
+                yield name, f"{own:.2f}", (float(rest[i]), float(value))
+            elif self.legend.choices:
+                yield name, self.legend.choices[int(value)].removesuffix(" (rest)"), None
+            else:
+                yield name, f"{own:.0f}", None
+
+    def _needle(self, to: pygame.Surface, box: pygame.Rect, rest: float, value: float) -> None:
+        """A bar from where a range of -1..1 rests to ``value``."""
+        pygame.draw.rect(to, EDGE, box, border_radius=4)
+        left, right = sorted(box.left + round((x + 1) / 2 * box.width) for x in (rest, value))
+        pygame.draw.rect(
+            to, BLUE, (min(left, box.right - 3), box.top, max(right - left, 3), box.height), border_radius=4
+        )
 
     def _font(self, size: int) -> pygame.font.Font:
         if size not in self._fonts:
@@ -263,18 +346,31 @@ class Painter:
         self.text(to, "shift", (box.left + 7, box.centery), NIGHT if lit else PLAIN, 18)
 
 
-def panels_size(width: int, height: int, scale: int) -> tuple[int, int]:
-    """Width and height in pixels of what ``Painter.panels`` draws for frames of this size; both even."""
-    wide = 2 * MARGIN + 3 * width * scale + 2 * GAP
+def _number(value: float) -> str:
+    return f"{value:.3g}" if math.isfinite(value) else "not told"
+
+
+def panels_size(width: int, height: int, scale: int, true: bool = True) -> tuple[int, int]:
+    """Width and height in pixels of what ``Painter.panels`` draws for frames of this size, beside a truth or not; both even."""
+    others = 2 * width * scale + 2 * GAP if true else GAP + max(width * scale, LEAST_READINGS)
+    wide = 2 * MARGIN + width * scale + others
     high = MARGIN + TITLE + height * scale + CAPTION
     return wide + wide % 2, high + high % 2
 
 
 class Window:
-    """The window on the screen, ``scale`` times the frames' size."""
+    """The window on the screen, ``scale`` times the frames' size; ``true``: there is a truth to show."""
 
-    def __init__(self, frame_height: int, frame_width: int, scale: int, title: str) -> None:
-        self._frame = (frame_width, frame_height)
+    def __init__(
+        self,
+        frame_height: int,
+        frame_width: int,
+        scale: int,
+        title: str,
+        legend: Legend | None = None,
+        true: bool = True,
+    ) -> None:
+        self._frame, self._true = (frame_width, frame_height), true
         self.scale = min(max(scale, SCALES[0]), SCALES[1])
         try:
             pygame.display.init()
@@ -288,10 +384,10 @@ class Window:
                 f"no window can be opened here ({error}); run 'neuralsim play' on a machine with a screen, or with "
                 "--headless and --script"
             ) from error
-        self.painter = Painter()
+        self.painter = Painter(legend)
 
     def _open(self) -> None:
-        width, height = panels_size(*self._frame, self.scale)
+        width, height = panels_size(*self._frame, self.scale, self._true)
         self._panels_high = height
         self.surface = pygame.display.set_mode((width, height + 62 + 32))
 

@@ -61,8 +61,9 @@ class CarJudge(Judge):
                 )
 
     def headlines(self, r: Rollouts) -> tuple[Figure, ...]:
-        """See Judge: the road."""
-        return self._figures(r)[:2]
+        """See Judge: where the road is, and how it runs."""
+        road, _, heading, *_ = self._figures(r)
+        return road, heading
 
     def panels(self, r: Rollouts) -> Mapping[str, Mapping[str, Any]]:
         """See Judge."""
@@ -72,7 +73,8 @@ class CarJudge(Judge):
             lines = {"dream": middle(figure.values), "copy last": middle(figure.copied)}
             if figure.floor is not None:
                 lines["reader's floor"] = middle(figure.floor)
-            panels[figure.label + (f" ({figure.unit})" if figure.unit else "")] = lines
+            title = figure.label.removesuffix(", median")
+            panels[title + (f" ({figure.unit})" if figure.unit else "")] = lines
         return panels
 
     def showpieces(self, windows: Windows) -> Iterator[int]:

@@ -11,7 +11,7 @@ from neuralsim.curves import middle
 from neuralsim.dreaming import Rollouts, Ticker, Windows
 from neuralsim.envs.pusht_control import PLANS, control_rows, restart_rows
 from neuralsim.envs.pusht_reader import PushTReader, PushTReading
-from neuralsim.envs.pusht_scene import AREA_SLACK, beyond, has_moved, scene_of, scene_rows, scenes_of
+from neuralsim.envs.pusht_scene import AREA_SLACK, beyond, has_moved, scene_rows, scenes_of
 from neuralsim.judge import Figure, Judge, Sign
 from neuralsim.reading import Reading, Truth
 from neuralsim.report import Bar, Row
@@ -56,12 +56,19 @@ class PushTJudge(Judge):
         """See Judge: block and pusher where the block moved."""
         if r.states is None:
             return ()
-        scene = scene_of(r, r.reading, self.reader)
+        scene, copied, _ = scenes_of(r, self.reader)
         moved = np.where(has_moved(r, self.reader), 0.0, np.nan)
-        pusher = "pusher error where the block moved, median"
         return (
-            Figure("iou_moved", "block IoU where it moved", scene.iou + moved),
-            Figure("pusher_moved", pusher, scene.pusher + moved, statistic=median, unit="units", better="low"),
+            Figure("iou_moved", "block IoU where it moved", scene.iou + moved, copied.iou + moved),
+            Figure(
+                "pusher_moved",
+                "pusher error where the block moved, median",
+                scene.pusher + moved,
+                copied.pusher + moved,
+                statistic=median,
+                unit="units",
+                better="low",
+            ),
         )
 
     def panels(self, r: Rollouts) -> Mapping[str, Mapping[str, Any]]:

@@ -106,6 +106,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         bounds = "" if r["low"] is None or r["high"] is None else f"{number(r['low'])} to {number(r['high'])}"
         bar = r["bar"] or {}
         sides = [f"{sign} {number(bar[k])}" for k, sign in (("least", "≥"), ("most", "≤")) if bar.get(k) is not None]
+        sides += ["beats copy last"] if bar.get("beats") else []
         met = "" if r["passed"] is None else (" met" if r["passed"] else " missed")
         cells = [r["label"], r["step"], f"{number(r['value'])} {r['unit']}".strip(), bounds]
         cells += [number(r["baseline"]), number(r["floor"]), r["n"], " and ".join(sides) + met]

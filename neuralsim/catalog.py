@@ -282,6 +282,7 @@ def _load(folder: Path, device: str, stamps: tuple[int, ...]) -> World:
             f"{folder / CONFIG}: unknown model class {class_name!r}; this NeuralSim knows {', '.join(models)}. A class of your "
             "own is made known by neuralsim.register_model(Class)"
         )
-    model = read_model(folder, models[class_name], config).to(device).eval().requires_grad_(False)
+    model: Any = read_model(folder, models[class_name], config)
+    model = model.to(device).eval().requires_grad_(False)
     starts = Starts.load(folder / STARTS, model.spec) if (folder / STARTS).is_file() else None
     return World(model, starts, folder, read_text(folder / CARD) if (folder / CARD).is_file() else "")

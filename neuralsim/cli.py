@@ -140,6 +140,12 @@ def _record(words: list[str]) -> None:
     print(f"{report.store}: {report.kept} episodes kept, {report.steps_kept} steps; {report.episodes} episodes in all")
 
 
+def _draw_for_nobody() -> None:
+    """Many environments draw with pygame, also where there is no screen, and greet on stdout."""
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+
+
 def _frames(store: Any) -> int:
     return int((store.lengths + 1).sum())
 
@@ -175,6 +181,7 @@ def _measure(words: list[str]) -> None:
 
 
 def _plan(words: list[str]) -> None:
+    _draw_for_nobody()
     from neuralsim.agents.plan import plan
     from neuralsim.agents.planning import Planning
 
@@ -186,6 +193,7 @@ def _plan(words: list[str]) -> None:
 
 
 def _rl(words: list[str]) -> None:
+    _draw_for_nobody()
     from neuralsim.agents.curve import summary
     from neuralsim.agents.reinforce import Reinforce
     from neuralsim.agents.rl import reinforce
@@ -202,6 +210,7 @@ def _rl(words: list[str]) -> None:
 
 
 def _evaluate(words: list[str]) -> None:
+    _draw_for_nobody()
     from neuralsim.agents.transfer import Evaluate, transfer
 
     report, files = transfer(_parse(Evaluate, "evaluate", words, "world"), show=True)
@@ -211,6 +220,7 @@ def _evaluate(words: list[str]) -> None:
 
 
 def _rank(words: list[str]) -> None:
+    _draw_for_nobody()
     from neuralsim.agents.rank import Rank, rank
 
     ranking, report, files = rank(_parse(Rank, "rank", words, "world"), show=True)

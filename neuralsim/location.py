@@ -26,7 +26,8 @@ def list_worlds() -> list[str]:
 
 
 def settle(name_or_folder: str | os.PathLike[str]) -> Path | HubId:
-    """The folder meant, or the repository; nothing is opened and no network is touched.
+    """The folder meant, or the repository; nothing is opened and no network is touched. A run of ``neuralsim train`` means the
+    world that it made.
 
     A shipped name goes before a folder of the same name here, a folder before a repository. ``org/name`` is none where a
     folder ``org`` lies here: then it is a path that leads nowhere (``hub:org/name`` says what is meant). Raises
@@ -40,6 +41,8 @@ def settle(name_or_folder: str | os.PathLike[str]) -> Path | HubId:
             return shipped.resolve()
     folder = Path(name).expanduser()
     if folder.is_dir():
+        if not (folder / CONFIG).is_file() and (folder / "world" / CONFIG).is_file():
+            return (folder / "world").resolve()  # the folder of the run that trained it
         return folder.resolve()
     found = HubId.parse(name) if text else None
     if found is not None and not (found.plain and folder.parent.is_dir()):

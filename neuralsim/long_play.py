@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any, Protocol
 
 import numpy as np
@@ -89,8 +90,8 @@ def long_play(
 
     The baseline column is the truth. Where the judge has a simulator and the true ``states`` ``(b, s)`` at the histories' ends are
     given, it plays the same keys (a true block can be squeezed out of the picture too); else it is what the judge says of
-    ``known`` true frames ``(m, h, w, 3)``, by default the histories'. Without a judge frames must keep changing, and be such as
-    the model can redraw as well as it does those known. ``tick`` is told of steps done.
+    ``known`` true frames ``(m, h, w, 3)``, by default the histories'. Without a judge frames must be such as the model can redraw
+    as well as it does those known. ``tick`` is told of steps done.
     """
     config = config or LongPlayConfig()
     b, spec = len(frames), model.spec
@@ -125,41 +126,45 @@ def long_play(
                 tick(b)
     growth = resident_megabytes() - _megabytes(seen) - megabytes_early
     tail = slice(-max(1, round(LAST_SHARE * len(look))), None)
+    frames = np.stack(seen, 1)
+    baseline: list[float | None] = []
     if judge is None:
-        signs, baseline = _plain_signs(model, np.stack(seen, 1)[:, tail], known, config), None
+        signs: tuple[Sign, ...] = (_redrawn(model, frames[:, tail], known, config),)
     else:
-        signs = _signs(judge, np.stack(seen, 1))
+        signs = _signs(judge, frames)
         if judge.truth is not None and states is not None and driver is None:
             true = np.stack(_true_frames(judge.truth, states, spec.to_space(keys), looked), 1)
             baseline = [mean(sign.values[:, tail].ravel()) for sign in _signs(judge, true)]
         else:
             baseline = [mean(sign.values.ravel()) for sign in _signs(judge, known[:, None])]
         signs = tuple(replace(sign, values=sign.values[:, tail]) for sign in signs)
-    boot, before = Bootstrap(np.arange(b), seed=config.seed), f"{name}/" if name else ""
+    signs = (*signs, _changing(frames[:, tail], driver is not None))
+    boot = Bootstrap(np.arange(b), seed=config.seed)
+    before, who = (f"{name}/", f"{name}: ") if name else ("", "")
     minutes = config.steps / model.spec.rate_hz / 60
     rows = (
         *(
             row_of(
                 boot(sign.statistic, np.array([sign.statistic(row) for row in sign.values])),
                 before + sign.key,
-                f"{sign.label}, last fifth" + (", median" if sign.statistic is not mean else ""),
-                baseline=None if baseline is None else baseline[i],
+                f"{who}{sign.label}, last fifth" + (", median" if sign.statistic is not mean else ""),
+                baseline=truth,
                 better=sign.better,
                 bar=sign.bar,
             )
-            for i, sign in enumerate(signs)
+            for sign, truth in zip_longest(signs, baseline)
         ),
         Row(
             f"{before}not_finite",
-            "steps with a number that is not finite",
+            f"{who}steps with a number that is not finite",
             float(bad),
             n=b * config.steps,
             bar=Bar(most=0),
         ),
-        Row(f"{before}growth", "memory grown after the first tenth", growth, unit="MB", bar=Bar(most=50)),
+        Row(f"{before}growth", f"{who}memory grown after the first tenth", growth, unit="MB", bar=Bar(most=50)),
     )
-    who = f"by {name or 'a driver'}" if driver is not None else "random keys"
-    return Report(f"{minutes:.1f} minutes of imagined play, {b} dreams, {who}", rows, circumstances())
+    hands = "random keys" if driver is None else name or "a driver"
+    return Report(f"{minutes:.1f} minutes of imagined play, {b} dreams, {hands}", rows, circumstances())
 
 
 def _signs(judge: Judge, frames: np.ndarray) -> tuple[Sign, ...]:
@@ -167,21 +172,19 @@ def _signs(judge: Judge, frames: np.ndarray) -> tuple[Sign, ...]:
     return judge.signs(judge.reader(frames.reshape(-1, *frames.shape[2:])).reshape(*frames.shape[:2]))
 
 
-def _plain_signs(model: WorldModel, frames: np.ndarray, known: np.ndarray, config: LongPlayConfig) -> tuple[Sign, ...]:
-    """What can be said of frames ``(b, looks, h, w, 3)`` of any world."""
+def _changing(frames: np.ndarray, driven: bool) -> Sign:
+    """Whether frames ``(b, looks, h, w, 3)`` go on changing: who drives gets somewhere, keys may well lead nowhere."""
     differ = squared_error(frames[:, 1:], frames[:, :-1]) > CHANGED**2
-    flat = frames.reshape(-1, *frames.shape[2:])
-    limit = _redraw_error(model, known, config).max()
-    fits = (_redraw_error(model, flat, config) <= limit).reshape(frames.shape[:2])
-    return (
-        Sign("changing", "looks at which the frame is another than before", differ.astype(np.float64)),
-        Sign(
-            "redrawn",
-            "frames that the model redraws as well as it does true ones",
-            fits.astype(np.float64),
-            bar=Bar(least=0.95),
-        ),
-    )
+    label = "looks at which the frame is another than before"
+    return Sign("changing", label, differ.astype(np.float64), bar=Bar(least=0.9) if driven else None)
+
+
+def _redrawn(model: WorldModel, frames: np.ndarray, known: np.ndarray, config: LongPlayConfig) -> Sign:
+    """Whether the model redraws frames ``(b, looks, h, w, 3)`` no worse than any of those ``known``."""
+    errors = _redraw_error(model, frames.reshape(-1, *frames.shape[2:]), config)
+    fits = (errors <= _redraw_error(model, known, config).max()).reshape(frames.shape[:2])
+    label = "frames that the model redraws as well as it does true ones"
+    return Sign("redrawn", label, fits.astype(np.float64), bar=Bar(least=0.95))
 
 
 def _redraw_error(model: WorldModel, frames: np.ndarray, config: LongPlayConfig, batch: int = 64) -> np.ndarray:

@@ -183,6 +183,7 @@ def carracing_video() -> VideoRecipe:
         codec_stage=StageConfig(steps=6000, batch=64, lr=2e-3),
         dynamics_stage=StageConfig(steps=6000, batch=512, lr=1e-3),
         readings_stage=StageConfig(steps=1500, batch=1024, lr=1e-3),
+        rollout=(1, 2, 3, 4, 6, 8, 12, 16),
         alone=0.3,
         token_jitter=0.02,
     )

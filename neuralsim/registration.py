@@ -35,9 +35,9 @@ def register(id: str, world: str | os.PathLike[str], *, overwrite: bool = False,
     """Make ``gym.make(id)`` and ``gym.make_vec(id)`` open ``world``, in this process and those it forks.
 
     id: ``namespace/Name-vN``, e.g. ``"me/MyWorld-v0"``. world: the folder of a trained world, the name of a shipped one,
-    or ``hub:org/name`` on the Hugging Face hub (fetched when first made). settings: defaults for ImaginedEnv's other arguments, e.g.
-    ``horizon=500, observation="features"``; ``gym.make`` can still give others. A folder is looked into at once: it must
-    hold a world. Its weights are not read before an environment is made.
+    or ``hub:org/name`` on the Hugging Face hub (fetched when first made). settings: defaults for ImaginedEnv's other
+    arguments, e.g. ``horizon=500, observation="features"``; ``gym.make`` can still give others. A folder is looked into at
+    once: it must hold a world. Its weights are not read before an environment is made.
 
     To register an id again as it was does nothing; as anything else it is a ValueError, unless ``overwrite``. Raises
     ValueError too for an id of another form or another package and for unknown settings, FileNotFoundError for a world
@@ -54,7 +54,7 @@ def register(id: str, world: str | os.PathLike[str], *, overwrite: bool = False,
     if known is not None:
         if known.entry_point != ENTRY_POINT:
             raise ValueError(f"{id}: this id is another environment's ({known.entry_point}); choose another")
-        if known.kwargs == kwargs:
+        if _same(known.kwargs, kwargs):
             return
         if not overwrite:
             raise ValueError(
@@ -86,6 +86,15 @@ def _lasting(world: str | os.PathLike[str]) -> str:
     if "_class_name" not in read_object(place / CONFIG):
         raise ValueError(f"{place / CONFIG}: names no model class (_class_name); World(model).save(folder) writes it")
     return str(place)
+
+
+def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Words and numbers are compared; anything else, say a task of tensors, is the same if it is the same object."""
+    plain = str | int | float | None
+    return one.keys() == other.keys() and all(
+        value is other[name] or (isinstance(value, plain) and isinstance(other[name], plain) and value == other[name])
+        for name, value in one.items()
+    )
 
 
 def _told(kwargs: dict[str, Any]) -> str:

@@ -78,9 +78,10 @@ class WorldModel(ModelMixin, ConfigMixin, ABC):
         accelerate. Takes a folder, a shipped world's name or ``org/name`` on the hub (see ``neuralsim.hub``; with diffusers'
         own words for it, such as ``revision``, diffusers asks the hub); a FileNotFoundError for anything else."""
         place = settle(pretrained_model_name_or_path)
-        if isinstance(place, HubId):
-            place = place.repo if kwargs.keys() & HUB_WORDS else fetch(place)
-        return super().from_pretrained(str(place), **{"low_cpu_mem_usage": False, **kwargs}).float()
+        if isinstance(place, HubId) and not kwargs.keys() & HUB_WORDS:
+            place = fetch(place)
+        source = place.repo if isinstance(place, HubId) else str(place)
+        return super().from_pretrained(source, **{"low_cpu_mem_usage": False, **kwargs}).float()
 
     @abstractmethod
     def encode(self, frames: torch.Tensor, actions: torch.Tensor) -> State:

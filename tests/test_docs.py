@@ -69,6 +69,40 @@ def test_the_model_of_the_page_has_no_more_lines_than_it_says() -> None:
     assert len([line for line in model.splitlines() if line.strip()]) <= 60
 
 
+def test_your_own_world_is_collected_learned_and_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's own commands, with less of everything that takes time."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    less = {
+        "collect": "--episodes 6 --steps 24 --size 32 --workers 1",
+        "train": "--effort 0.01 --threads 1",
+        "measure": "--rollouts 4 --denoise 1 --horizons 1 5 10",
+        "bench": "--seconds 0.05",
+        "rl": "--steps 512 --slots 16 --trials 2 --looks 1 --no-video",
+        "play": "--headless --benchmark 1",
+    }
+    page = [line for name, line in commands() if name == "your-own-world.md" and "mydata" not in line]
+    assert {line.split()[1] for line in page} >= {
+        "collect",
+        "data",
+        "train",
+        "measure",
+        "play",
+        "rl",
+        "bench",
+        "export",
+    }
+    for line in page:
+        words = shlex.split(line)[1:]
+        extra = less.get(words[0], "--root minari" if "minari:" in line else "").split()
+        assert cli.main([*words, *extra]) == 0, line
+        if words[0] == "train":
+            names = run_page("your-own-world.md")
+            monkeypatch.delitem(gym.registry, "me/Pendulum-v0")
+            assert names["frame"].shape == (32, 32, 3)
+            assert names["features"].shape[0] == 32
+
+
 def test_commands_exist_and_know_their_options(capsys: pytest.CaptureFixture[str]) -> None:
     for name, line in commands():
         _, command, *rest = shlex.split(line)

@@ -97,11 +97,12 @@ def test_trials_do_not_depend_on_one_another(policy: str) -> None:
 
 
 def test_starts_are_the_seeds_and_the_first_of_many_are_the_few() -> None:
-    many, few = Contest(REACH, 8).starts(64), Contest(REACH, 3).starts(64)
+    world = open_world("tworoom-latent")
+    many, few = Contest(REACH, 8).starts(world), Contest(REACH, 3).starts(world)
     assert many.states is not None
     assert few.states is not None
     np.testing.assert_array_equal(many.states[:3], few.states)
-    assert (Contest(REACH, 3, seed=1).starts(64).states != few.states).all()
+    assert (Contest(REACH, 3, seed=1).starts(world).states != few.states).all()
     assert not np.isin(REACH.starts(50, seed=0).states, many.states).any(), "training begins elsewhere"
 
 

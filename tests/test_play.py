@@ -20,14 +20,16 @@ from neuralsim.agents import recorder as recorder_module
 from neuralsim.agents.dream import Dream
 from neuralsim.agents.driver import Driver, load_driver
 from neuralsim.agents.keyboard import Keyboard
+from neuralsim.agents.legend import keys_and_legend
 from neuralsim.agents.meter import KeyToFrame, Rate
 from neuralsim.agents.recorder import Recorder, VideoWriter
 from neuralsim.agents.script import parse_script
 from neuralsim.agents.session import Moment, Session
 from neuralsim.agents.teleop import Play, Player, PlayReport, play
+from neuralsim.agents.twin import find_twin
 from neuralsim.agents.window import Window
 from neuralsim.catalog import open_world
-from neuralsim.envs.pusht import PushTRealEnv
+from neuralsim.envs.pusht import PushTRealEnv, pusht_spec
 from neuralsim.episode import EpisodeStore
 
 SCALE = 3
@@ -74,10 +76,15 @@ def run(tiny_world: Path, tmp_path: Path) -> Iterator[Callable[..., Watched]]:
 
     def start(script: str, policy: str = "explorer", **config: object) -> Watched:
         dream = Dream(open_world(tiny_world, "cpu"), "float32")
-        session = Session(dream, load_driver(policy, dream.spec.frame_shape, dream.feature_size), Keyboard())
-        window = Window(dream.spec.height, dream.spec.width, SCALE, "test")
+        twin = find_twin(dream.spec, dream.starts)
+        driver = load_driver(policy, dream.spec, dream.feature_size, twin)
+        keyboard, legend = keys_and_legend(dream.spec)
+        session = Session(dream, driver, keyboard, twin=twin)
+        window = Window(dream.spec.height, dream.spec.width, SCALE, "test", legend)
         settings = Play(world=str(tiny_world), out=tmp_path, headless=True, **config)  # type: ignore[arg-type]
-        player = Watched(settings, session, window, Recorder(tmp_path, dream.spec), parse_script(script))
+        player = Watched(
+            settings, session, window, Recorder(tmp_path, dream.spec, 0, twin.state_names), parse_script(script)
+        )
         opened.append(player)
         player.run_headless()
         return player
@@ -235,10 +242,10 @@ def test_a_stable_baselines3_policy_drives(run: Callable[..., Watched], tmp_path
 
 def test_policies_that_cannot_drive_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file"):
-        load_driver("nobody.zip", (64, 64, 3), 8)
+        load_driver("nobody.zip", pusht_spec(), 8)
     (tmp_path / "x.zip").write_text("no zip")
     with pytest.raises(ValueError, match="not a file that Stable-Baselines3"):
-        load_driver(str(tmp_path / "x.zip"), (64, 64, 3), 8)
+        load_driver(str(tmp_path / "x.zip"), pusht_spec(), 8)
 
 
 def test_denoising_steps_change_while_playing(run: Callable[..., Watched]) -> None:
@@ -338,7 +345,7 @@ def test_recording_leaves_a_video_and_episodes_that_say_who_acted(run: Callable[
     np.testing.assert_array_equal(true[0].frames, [m.truth for m in shown])
     np.testing.assert_array_equal(imagined[0].frames, [m.dream for m in shown])
     assert imagined[0].states is None
-    np.testing.assert_allclose(true[0].rewards, [m.coverage_truth for m in shown[1:]], rtol=1e-6)
+    np.testing.assert_allclose(true[0].rewards, [m.true and m.true.reward for m in shown[1:]], rtol=1e-6)
 
 
 def test_a_recorded_true_episode_replays_in_the_simulator(run: Callable[..., Watched], tmp_path: Path) -> None:

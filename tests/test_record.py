@@ -78,8 +78,6 @@ def test_few_choices_without_names_are_left_and_right() -> None:
         if key:
             keyboard.hold(key)
         assert keyboard.predict()[0].tolist() == [choice]
-    with pytest.raises(ValueError, match="keys choose in one dimension"):
-        keyboard_for(spec_of(action_names=("a", "b"), action_choices=(2, 2)))
 
 
 # -- what is kept ------------------------------------------------------------------------------------------------------

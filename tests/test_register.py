@@ -8,18 +8,27 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
 import neuralsim
 from neuralsim.catalog import World, open_world
 from neuralsim.envs.imagined import ImaginedEnv, ImaginedVectorEnv
 from neuralsim.manifest import seal
 from neuralsim.registration import SETTINGS
+
+
+@dataclass(frozen=True)
+class GoalTask:
+    """A task that holds a tensor, as one's own may."""
+
+    goal: torch.Tensor
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +111,14 @@ def test_the_same_again_is_fine_another_is_an_error_unless_it_is_asked_for(tiny_
     assert gym.spec("me/MyWorld-v0").kwargs["world"] == str(tiny_world.resolve())
     neuralsim.register("me/MyWorld-v0", other, overwrite=True)
     assert gym.spec("me/MyWorld-v0").kwargs == {"world": str(other.resolve())}
+
+
+def test_a_task_is_the_same_if_it_is_the_same_object(tiny_world: Path) -> None:
+    goals = [GoalTask(torch.zeros(4)) for _ in range(2)]  # tensors know no plain equality
+    neuralsim.register("me/Goal-v0", tiny_world, task=goals[0])
+    neuralsim.register("me/Goal-v0", tiny_world, task=goals[0])
+    with pytest.raises(ValueError, match="registered already"):
+        neuralsim.register("me/Goal-v0", tiny_world, task=goals[1])
 
 
 def test_ids_of_others_are_never_taken(tiny_world: Path) -> None:

@@ -25,9 +25,12 @@ from safetensors.torch import load_file, save_file
 
 import neuralsim
 from neuralsim.catalog import Starts, World, list_worlds, open_world, register_model
+from neuralsim.imagination import Imagination
 from neuralsim.location import assets
 from neuralsim.manifest import CARD, CONFIG, FILES, FORMAT, MANIFEST, SEALED, STARTS, TRAINING, WEIGHTS, Manifest, seal
 from neuralsim.models.video import VideoWAM
+from neuralsim.recipe import Train
+from neuralsim.train import train
 from neuralsim.world import WorldModel
 
 CARD_TEXT = "# tiny\nRandom weights, for tests: für Prüfungen.\n"
@@ -102,6 +105,22 @@ def test_a_saved_world_is_whole_and_opens_the_same(whole: Path, tmp_path: Path) 
     assert again.card == CARD_TEXT
     assert (target / TRAINING).read_bytes() == (whole / TRAINING).read_bytes()
     assert [p.name for p in target.parent.iterdir()] == ["saved"]  # nothing is left lying about
+
+
+def test_training_leaves_a_whole_world_that_no_longer_needs_its_run(store: Path, tmp_path: Path) -> None:
+    made = train(Train("pusht-video-mini", data=store, out=tmp_path / "run", threads=1, effort=0.02))
+    assert {path.name for path in made.iterdir()} == set(FILES)
+    manifest = Manifest.read(made)
+    assert manifest is not None
+    assert set(manifest.files) == set(SEALED)
+    moved = made.rename(tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "run")
+    world = open_world(moved, "cpu")
+    assert world.starts is not None
+    assert "Not measured yet" in world.card
+    dreams = Imagination(world.model, starts=world.starts, num_slots=2)
+    dreams.reset(seeds=[0, 1])
+    assert np.isfinite(dreams.step(np.zeros((2, 2), np.float32)).reward).all()  # its heads came along
 
 
 def test_the_manifest_says_what_the_folder_holds_without_opening_it(whole: Path) -> None:

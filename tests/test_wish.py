@@ -26,7 +26,7 @@ from neuralsim.envs.sb3 import ImaginedVecEnv
 from neuralsim.envs.wish import WISHES, block_gap, find_wish, pusher_gap, way_home
 from neuralsim.task import DoubtTask, StateTask
 
-EVERY = [(world, name) for world, wishes in WISHES.items() for name in wishes]
+EVERY = [(world, name) for world in ("pusht", "tworoom") for name in WISHES[world]]
 
 
 class ExactStart(Oracle):

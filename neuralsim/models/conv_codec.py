@@ -17,8 +17,8 @@ from neuralsim.models.codec import Codec, ResidualConv, to_pixels
 
 NARROW = 16
 """Channels of the encoder's last map, an eighth of the frame wide and high."""
-FOLDED = 512
-"""Width of the decoder's first layer."""
+FOLDED, RANK = 512, 128
+"""Width of the decoder's first layer, and how much of it goes on to the map: in one piece that would be a quarter of all weights."""
 
 
 class ConvCodec(Codec):
@@ -44,7 +44,8 @@ class ConvCodec(Codec):
         self.decoder = nn.Sequential(
             nn.Linear(numbers, FOLDED),
             nn.SiLU(),
-            nn.Linear(FOLDED, 2 * w * cells[0] * cells[1]),
+            nn.Linear(FOLDED, RANK, bias=False),
+            nn.Linear(RANK, 2 * w * cells[0] * cells[1]),
             nn.Unflatten(1, (2 * w, *cells)),
             nn.Conv2d(2 * w, 4 * w, 3, padding=1),
             ResidualConv(4 * w),
