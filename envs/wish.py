@@ -134,7 +134,7 @@ class WishedEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
 
     def state(self) -> np.ndarray:
         """The true state ``(s,)`` now, where the world shows it."""
-        return np.asarray(self.get_wrapper_attr("state")())
+        return np.asarray(self.env.get_wrapper_attr("state")())
 
     def _came_true(self) -> bool:
         return self.wish.came_true is not None and bool(self.wish.came_true(self.state()[None])[0])

@@ -70,6 +70,12 @@ def _register() -> None:
         id="neuralsim/TwoRoomReal-v0", entry_point="neuralsim.envs.tworoom:TwoRoomRealEnv", max_episode_steps=200
     )
     gymnasium.register(
+        id="neuralsim/CarRacing-v0",
+        entry_point="neuralsim.envs.imagined:ImaginedEnv",
+        vector_entry_point="neuralsim.envs.imagined:ImaginedVectorEnv",
+        kwargs={"world": "carracing"},
+    )
+    gymnasium.register(
         id="neuralsim/CarRacingReal-v0", entry_point="neuralsim.envs.car_racing:CarRacingRealEnv", max_episode_steps=334
     )
 

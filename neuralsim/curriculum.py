@@ -57,6 +57,8 @@ class Curriculum(ABC):
     """The model, and the stages it learns in. Every draw is a function of (seed, stage, step)."""
 
     model: Any
+    recipe: Any
+    """The recipe, as fitted to the data."""
     run: Run
 
     @property

@@ -10,7 +10,7 @@ from pathlib import Path
 from neuralsim.hub import HubId, fetch
 from neuralsim.manifest import CONFIG
 
-ALIASES = {"pusht": "pusht-video", "tworoom": "tworoom-latent"}
+ALIASES = {"pusht": "pusht-video", "tworoom": "tworoom-latent", "carracing": "carracing-video"}
 """Short names: the world that a task's plain name opens."""
 
 

@@ -246,7 +246,7 @@ class Trainer:
             target / "training.json",
             json.dumps(
                 {
-                    "recipe": asdict(self.recipe),
+                    "recipe": asdict(self.curriculum.recipe),
                     "seed": self.config.seed,
                     "init": self.config.init,
                     "stages": [name for _, name in self.stages],
