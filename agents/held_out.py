@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from neuralsim.agents.collect import Collect, collect
+from neuralsim.envs.gym_world import GymWorld
 from neuralsim.episode import EpisodeStore
 from neuralsim.spec import WorldSpec
 
@@ -55,15 +55,16 @@ def held_out_again(
 ) -> EpisodeStore:
     """Held-out episodes of a world whose episodes were collected from a Gymnasium environment: ``source`` is their store's
     ``info.source``. They lie in data/<ID>-held-out; all of them are held out."""
+    world = GymWorld.of(spec, source)
     shape = "" if (spec.height, spec.width) == (64, 64) else f"-{spec.height}x{spec.width}"
     config = Collect(
-        env=source["env"],
-        env_kwargs=json.dumps(source["kwargs"]),
-        frames=source["frames"],
-        fit=source["fit"],
-        repeat=source["repeat"],
-        rate=spec.rate_hz * source["repeat"],
-        action_names=spec.action_names,
+        env=world.env,
+        env_kwargs=world.kwargs,
+        frames=world.frames,
+        fit=world.fit,
+        repeat=world.repeat,
+        rate=world.rate,
+        action_names=world.action_names,
         steps=source.get("steps"),
         size=(spec.height, spec.width),
         out=Path("data") / f"{spec.name.replace('/', '-')}-held-out{shape}",

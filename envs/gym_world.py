@@ -28,6 +28,8 @@ from neuralsim.spec import WorldSpec
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # many environments draw with pygame, which greets on stdout
 
+TRUSTED = "NEURALSIM_MODULES"
+"""Environment variable: modules, with commas between, that the record of a store or world may have imported."""
 GUESSED_RATE = 30.0
 """Steps a second of an environment that does not say."""
 LONGEST = 1000
@@ -86,7 +88,17 @@ class GymWorld:
 
     @classmethod
     def of(cls, spec: WorldSpec, source: Mapping[str, Any]) -> GymWorld:
-        """The world that a store of this spec and source was made with."""
+        """The world that a store of this spec and source was made with.
+
+        A record is not reason enough to run a module's code: one that the record names must be imported already, or be
+        named in the environment variable NEURALSIM_MODULES; else it is a ValueError.
+        """
+        module = source["env"].rpartition(":")[0]
+        if module and module not in {*sys.modules, *os.environ.get(TRUSTED, "").split(",")}:
+            raise ValueError(
+                f"{source['env']}: the record of this world names a module to import; if {module!r} is yours, say so with "
+                f"{TRUSTED}={module}"
+            )
         return cls(
             env=source["env"],
             kwargs=json.dumps(source["kwargs"]),

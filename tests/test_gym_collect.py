@@ -410,6 +410,13 @@ def test_code_of_ones_own_is_found_in_the_current_folder(tmp_path: Path, monkeyp
         np.testing.assert_array_equal(episode.actions[:, 0], episode.states[:-1, 2] > 0)
         assert episode.provenance["policy"] == "my_code:lean"
     assert true_env_of(store.spec, store.info.source).reset(seed=0)[0].shape == (16, 16, 3)
+    # To another process, which has not imported it, the record of somebody's world is not reason enough to run code.
+    monkeypatch.delitem(sys.modules, "my_code")
+    with pytest.raises(ValueError, match="NEURALSIM_MODULES=my_code"):
+        true_env_of(store.spec, store.info.source)
+    monkeypatch.setenv("NEURALSIM_MODULES", "my_code")
+    del gym.registry["mine/Short-v0"]  # registered once more, Gymnasium would warn
+    assert true_env_of(store.spec, store.info.source).reset(seed=0)[0].shape == (16, 16, 3)
     for policy, message in (("my_code:nothing", "got NoneType"), ("my_code:who", "has no function 'who'")):
         with pytest.raises(ValueError, match=message):
             collect_episode(Collect(env="CartPole-v1", size=16, policy=policy), 0)
