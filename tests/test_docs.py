@@ -55,10 +55,9 @@ def test_your_own_model_runs_from_the_first_block_to_the_last(tmp_path: Path, mo
     ]
     assert open_world("runs/rink", "cpu").spec == page["spec"]
     assert page["features"].shape == (16, 4)
-    # What the page does must also be worth doing: held to the right the puck is at the right board, and a planner comes to the
-    # middle sooner than a puck that lies still, whose 60 steps cost it some 0.6 each.
-    dark = 255 - page["frame"].astype(float).mean(-1)
-    assert (dark.sum(0) * np.linspace(-1, 1, 32)).sum() / dark.sum() > 0.7
+    # What the page does must also be worth doing: a planner comes to the middle sooner than a puck that lies still, whose 60
+    # steps cost it some 0.6 each.
+    assert page["played"].human_steps >= 25
     assert page["planned"] > -10
     assert np.isfinite(page["learned"])
     cli.main(["info", "runs/rink"])
