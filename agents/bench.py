@@ -35,7 +35,7 @@ from neuralsim.envs.features import FeatureEnv
 from neuralsim.envs.gym_world import true_env_of
 from neuralsim.envs.sb3 import ImaginedVecEnv
 from neuralsim.envs.wish import WISHES, find_wish
-from neuralsim.episode import EpisodeStore, WindowSampler, knows_actions
+from neuralsim.episode import EpisodeStore, WindowSampler
 from neuralsim.imagination import Imagination
 from neuralsim.long_play import random_keys
 from neuralsim.models.latent import LatentWorld
@@ -325,7 +325,7 @@ def _reading(world: World, seconds: float, store: EpisodeStore | None) -> Iterat
         if episodes is None:
             return
         length = min(WINDOW, int(episodes.lengths.max()) + 1)
-        acted = any(knows_actions(episodes.provenance(i)) for i in range(len(episodes)))
+        acted = bool(episodes.acted(range(len(episodes))).any())
         sampler = WindowSampler(episodes, length, held_out=not len(episodes.split(False)), actions=acted)
         rng = np.random.default_rng(0)
         frames = np.concatenate([episodes[i].frames for i in range(min(4, len(episodes)))])[:128]

@@ -15,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from neuralsim.envs.true_env import check_views
 from neuralsim.spec import WorldSpec
 
 with contextlib.redirect_stdout(io.StringIO()):
@@ -67,10 +68,7 @@ class CarRacingRealEnv(gym.Env[np.ndarray, np.ndarray]):
         observation: Literal["pixels", "state"] = "pixels",
         render_mode: str | None = None,
     ) -> None:
-        if observation not in ("pixels", "state"):
-            raise ValueError(f"observation: expected 'pixels' or 'state', got {observation!r}")
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode: expected None or 'rgb_array', got {render_mode!r}")
+        check_views(observation, render_mode)
         self.spec_world = car_racing_spec(size)
         self.observation_kind = observation
         self.render_mode = render_mode

@@ -24,6 +24,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from neuralsim.envs.flat_state import FlatState
 from neuralsim.envs.frame_fit import FrameFit, Size, height_and_width
 from neuralsim.envs.own_actions import OwnActions
+from neuralsim.envs.true_env import check_views
 from neuralsim.spec import WorldSpec
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # many environments draw with pygame, which greets on stdout
@@ -148,10 +149,7 @@ class GymWorldEnv(gym.Env[np.ndarray, Any]):
         observation: Literal["pixels", "state"] = "pixels",
         render_mode: str | None = None,
     ) -> None:
-        if observation not in ("pixels", "state"):
-            raise ValueError(f"observation: expected 'pixels' or 'state', got {observation!r}")
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode: expected None or 'rgb_array', got {render_mode!r}")
+        check_views(observation, render_mode)
         self.world, self.observation_kind, self.render_mode = world, observation, render_mode
         self.env = world.make()
         seen = self.env.observation_space

@@ -24,10 +24,7 @@ class TrueEnv(gym.Env[np.ndarray, np.ndarray], ABC):
     def __init__(
         self, spec: WorldSpec, states: spaces.Box, observation: Literal["pixels", "state"], render_mode: str | None
     ) -> None:
-        if observation not in ("pixels", "state"):
-            raise ValueError(f"observation: expected 'pixels' or 'state', got {observation!r}")
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode: expected None or 'rgb_array', got {render_mode!r}")
+        check_views(observation, render_mode)
         self.spec_world = spec
         self.observation_kind = observation
         self.render_mode = render_mode
@@ -59,3 +56,11 @@ class TrueEnv(gym.Env[np.ndarray, np.ndarray], ABC):
         if action.ndim != 1:
             raise ValueError(f"action: expected shape ({self.spec_world.action_size},), got {action.shape}")
         return action
+
+
+def check_views(observation: str, render_mode: str | None) -> None:
+    """A ValueError unless a true world can be looked at so: "pixels" or "state", rendered as "rgb_array" or not at all."""
+    if observation not in ("pixels", "state"):
+        raise ValueError(f"observation: expected 'pixels' or 'state', got {observation!r}")
+    if render_mode not in (None, "rgb_array"):
+        raise ValueError(f"render_mode: expected None or 'rgb_array', got {render_mode!r}")

@@ -51,29 +51,18 @@ def _register() -> None:
     """Tell Gymnasium of the worlds; the classes are imported when one is made."""
     if "neuralsim/PushT-v0" in gymnasium.registry:
         return
-    gymnasium.register(
-        id="neuralsim/PushT-v0",
-        entry_point="neuralsim.envs.imagined:ImaginedEnv",
-        vector_entry_point="neuralsim.envs.imagined:ImaginedVectorEnv",
-        kwargs={"world": "pusht"},
-    )
+    for name, world in (("PushT", "pusht"), ("TwoRoom", "tworoom"), ("CarRacing", "carracing")):
+        gymnasium.register(
+            id=f"neuralsim/{name}-v0",
+            entry_point="neuralsim.envs.imagined:ImaginedEnv",
+            vector_entry_point="neuralsim.envs.imagined:ImaginedVectorEnv",
+            kwargs={"world": world},
+        )
     gymnasium.register(
         id="neuralsim/PushTReal-v0", entry_point="neuralsim.envs.pusht:PushTRealEnv", max_episode_steps=300
     )
     gymnasium.register(
-        id="neuralsim/TwoRoom-v0",
-        entry_point="neuralsim.envs.imagined:ImaginedEnv",
-        vector_entry_point="neuralsim.envs.imagined:ImaginedVectorEnv",
-        kwargs={"world": "tworoom"},
-    )
-    gymnasium.register(
         id="neuralsim/TwoRoomReal-v0", entry_point="neuralsim.envs.tworoom:TwoRoomRealEnv", max_episode_steps=200
-    )
-    gymnasium.register(
-        id="neuralsim/CarRacing-v0",
-        entry_point="neuralsim.envs.imagined:ImaginedEnv",
-        vector_entry_point="neuralsim.envs.imagined:ImaginedVectorEnv",
-        kwargs={"world": "carracing"},
     )
     gymnasium.register(
         id="neuralsim/CarRacingReal-v0", entry_point="neuralsim.envs.car_racing:CarRacingRealEnv", max_episode_steps=334

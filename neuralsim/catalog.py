@@ -21,7 +21,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from neuralsim.episode import EpisodeStore, knows_actions
+from neuralsim.episode import EpisodeStore
 from neuralsim.location import ALIASES, assets, find, list_worlds
 from neuralsim.manifest import (
     CARD,
@@ -119,7 +119,7 @@ class Starts:
         chosen = np.arange(len(store)) if held_out is None else store.split(held_out)
         chosen = chosen[store.lengths[chosen] + 1 >= context]
         if context > 1 and store.spec.action_size:
-            chosen = chosen[[knows_actions(store.provenance(int(i))) for i in chosen]]
+            chosen = chosen[store.acted(chosen)]
         if not len(chosen):
             raise ValueError(f"{store.folder}: no episode has {context} frames to start from")
         draws = np.random.default_rng([seed, 1003])

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from neuralsim.episode import Clip, EpisodeStore, knows_actions
+from neuralsim.episode import Clip, EpisodeStore
 from neuralsim.noise import Noise
 from neuralsim.precision import pick_dtype
 from neuralsim.reading import Reader, Reading
@@ -78,8 +78,7 @@ def held_out_episodes(store: EpisodeStore, all_held_out: bool) -> np.ndarray:
     """Indices of the episodes that may be measured on: the held-out split, or all of a store collected for nothing else;
     those whose actions are known, where the world has any."""
     chosen = np.arange(len(store)) if all_held_out else store.split(True)
-    known = [not store.spec.action_size or knows_actions(store.provenance(int(i))) for i in chosen]
-    return chosen[np.array(known, bool)]
+    return chosen[store.acted(chosen)] if store.spec.action_size else chosen
 
 
 def sample_windows(

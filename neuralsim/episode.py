@@ -264,6 +264,10 @@ class EpisodeStore:
         """Indices of the held-out episodes, or of the training ones."""
         return np.array([i for i, e in enumerate(self._entries) if is_held_out(e[3]) == held_out], dtype=np.int64)
 
+    def acted(self, episodes: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Which of ``episodes`` (indices ``(n,)``) tell their actions, bool ``(n,)``."""
+        return np.array([knows_actions(self.provenance(int(i))) for i in episodes], bool)
+
     def add(self, episodes: Sequence[Episode], shard: int | None = None) -> Path:
         """Write ``episodes`` as one new shard; it appears whole or not at all. Returns its folder."""
         target = self.folder / f"shard-{max(self.shard_numbers(), default=-1) + 1 if shard is None else shard:05d}"
@@ -355,7 +359,7 @@ class WindowSampler:
     def __init__(self, store: EpisodeStore, length: int, held_out: bool = False, actions: bool = True) -> None:
         episodes = store.split(held_out)
         if actions and length > 1 and store.spec.action_size:
-            known = np.array([knows_actions(store.provenance(i)) for i in episodes], bool)
+            known = store.acted(episodes)
             if len(known) and not known.any():
                 raise ValueError(
                     f"{store.folder}: all {len(known)} {'held-out' if held_out else 'training'} episodes are video without "

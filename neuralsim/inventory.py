@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import neuralsim
-from neuralsim.episode import EpisodeStore, WindowSampler, knows_actions
+from neuralsim.episode import EpisodeStore, WindowSampler
 from neuralsim.spec import WorldSpec
 
 PACKAGES = ("torch", "diffusers", "gymnasium", "stable-baselines3", "gym-pusht", "minari", "numpy")
@@ -189,7 +189,7 @@ def draw_strips(store: EpisodeStore, path: Path) -> Path:
 
 def _about_actions(store: EpisodeStore) -> list[str]:
     acted = [shard["actions"] for shard in store.shards if "actions" in shard]
-    silent = sum(not knows_actions(store.provenance(i)) for i in range(len(store)))
+    silent = int((~store.acted(range(len(store)))).sum())
     told = [f"absent: {silent} of {len(store)} episodes are video alone"] if silent else []
     if not acted:
         return told

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from neuralsim.episode import EpisodeStore, knows_actions
+from neuralsim.episode import EpisodeStore
 from neuralsim.precision import arithmetic
 
 HIGH = 0.95
@@ -96,7 +96,7 @@ class TokenWindows:
         self.tokens, self.acted = tokens, acted
         frames, actions = store.offsets()
         kept = store.split(held_out=False)
-        kept = kept[[knows_actions(store.provenance(int(i))) == acted for i in kept]]
+        kept = kept[store.acted(kept) == acted]
         self.firsts, self.lengths, self.first_actions = frames[kept], store.lengths[kept], actions[kept]
         self.rewards, terminated = (
             torch.cat([torch.from_numpy(np.array(arrays[name])) for arrays in store.shards])
@@ -134,7 +134,7 @@ class TokenWindows:
         if key not in self._tables:
             frames, actions, odds = [], [], []
             reach = min(length, 8) - 1
-            high = float(np.quantile(self.rewards.numpy(), HIGH))
+            high = float(np.quantile(self.rewards.numpy(), HIGH)) if rewarding else 0.0
             for first, t, action in zip(self.firsts, self.lengths, self.first_actions, strict=True):
                 if t + 1 < length:
                     continue
@@ -183,8 +183,4 @@ def _actions(arrays: Mapping[str, np.ndarray], store: EpisodeStore) -> torch.Ten
     """A shard's actions; in their place, zeros that no window reaches where it is video without any."""
     if "actions" in arrays:
         return torch.from_numpy(np.array(arrays["actions"]))
-    return torch.zeros(
-        len(arrays["rewards"]),
-        store.spec.action_size,
-        dtype=torch.from_numpy(np.empty(0, store.spec.action_dtype)).dtype,
-    )
+    return torch.from_numpy(np.zeros((len(arrays["rewards"]), store.spec.action_size), store.spec.action_dtype))

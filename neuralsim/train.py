@@ -30,7 +30,6 @@ from neuralsim.episode import (
     EpisodeStore,
     JoinedStore,
     WindowSampler,
-    knows_actions,
     write_atomically,
 )
 from neuralsim.latent_curriculum import LatentCurriculum
@@ -304,7 +303,7 @@ def _check_teaches(store: EpisodeStore) -> None:
             f"{store.folder}: no episodes to train on ({len(store)} in all; those whose seed is a multiple of "
             f"{HELD_OUT_EVERY} are kept for measuring)"
         )
-    if store.spec.action_size and not any(knows_actions(store.provenance(int(i))) for i in kept):
+    if store.spec.action_size and not store.acted(kept).any():
         raise ValueError(
             f"{store.folder}: all {len(kept)} training episodes are video without actions, so nothing would tell what the "
             f"actions of world {store.spec.name!r} do; add episodes that have them with --also"

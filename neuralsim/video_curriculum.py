@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from neuralsim.curriculum import Curriculum, Losses, Run, Stage
-from neuralsim.episode import EpisodeStore, WindowSampler, knows_actions
+from neuralsim.episode import EpisodeStore, WindowSampler
 from neuralsim.models.codec import to_pixels
 from neuralsim.models.video import VideoWAM
 from neuralsim.objectives import distance, forcing_losses, reading_losses, rollout_losses
@@ -176,7 +176,7 @@ class _Windows:
 
     def __init__(self, store: EpisodeStore, tokens: torch.Tensor) -> None:
         kept = store.split(held_out=False)
-        acted = np.array([knows_actions(store.provenance(int(i))) for i in kept], bool)
+        acted = store.acted(kept)
         kinds = [kind for kind in (True, False) if (acted == kind).any()]
         if not kinds:
             raise ValueError(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gymnasium import spaces
 
-from neuralsim.episode import Episode, EpisodeStore, StoreInfo, knows_actions
+from neuralsim.episode import Episode, EpisodeStore, StoreInfo
 from neuralsim.formats.action_choices import ActionChoices, Meaning, meaning_of
 from neuralsim.formats.action_scale import ActionScale
 from neuralsim.formats.source import About, Broken, Images, LeftOut, Recording, blaming, each, extra, flags, numbers
@@ -57,7 +57,7 @@ def write_minari(
         raise ValueError(f"dataset id: expected (namespace/)name-v0, got {dataset_id!r}")
     if not len(store):
         raise ValueError(f"{store.folder}: has no episodes to write")
-    if not all(knows_actions(store.provenance(i)) for i in range(len(store))):
+    if not store.acted(range(len(store))).all():
         raise ValueError(f"{store.folder}: holds video without actions, which Minari cannot; use --to lerobot:FOLDER")
     with _datasets_below(root) as folder:
         target = folder / dataset_id
