@@ -60,4 +60,6 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	@echo "Installing NeuralSim and its development tools into $(VENV) (once; a minute or two)"
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable ".[dev]"
+	@# openpi's client pins numpy 1; it runs with ours, and the tests drive the policy server with it as PyPI ships it.
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps openpi-client==0.1.2
 	@touch $(VENV)/.installed $@
