@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.modeling_utils import ModelMixin
 from safetensors.torch import load_file, save_file
+
+from neuralsim.packing import pack, unpack
+from neuralsim.world import WorldModel
 
 
 @dataclass(frozen=True)
@@ -84,18 +86,20 @@ def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def save_world(model: ModelMixin, folder: Path) -> None:
-    """``save_pretrained`` with the parameters in half precision: half the size. They are rounded in ``model`` too, so what
-    is used after equals what is read back, to the bit."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.half())
+def save_world(model: WorldModel, folder: Path) -> None:
+    """``save_pretrained`` with the parameters in half precision, and the parts that ``model.packed`` names in eight bits (see
+    neuralsim.packing): a half or a quarter of the size. They are rounded in ``model`` too, so what is used after equals what is
+    read back, to the bit."""
+    parameters = {name for name, _ in model.named_parameters()}
+    tensors = pack(model.state_dict(), model.packed)
+    for name in parameters:
+        if tensors[name].is_floating_point():
+            tensors[name] = tensors[name].half()
+    model.load_state_dict(unpack(tensors))
     model.save_pretrained(folder)
     weights = folder / "diffusion_pytorch_model.safetensors"
-    halved = {name for name, _ in model.named_parameters()}
-    tensors = {k: v.half() if k in halved else v for k, v in load_file(weights).items()}
     temporary = weights.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata={"format": "pt"})
+    save_file(_own(tensors), temporary, metadata={"format": "pt"})
     os.replace(temporary, weights)
 
 

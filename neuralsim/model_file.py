@@ -12,17 +12,19 @@ import typing
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch.overrides import TorchFunctionMode
 
-from neuralsim.manifest import CONFIG, WEIGHTS
+from neuralsim.manifest import CONFIG, WEIGHTS, read_object
+from neuralsim.packing import SCALE, unpack
 from neuralsim.spec import WorldSpec
 from neuralsim.world import WorldModel
 
+Model = TypeVar("Model", bound=WorldModel)
 HIDDEN = {"_class_name", "_diffusers_version", "_name_or_path", "_commit_hash"}
 """What diffusers writes into a config beside the constructor's arguments."""
 LEAST_ALLOWANCE, ALLOWANCE = 64_000_000, 16
@@ -31,13 +33,13 @@ FACTORIES = {"empty", "zeros", "ones", "full", "rand", "randn", "randint", "aran
 """Functions of torch that make tensors from sizes."""
 
 
-def read_model(folder: Path, kind: type[WorldModel], config: Mapping[str, Any]) -> WorldModel:
+def read_model(folder: Path, kind: type[Model], config: Mapping[str, Any]) -> Model:
     """The ``kind`` that ``config``, which is config.json's, and the weights in ``folder`` describe; a ValueError names the
     file and what is wrong with it. Touches no global random state."""
     check_config(folder / CONFIG, kind, config)
     name = kind.__name__
     try:
-        tensors = load_file(folder / WEIGHTS)
+        tensors = unpack(load_file(folder / WEIGHTS))
     except FileNotFoundError as error:
         raise ValueError(
             f"{folder}: not a world ({WEIGHTS} is missing); World(model).save(folder) makes one"
@@ -63,6 +65,18 @@ def read_model(folder: Path, kind: type[WorldModel], config: Mapping[str, Any]) 
         )
     model.load_state_dict(tensors)
     return model
+
+
+def read_packed(folder: Path, kind: type[Model]) -> Model | None:
+    """The ``kind`` in ``folder``, where its weights are packed (see neuralsim.packing); None where they are not, which diffusers
+    reads by itself. Raises ValueError as ``read_model`` does."""
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        return None
+    with safe_open(weights, framework="pt") as file:
+        if not any(name.endswith(SCALE) for name in file.keys()):  # noqa: SIM118 (no dict)
+            return None
+    return read_model(folder, kind, read_object(folder / CONFIG))
 
 
 def check_config(path: Path, kind: type[WorldModel], config: Mapping[str, Any]) -> None:

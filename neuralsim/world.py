@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -71,15 +72,22 @@ class WorldModel(ModelMixin, ConfigMixin, ABC):
     spec: WorldSpec
     head_names: ClassVar[tuple[str, ...]] = ()
     """What ``read`` can tell of a state: e.g. ``("reward", "terminated")``."""
+    packed: ClassVar[tuple[str, ...]] = ()
+    """Parts (beginnings of the weights' names) that take eight bits a weight in a world's folder (see neuralsim.packing)."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Self:
         """diffusers' ``from_pretrained``, in float32 whatever the file holds, and without its advice to install
         accelerate. Takes a folder, a shipped world's name or ``org/name`` on the hub (see ``neuralsim.hub``; with diffusers'
-        own words for it, such as ``revision``, diffusers asks the hub); a FileNotFoundError for anything else."""
+        own words for it, such as ``revision``, diffusers asks the hub, and cannot unpack eight-bit weights: say ``org/name@revision``
+        for those); a FileNotFoundError for anything else."""
+        from neuralsim.model_file import read_packed  # it knows this module
+
         place = settle(pretrained_model_name_or_path)
         if isinstance(place, HubId) and not kwargs.keys() & HUB_WORDS:
             place = fetch(place)
+        if isinstance(place, Path) and (model := read_packed(place, cls)) is not None:
+            return model
         source = place.repo if isinstance(place, HubId) else str(place)
         return super().from_pretrained(source, **{"low_cpu_mem_usage": False, **kwargs}).float()
 
