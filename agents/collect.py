@@ -25,7 +25,7 @@ import numpy as np
 import neuralsim
 from neuralsim.agents.collector import Collector, find_collector
 from neuralsim.agents.policy_source import PolicySource
-from neuralsim.episode import Episode, EpisodeStore
+from neuralsim.episode import Episode, EpisodeStore, knows_actions
 
 EPISODES_PER_SHARD = 100
 """Episodes in a shard at most."""
@@ -73,6 +73,8 @@ class Collect:
     """With --env: its own steps a second; by default as its metadata says."""
     action_names: tuple[str, ...] = ()
     """With --env: names of its action dimensions; numbered by default."""
+    video_only: bool = False
+    """Keep the frames alone, as if somebody had filmed it: no actions, states or rewards. Such video teaches what happens."""
     workers: int = 2
     """Processes."""
     json: Path | None = None
@@ -183,6 +185,15 @@ def _play(config: Collect, collector: Collector, env: gym.Env[np.ndarray, Any], 
         truncated.append(cut)
         ended = collector.seeded and (done or cut)
     truncated[-1] |= not ended
+    provenance = {
+        "seed": config.seed * 1_000_003 + index,
+        "collection_seed": config.seed,
+        "index": index,
+        "policy": _policy_name(config, near_goal),
+        "version": neuralsim.__version__,
+    }
+    if config.video_only:
+        return Episode.of_video(np.stack(frames), provenance)
     return Episode(
         frames=np.stack(frames),
         actions=np.stack(actions),
@@ -190,13 +201,7 @@ def _play(config: Collect, collector: Collector, env: gym.Env[np.ndarray, Any], 
         terminated=np.array(terminated),
         truncated=np.array(truncated),
         states=np.stack(states).astype(np.float32) if collector.state_names else None,
-        provenance={
-            "seed": config.seed * 1_000_003 + index,
-            "collection_seed": config.seed,
-            "index": index,
-            "policy": _policy_name(config, near_goal),
-            "version": neuralsim.__version__,
-        },
+        provenance=provenance,
     )
 
 
@@ -319,6 +324,7 @@ def _check_same_collection(store: EpisodeStore, config: Collect) -> set[int]:
         ours = {
             "--seed": (origin["collection_seed"], config.seed),
             "--steps": (length, length if whole else config.most_steps),
+            "--video-only": (not knows_actions(origin), config.video_only),
             "--near-goal, policy": (origin["policy"], _policy_name(config, _begin(config, index)[1])),
         }
         for name, (there, asked) in ours.items():

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from neuralsim.curriculum import Stage
-from neuralsim.episode import EpisodeStore
+from neuralsim.episode import EpisodeStore, JoinedStore
 from neuralsim.precision import arithmetic
 from neuralsim.train import Trainer
 
@@ -35,9 +35,7 @@ def forecast(trainer: Trainer) -> Forecast:
     """What ``trainer``'s run would take if the machine stays as busy as it is: two steps at the beginning, in the middle and at the
     end of each stage, on few episodes and on a model of its own. What reading and encoding all frames takes is not in it.
     """
-    home = trainer.home
-    kept = home.split(held_out=False)
-    few = EpisodeStore(home.folder, int(kept[min(EPISODES, len(kept)) - 1]) + 1)
+    few = JoinedStore([_few(store) for store in (trainer.home, *map(EpisodeStore, trainer.config.further))])
     seconds = {}
     with tempfile.TemporaryDirectory() as cache, torch.random.fork_rng(devices=[]):
         curriculum = trainer.rehearsal(few, Path(cache))
@@ -47,6 +45,12 @@ def forecast(trainer: Trainer) -> Forecast:
             steps = 0 if index < trainer.progress.stage else stage.config.steps - done
             seconds[name] = steps * _step(stage, trainer)
     return Forecast(seconds, sum(p.numel() for p in curriculum.model.parameters()) / 1e6)
+
+
+def _few(store: EpisodeStore) -> EpisodeStore:
+    """As much of ``store`` as has EPISODES training episodes."""
+    kept = store.split(held_out=False)
+    return EpisodeStore(store.folder, int(kept[min(EPISODES, len(kept)) - 1]) + 1 if len(kept) else None)
 
 
 def _step(stage: Stage, trainer: Trainer) -> float:

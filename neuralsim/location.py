@@ -10,8 +10,13 @@ from pathlib import Path
 from neuralsim.hub import HubId, fetch
 from neuralsim.manifest import CONFIG
 
-ALIASES = {"pusht": "pusht-video", "tworoom": "tworoom-latent", "carracing": "carracing-video"}
-"""Short names: the world that a task's plain name opens."""
+ALIASES = {
+    "pusht": "pusht-wam",
+    "pusht-video": "pusht-wam",
+    "tworoom": "tworoom-latent",
+    "carracing": "carracing-video",
+}
+"""Short names: the world that a task's plain name opens; and the name by which one shipped before it could act."""
 
 
 def assets() -> Path:

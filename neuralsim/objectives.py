@@ -114,3 +114,62 @@ def reading_losses(
         "reward": F.smooth_l1_loss(out[:, 0], reward, beta=0.05, reduction="none"),
         "terminated": F.binary_cross_entropy_with_logits(out[:, 1], terminated, reduction="none"),
     }
+
+
+def joint_losses(
+    model: VideoWAM,
+    tokens: torch.Tensor,
+    actions: torch.Tensor | None,
+    aim: torch.Tensor,
+    context: int,
+    rng: Noise,
+    role: str,
+) -> dict[str, torch.Tensor]:
+    """What the joint stream guesses of the chunk after ``context`` frames, in one ``role``; levels by UWM's law (2504.02792).
+
+    tokens ``(b context+k n d)``, actions ``(b context+k-1 a)``, or None where nobody knows them (then the role is "foresee");
+    ``aim`` int64 ``(b,)``, 1 for a demonstrator's. What is asked for has a level per chunk, uniform, or 1; of actions that are
+    asked for a prefix is given at times. The simulating stream is read and not moved. Losses ``frames`` and ``actions`` per row.
+    """
+    joint = model.joint
+    assert joint is not None
+    k = tokens.shape[1] - context
+    told = actions is not None
+    if actions is None:
+        actions = untold(model, tokens)
+    with torch.no_grad():
+        state = model.start(tokens[:, :context], actions[:, : context - 1], told=told)
+        memory, empty = model.memory(state)
+    u = rng.uniform(6, stream=7)
+    frames_left, actions_left = role == "act", role == "foresee"
+    ones = torch.ones_like(u[:, :1]).expand(-1, k)
+    video_level = (
+        torch.zeros_like(ones) if role == "infer" else torch.where(u[:, 0] < 0.2, 1.0, u[:, 1])[:, None] * ones
+    )
+    action_level = (
+        torch.zeros_like(ones) if role == "simulate" else torch.where(u[:, 2] < 0.2, 1.0, u[:, 3])[:, None] * ones
+    )
+    given = torch.where(u[:, 4] < 0.4, (1 + u[:, 5] * (k // 2)).floor(), torch.zeros_like(u[:, 4]))
+    if role in ("act", "dream"):
+        action_level = torch.where(torch.arange(k, device=u.device)[None] < given[:, None], 0.0, action_level)
+    future, done = tokens[:, context:], encode_actions(model.spec, actions[:, context - 1 :]).float()
+    noise_v = rng.normal(future[0].numel(), stream=8).view(future.shape)
+    noise_a = rng.normal(done[0].numel(), stream=9).view(done.shape)
+    video = torch.lerp(future, noise_v, video_level[..., None, None])
+    acted = torch.lerp(done, noise_a, action_level[..., None])
+    seen, guess, _ = joint(
+        memory,
+        empty,
+        state.tokens,
+        aim,
+        None if frames_left else (video, video_level),
+        None if actions_left else (acted, action_level),
+    )
+    losses = {}
+    if seen is not None and role != "infer":
+        losses["frames"] = distance(seen, future).mean((1, 2, 3))
+    if guess is not None and role != "simulate":
+        asked = (action_level > 0).float()
+        wrong = (guess - done).square().mean(-1)
+        losses["actions"] = (wrong * asked).sum(1) / asked.sum(1).clamp(min=1)
+    return losses

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
+from neuralsim.models.joint import JointConfig
 from neuralsim.models.latent import LatentConfig
 from neuralsim.models.video import CodecConfig, StreamConfig
 
@@ -48,6 +49,8 @@ class VideoRecipe:
     name: str
     world: str = "pusht"
     """The true world whose episodes are learned from; they lie in data/<world> unless said otherwise."""
+    also: tuple[str, ...] = ()
+    """Further stores in data/ that it is learned from, where no others are named."""
     codec: CodecConfig = field(default_factory=CodecConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     codec_stage: StageConfig = StageConfig(steps=2500, batch=64, lr=2e-3)
@@ -71,6 +74,13 @@ class VideoRecipe:
     """Every how many dynamics steps diffusion forcing (noise levels of all kinds) is trained instead of a rollout."""
     token_jitter: float = 0.004
     """Standard deviation of the noise on the tokens a rollout starts from, in standard deviations of the data."""
+    joint: JointConfig | None = None
+    """What answers in the other roles: act, infer, foresee, dream; None for a world that simulates only."""
+    joint_stage: StageConfig = StageConfig(steps=10000, batch=256, lr=1e-3)
+    joint_mix: Mapping[str, float] = field(default_factory=lambda: {"demonstrations": 0.8, "play": 0.1, "video": 0.1})
+    """Shares of the joint stage's batches by what they are made of; video is that whose actions are withheld."""
+    demonstrator: str = "oracle"
+    """The policy, by its name in the episodes' provenance (oracle, oracle-near-goal), whose actions are the ones to do."""
     starts: int = 64
     """Start histories shipped with the world."""
 
@@ -111,6 +121,21 @@ Recipe = VideoRecipe | LatentRecipe
 def pusht_video() -> VideoRecipe:
     """The shipped Push-T: an hour or two on two cores."""
     return VideoRecipe(name="pusht-video")
+
+
+def pusht_wam() -> VideoRecipe:
+    """Push-T in all roles: simulates as pusht-video does, and acts, infers, foresees and dreams besides."""
+    return replace(pusht_video(), name="pusht-wam", also=("pusht-oracle", "pusht-watched"), joint=JointConfig())
+
+
+def pusht_wam_mini() -> VideoRecipe:
+    """The same in miniature, for tests."""
+    return replace(
+        pusht_video_mini(),
+        name="pusht-wam-mini",
+        joint=JointConfig(chunk=6, patch=2),
+        joint_stage=StageConfig(steps=60, batch=32, lr=2e-3, warmup=10),
+    )
 
 
 def pusht_video_mini() -> VideoRecipe:
@@ -222,6 +247,8 @@ SIZES = ("tiny", "small", "base")
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "pusht-video": pusht_video,
     "pusht-video-mini": pusht_video_mini,
+    "pusht-wam": pusht_wam,
+    "pusht-wam-mini": pusht_wam_mini,
     "pusht-latent": pusht_latent,
     "pusht-latent-mini": pusht_latent_mini,
     "carracing-video": carracing_video,
@@ -259,7 +286,7 @@ class Train:
     episodes: int | None = None
     """Learn from the store's first so many episodes only."""
     also: tuple[Path, ...] = ()
-    """Further stores of the same world to learn from."""
+    """Further stores of the same world to learn from; the recipe's own by default."""
     stages: tuple[str, ...] = ()
     """Go through these stages alone (all by default); the rest stays as --init has it."""
     out: Path | None = None
@@ -305,6 +332,20 @@ class Train:
         asked = self.data or Path("data") / self._named.world
         named = Path("data") / asked
         return named if not (asked / "store.json").is_file() and (named / "store.json").is_file() else asked
+
+    @property
+    def further(self) -> tuple[Path, ...]:
+        """Where the further episodes lie; a FileNotFoundError for a store of the recipe's that is not there."""
+        if self.also or self.data is not None:
+            return self.also
+        found = tuple(Path("data") / name for name in getattr(self._named, "also", ()))
+        for path in found:
+            if not (path / "store.json").is_file():
+                raise FileNotFoundError(
+                    f"{path}: recipe {self._named.name!r} learns from this store too, and it is not there; make it (the README "
+                    "tells how), or name the stores yourself with --data and --also"
+                )
+        return found
 
     @property
     def folder(self) -> Path:

@@ -75,28 +75,34 @@ def _mark(frames: np.ndarray) -> str:
 @dataclass(frozen=True)
 class TokenClip:
     """Windows of tokens ``(b t n d)``, actions ``(b t-1 a)`` (None in video without actions), rewards and terminated float
-    ``(b t-1)``, states ``(b t s)`` where they are known."""
+    ``(b t-1)``, states ``(b t s)`` where they are known; ``at`` int64 ``(b t)``: the frames' numbers in the store."""
 
     tokens: torch.Tensor
     actions: torch.Tensor | None
     rewards: torch.Tensor
     terminated: torch.Tensor
     states: torch.Tensor | None = None
+    at: torch.Tensor | None = None
 
 
 class TokenWindows:
     """Training windows over tokens in memory.
 
-    They are of the episodes whose actions are known, or with ``acted=False`` of the others: then no action is ever read.
+    They are of the episodes whose actions are known, or with ``acted=False`` of the others: then no action is ever read; and of
+    ``episodes`` (indices) alone, where these are given.
     Windows in which much happens are drawn more often (by the mean absolute change of their first tokens, capped): most
     of what a world does is stand still, and what moves is what must be learned.
     """
 
-    def __init__(self, store: EpisodeStore, tokens: torch.Tensor, acted: bool = True) -> None:
+    def __init__(
+        self, store: EpisodeStore, tokens: torch.Tensor, acted: bool = True, episodes: np.ndarray | None = None
+    ) -> None:
         self.tokens, self.acted = tokens, acted
         frames, actions = store.offsets()
         kept = store.split(held_out=False)
         kept = kept[store.acted(kept) == acted]
+        if episodes is not None:
+            kept = kept[np.isin(kept, episodes)]
         self.firsts, self.lengths, self.first_actions = frames[kept], store.lengths[kept], actions[kept]
         self.rewards, terminated = (
             torch.cat([torch.from_numpy(np.array(arrays[name])) for arrays in store.shards])
@@ -176,6 +182,7 @@ class TokenWindows:
             self.rewards[by].to(device),
             self.terminated[by].to(device),
             None if self.states is None else self.states[at].to(device),
+            at.to(device),
         )
 
 

@@ -44,6 +44,9 @@ from neuralsim.video_curriculum import VideoCurriculum
 CALIBRATION_STEPS = 30
 """Length of the held-out dreams that set ``uncertainty_threshold``: one in a hundred of them passes it."""
 
+ROLE_PARTS = ("joint.", "value_head.")
+"""Weights that a world which only simulates does not have."""
+
 
 def curriculum_of(recipe: Recipe, run: Run) -> Curriculum:
     """The curriculum that ``recipe`` is for."""
@@ -63,7 +66,7 @@ class Trainer:
             torch.set_num_threads(config.threads)
         # Start states and the limit of doubt are the first store's; what else there is only teaches.
         self.home = EpisodeStore(config.store, config.episodes)
-        self.store = JoinedStore([self.home, *map(EpisodeStore, config.also)]) if config.also else self.home
+        self.store = JoinedStore([self.home, *map(EpisodeStore, config.further)]) if config.further else self.home
         _check_teaches(self.store)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.found = ckpt.latest_checkpoint(self.folder)
@@ -94,18 +97,19 @@ class Trainer:
         return curriculum
 
     def _begin_with(self, world: str) -> None:
-        """Copy the weights of a trained world; a ValueError says where its shape differs."""
+        """Copy the weights of a trained world; a ValueError says where its shape differs. What answers in other roles than
+        simulating may be on one side alone."""
         weights = open_world(world).model.state_dict()
         own = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
-        odd = [
-            name for name in own.keys() | weights.keys() if own.get(name) != getattr(weights.get(name), "shape", None)
-        ]
+        shared = weights.keys() & own.keys()
+        apart = {name for name in weights.keys() ^ own.keys() if not name.startswith(ROLE_PARTS)}
+        odd = sorted(apart) + [name for name in shared if own[name] != weights[name].shape]
         if odd:
             raise ValueError(
                 f"--init {world}: differs from recipe {self.recipe.name!r} in {len(odd)} tensors, e.g. {min(odd)}; "
                 "choose a world that was trained with this recipe"
             )
-        self.model.load_state_dict(weights)
+        self.model.load_state_dict({name: weights[name] for name in shared}, strict=False)
 
     def _chosen_stages(self) -> list[tuple[int, str]]:
         """Number and name of each stage to go through; a ValueError for one that the curriculum lacks, or that would go

@@ -9,17 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from neuralsim.curriculum import Curriculum, Losses, Run, Stage
 from neuralsim.episode import EpisodeStore, WindowSampler
 from neuralsim.models.codec import to_pixels
 from neuralsim.models.video import VideoWAM
-from neuralsim.objectives import distance, forcing_losses, reading_losses, rollout_losses
+from neuralsim.objectives import distance, forcing_losses, joint_losses, reading_losses, rollout_losses
 from neuralsim.precision import arithmetic
 from neuralsim.recipe import VideoRecipe
+from neuralsim.roles import DISCOUNT
 from neuralsim.tokens import TokenWindows, encode_store
 
 STILL, DIFFERENT = 0.15, 0.1
@@ -36,12 +39,13 @@ class VideoCurriculum(Curriculum):
         self.run = run
         self.recipe = recipe = self._fit_to_camera(recipe)
         names = run.store.info.state_names if recipe.read_states else ()
-        self.model = VideoWAM.build(run.store.spec, recipe.codec, recipe.stream, names)
+        self.model = VideoWAM.build(run.store.spec, recipe.codec, recipe.stream, names, recipe.joint)
 
     @property
     def makers(self) -> dict[str, Callable[[], Stage]]:
         """See Curriculum."""
-        return {"codec": self._codec, "dynamics": self._dynamics, "readings": self._readings}
+        joint = {"joint": self._joint} if self.recipe.joint is not None else {}
+        return {"codec": self._codec, "dynamics": self._dynamics, "readings": self._readings, **joint}
 
     def begin(self) -> None:
         """The median frame is the background; what is told of states is standardised."""
@@ -95,20 +99,17 @@ class VideoCurriculum(Curriculum):
             return recipe
         return replace(recipe, codec=moving.codec, emphasis=moving.emphasis, place_jitter=moving.jitter)
 
-    def _tokens(self) -> _Windows:
+    def _tokens(self) -> torch.Tensor:
         run, codec = self.run, self.model.codec
 
         def encode(frames: torch.Tensor) -> torch.Tensor:
             return codec.encode(frames[:, 0])
 
-        return _Windows(
-            run.store,
-            encode_store(encode, codec.state_dict(), run.store, run.cache, run.dtype, run.device, run.bar),
-        )
+        return encode_store(encode, codec.state_dict(), run.store, run.cache, run.dtype, run.device, run.bar)
 
     def _dynamics(self) -> Stage:
         model, recipe, stage, run = self.model, self.recipe, self.recipe.dynamics_stage, self.run
-        every = self._tokens()
+        every = _Windows(self.run.store, self._tokens())
         scale = every.typical_change()
         forcing_length = model.past + recipe.stream.window
 
@@ -143,7 +144,7 @@ class VideoCurriculum(Curriculum):
 
     def _readings(self) -> Stage:
         model, recipe, stage, run = self.model, self.recipe, self.recipe.readings_stage, self.run
-        every = self._tokens()
+        every = _Windows(self.run.store, self._tokens())
         length = min(12, every.first.longest)
 
         def loss(step: int, draws: np.random.Generator) -> Losses:
@@ -169,6 +170,92 @@ class VideoCurriculum(Curriculum):
         if model.probe is not None and model.state_head is not None:
             moved += [*model.probe.parameters(), *model.state_head.parameters()]
         return Stage("readings", stage, moved, loss)
+
+    def _joint(self) -> Stage:
+        model, recipe, run = self.model, self.recipe, self.run
+        stage, joint = recipe.joint_stage, model.joint
+        assert joint is not None
+        assert model.value_head is not None
+        mix = JointMix(run.store, self._tokens(), recipe)
+        value_head = model.value_head
+
+        def loss(step: int, draws: np.random.Generator) -> Losses:
+            windows, role = mix.draw(draws)
+            context = int(draws.choice([1, 2, model.past + 1]))  # a long history costs more than the chunk itself
+            rows = stage.batch if role in ("act", "foresee") else stage.batch // 2  # the others have twice the tokens
+            clip = windows.sample(rows, context + joint.chunk, draws, run.device)
+            assert clip.at is not None
+            noise = run.noise(draws, rows)
+            tokens = clip.tokens.clone()
+            jitter = noise.normal(tokens[0, :context].numel(), stream=1)
+            tokens[:, :context] += recipe.token_jitter * jitter.view(tokens[:, :context].shape)
+            found = joint_losses(model, tokens, clip.actions, mix.aim[clip.at[:, 0]], context, noise, role)
+            losses = {name: part.mean() for name, part in found.items()}
+            worth = mix.worth[clip.at[:, context - 1]].to(run.device)
+            if (known := torch.isfinite(worth)).any():
+                told = value_head(tokens[:, context - 1].flatten(1)).float()[:, 0]
+                losses["value"] = F.binary_cross_entropy_with_logits(told[known], worth[known])
+            return losses
+
+        return Stage("joint", stage, [*joint.parameters(), *value_head.parameters()], loss)
+
+
+class JointMix:
+    """What the joint stage learns from: demonstrations, play, and video whose actions are withheld; a role at a time.
+
+    ``aim`` int64 and ``worth`` float32 per frame of the store: 1 where a demonstrator acts; and what the frame is worth to
+    him, ``DISCOUNT`` to the number of steps until his first success, 0 where there is none, NaN for everybody else.
+    """
+
+    ROLES: ClassVar[dict[str, dict[str, float]]] = {
+        "demonstrations": {"act": 0.8, "dream": 0.1, "infer": 0.03, "foresee": 0.07},
+        "play": {"act": 0.15, "dream": 0.15, "infer": 0.35, "simulate": 0.35},
+        "video": {"foresee": 1.0},
+    }
+    """How often each is asked what: to act is the hardest to learn, and only demonstrations show it."""
+
+    def __init__(self, store: EpisodeStore, tokens: torch.Tensor, recipe: VideoRecipe) -> None:
+        kept = store.split(held_out=False)
+        who = [str(store.provenance(int(i)).get("policy")) for i in kept]
+        shown = np.array(
+            [name == recipe.demonstrator or name.startswith(f"{recipe.demonstrator}-") for name in who], bool
+        )
+        acted = store.acted(kept)
+        if not (shown & acted).any():
+            raise ValueError(
+                f"{store.folder}: no training episodes of policy {recipe.demonstrator!r} to learn acting from; collect some with "
+                f"'neuralsim collect {store.spec.name} --policy {recipe.demonstrator} --out FOLDER' and add --also FOLDER"
+            )
+        parts = (("demonstrations", shown & acted, True), ("play", ~shown & acted, True), ("video", ~acted, False))
+        self._parts = [
+            (recipe.joint_mix[name], name, TokenWindows(store, tokens, told, kept[chosen]))
+            for name, chosen, told in parts
+            if chosen.any() and recipe.joint_mix[name] > 0
+        ]
+        self.aim = torch.zeros(len(tokens), dtype=torch.int64)
+        self.worth = torch.full((len(tokens),), torch.nan)
+        firsts, _ = store.offsets()
+        for i, known in zip(kept[shown], acted[shown], strict=True):
+            first, t = int(firsts[i]), int(store.lengths[i])
+            self.aim[first : first + t + 1] = 1
+            if known:
+                self.worth[first : first + t + 1] = _worth(store[int(i)].terminated)
+
+    def draw(self, draws: np.random.Generator) -> tuple[TokenWindows, str]:
+        """Whose windows a step is made of, and in which role: of video without actions only frames can be asked."""
+        odds = np.cumsum([share for share, _, _ in self._parts])
+        _, name, windows = self._parts[int(np.searchsorted(odds, draws.random() * odds[-1], side="right"))]
+        roles = self.ROLES[name]
+        return windows, str(draws.choice(list(roles), p=list(roles.values())))
+
+
+def _worth(terminated: np.ndarray) -> torch.Tensor:
+    """Per frame of an episode of T steps, ``(T+1,)``: DISCOUNT to the steps until success; 1 from there on."""
+    ends = np.flatnonzero(terminated)
+    if not len(ends):
+        return torch.zeros(len(terminated) + 1)
+    left = np.maximum(ends[0] + 1 - np.arange(len(terminated) + 1), 0)
+    return torch.from_numpy(DISCOUNT**left).float()
 
 
 class _Windows:

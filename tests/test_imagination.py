@@ -781,12 +781,12 @@ def test_a_world_opens_as_it_was_saved(tiny_world, tiny_model):
 
 
 def test_an_unknown_world_is_answered_with_what_there_is(tmp_path, monkeypatch):
-    shipped = tmp_path / "assets" / "pusht-video"
+    shipped = tmp_path / "assets" / "pusht-wam"
     shipped.mkdir(parents=True)
     (shipped / "config.json").write_text("{}")
     monkeypatch.setattr("neuralsim.location.assets", lambda: tmp_path / "assets")
-    assert list_worlds() == ["pusht", "pusht-video"]
-    with pytest.raises(FileNotFoundError, match=r"pusht, pusht-video.*did you mean 'pusht'"):
+    assert list_worlds() == ["pusht", "pusht-video", "pusht-wam"]
+    with pytest.raises(FileNotFoundError, match=r"pusht, pusht-video, pusht-wam.*did you mean 'pusht'"):
         open_world("psht")
     with pytest.raises(FileNotFoundError, match="neither a shipped world"):
         open_world(tmp_path / "nowhere")

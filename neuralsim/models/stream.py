@@ -40,15 +40,15 @@ def anchors(first: torch.Tensor, x: torch.Tensor, levels: torch.Tensor) -> torch
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP."""
+    """Pre-norm attention and MLP, ``expand`` times as wide."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, expand: int = 4) -> None:
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = nn.RMSNorm(width), nn.RMSNorm(width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.up, self.down = nn.Linear(width, expand * width), nn.Linear(expand * width, width)
 
     def forward(
         self, x: torch.Tensor, past: torch.Tensor | None, bias: torch.Tensor

@@ -22,6 +22,7 @@ from neuralsim.episode import Clip
 from neuralsim.models.action import encode_actions
 from neuralsim.models.codec import Codec, KeypointCodec
 from neuralsim.models.conv_codec import ConvCodec
+from neuralsim.models.joint import JointConfig, JointStream
 from neuralsim.models.state_probe import StateProbe
 from neuralsim.models.stream import OCTAVES, TokenStream, anchors, fourier
 from neuralsim.noise import Noise
@@ -97,6 +98,7 @@ class VideoWAM(WorldModel):
     so a dream is a function of its start and actions alone."""
 
     head_names: ClassVar[tuple[str, ...]] = ("reward", "terminated")
+    packed: ClassVar[tuple[str, ...]] = ("stream.", "joint.")
 
     @register_to_config
     def __init__(
@@ -107,6 +109,7 @@ class VideoWAM(WorldModel):
         denoise_steps: int = 1,
         look_every: int = 10,
         state_names: list[str] | None = None,
+        joint_config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if look_every < 1:
@@ -123,6 +126,12 @@ class VideoWAM(WorldModel):
         self.reward_head = Readout(self.feature_size, 2, 256)
         self.probe = StateProbe(self.feature_size, state_names) if state_names else None
         self.state_head = Readout(self.feature_size, len(self.probe.mean), 256) if self.probe else None
+        self.joint: JointStream | None = None
+        self.value_head: Readout | None = None
+        if joint_config is not None:
+            sides = (sizes.tokens, sizes.size, self.spec.action_width, shape.width, shape.layers, shape.heads)
+            self.joint = JointStream(*sides, **asdict(JointConfig(**joint_config)))
+            self.value_head = Readout(self.feature_size, 1, 192)
         self.error_head = nn.Sequential(nn.Linear(shape.width + 1, 128), nn.SiLU(), nn.Linear(128, 1))
         # Calibrated on held-out dreams (see neuralsim.measure): beyond this, ``uncertainty`` counts as "does not know".
         self.uncertainty_threshold: torch.Tensor
@@ -135,14 +144,21 @@ class VideoWAM(WorldModel):
 
     @classmethod
     def build(
-        cls, spec: WorldSpec, codec: CodecConfig, stream: StreamConfig, state_names: tuple[str, ...] = ()
+        cls,
+        spec: WorldSpec,
+        codec: CodecConfig,
+        stream: StreamConfig,
+        state_names: tuple[str, ...] = (),
+        joint: JointConfig | None = None,
     ) -> VideoWAM:
-        """A fresh model from typed configs; one that is given ``state_names`` learns to tell these."""
+        """A fresh model from typed configs; one that is given ``state_names`` learns to tell these, one with ``joint`` to answer
+        in all roles (see neuralsim.roles)."""
         return cls(
             spec=asdict(spec),
             codec_config=asdict(codec),
             stream_config=asdict(stream),
             state_names=list(state_names),
+            joint_config=None if joint is None else asdict(joint),
         )
 
     # -- the contract
@@ -236,6 +252,18 @@ class VideoWAM(WorldModel):
         assert self.probe is not None
         assert self.state_head is not None
         return self.probe.told(features).float() + self.state_head(features).float()
+
+    def memory(self, state: VideoState) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the simulating stream holds of the history, the newest frame included: its keys and values ``(b layers 2 heads s
+        e)``, and which of them are none ``(b s)``."""
+        clean, n = state.tokens[:, None], self.stream.tokens + 1
+        none = torch.zeros_like(clean[..., 0])
+        _, _, own = self.stream(
+            clean, torch.zeros_like(clean), none, state.action[:, None], state.led[:, None], state.cache, state.age
+        )
+        kept = torch.cat([state.cache, own.to(state.cache.dtype)], -2)
+        frame = torch.arange(kept.shape[-2], device=kept.device) // n
+        return kept, frame[None] < self.past - state.age[:, None]
 
     def loss(self, clip: Clip, rng: Noise) -> dict[str, torch.Tensor]:
         """Per row: how far a dream of ``clip``'s actions from its first frame strays, with the doubt and the readings

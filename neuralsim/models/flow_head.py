@@ -1,0 +1,115 @@
+"""FlowHead: a policy head beside a world model. It reads what the model makes of the newest frames and denoises a chunk of actions.
+
+Flow matching on whole chunks with clean-action prediction (Black et al. 2024, pi0, arXiv 2410.24164), a level per action so that
+a prefix may be given. ``sees`` decides what it is: "future" reads the hidden tokens of one denoising pass over the frames to come
+(Video Prediction Policy, Hu et al. 2024, arXiv 2412.14803); "now" reads the newest frames alone, which is behaviour cloning.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
+
+from neuralsim.models.joint import waves
+from neuralsim.models.stream import fourier
+from neuralsim.models.video import VideoState, VideoWAM
+from neuralsim.noise import Noise
+from neuralsim.roles import ask, joint_of
+
+STRIDE_GAIN = 5.0
+"""How much the change since the last frame is magnified: it is small, and tells which way things go."""
+
+
+class FlowHead(ModelMixin, ConfigMixin):
+    """See the module's text. ``features``: numbers of a frame's tokens; ``future``: of the hidden tokens read; ``actions`` an action,
+    ``chunk`` of them."""
+
+    config_name = "config.json"
+
+    @register_to_config
+    def __init__(
+        self,
+        sees: Literal["now", "future"],
+        features: int,
+        future: int,
+        actions: int,
+        chunk: int,
+        width: int = 384,
+        depth: int = 4,
+    ) -> None:
+        super().__init__()
+        self.sees, self.chunk, self.actions = sees, chunk, actions
+        now = fourier(torch.zeros(1, 2 * features)).shape[1]
+        self.now_in = nn.Linear(now, width)
+        self.future_in = nn.Linear(future, width) if sees == "future" else None
+        self.chunk_in = nn.Linear(chunk * (actions + waves(torch.zeros(1, 1)).shape[-1]), width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+            for _ in range(depth)
+        )
+        self.out = nn.Linear(width, chunk * actions)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+        for block in self.blocks:
+            nn.init.normal_(block[-1].weight, std=0.02 / math.sqrt(2 * depth))  # type: ignore[index]
+
+    @classmethod
+    def build(cls, model: VideoWAM, sees: Literal["now", "future"]) -> FlowHead:
+        """A fresh head for ``model``'s world."""
+        model, joint = joint_of(model)
+        future = joint.chunk // joint.patch * model.stream.width
+        return cls(sees, model.feature_size, future if sees == "future" else 0, model.spec.action_width, joint.chunk)
+
+    def context(self, model: VideoWAM, tokens: torch.Tensor, state: VideoState, rng: Noise) -> torch.Tensor:
+        """What the head reads ``(b f)`` of histories ``tokens`` ``(b t n d)``, whose end ``state`` is: the newest frame, what changed
+        since the one before it, and if it sees the future, one denoising pass over the frames to come."""
+        last = tokens[:, -1].flatten(1)
+        change = last - tokens[:, -2].flatten(1) if tokens.shape[1] > 1 else torch.zeros_like(last)
+        read = fourier(torch.cat([last, STRIDE_GAIN * change], 1).float() / 2)
+        if self.sees == "now":
+            return read
+        hidden = ask(model, state, rng, 1, frames="asked", actions=False).hidden
+        return torch.cat([read, hidden.flatten(1).float()], 1)
+
+    def forward(self, context: torch.Tensor, chunk: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        """The clean actions guessed of ``chunk`` ``(b k a)`` at ``level`` ``(b k)``."""
+        now = self.now_in.in_features
+        x = self.now_in(context[:, :now])
+        x = x + self.chunk_in(torch.cat([chunk * (1 - level[..., None]), waves(level)], -1).flatten(1))
+        if self.future_in is not None:
+            x = x + self.future_in(context[:, now:])
+        for block in self.blocks:
+            x = x + block(x)
+        return self.out(x).float().view(chunk.shape)
+
+    def loss(self, context: torch.Tensor, actions: torch.Tensor, rng: Noise) -> torch.Tensor:
+        """Squared error per row ``(b,)`` of the guess of ``actions`` ``(b k a)`` at a random level, at times after a prefix."""
+        b, k, _ = actions.shape
+        u = rng.uniform(4, stream=7)
+        level = torch.where(u[:, 0] < 0.2, 1.0, u[:, 1])[:, None].expand(b, k)
+        given = torch.where(u[:, 2] < 0.4, (1 + u[:, 3] * (k // 2)).floor(), torch.zeros_like(u[:, 3]))
+        level = torch.where(torch.arange(k, device=u.device)[None] < given[:, None], 0.0, level)
+        noise = rng.normal(actions[0].numel(), stream=9).view(actions.shape)
+        guess = self(context, torch.lerp(actions, noise, level[..., None]), level)
+        asked = (level > 0).float()
+        return ((guess - actions).square().mean(-1) * asked).sum(1) / asked.sum(1)
+
+    def propose(
+        self, context: torch.Tensor, rng: Noise, passes: int, prefix: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Actions ``(b k a)`` in [-1, 1]; the first are ``prefix`` ``(b p a)``, bit-equal."""
+        b, k, p = len(context), self.chunk, 0 if prefix is None else prefix.shape[1]
+        y = rng.normal(k * self.actions, stream=6).view(b, k, self.actions)
+        if prefix is not None:
+            y = torch.cat([prefix.to(y.dtype), y[:, p:]], 1)
+        fixed = (torch.arange(k, device=y.device) < p).expand(b, k)
+        for i in range(passes):
+            level, after = 1 - i / passes, 1 - (i + 1) / passes
+            guess = self(context, y, torch.where(fixed, 0.0, torch.full_like(y[..., 0], level)))
+            y = torch.where(fixed[..., None], y, guess + after * (y - guess) / level)
+        return torch.where(fixed[..., None], y, y.clamp(-1, 1))
