@@ -40,10 +40,13 @@ class Seen:
 
 
 class ChunkPolicy(Protocol):
-    """Proposes ``chunk`` actions at once."""
+    """Proposes ``chunk`` actions at once, for worlds of ``spec``."""
 
-    spec: WorldSpec
-    chunk: int
+    @property
+    def spec(self) -> WorldSpec: ...
+
+    @property
+    def chunk(self) -> int: ...
 
     def propose(self, seen: Seen, seeds: Sequence[int], prefix: np.ndarray | None = None) -> np.ndarray:
         """Actions ``(b, chunk, a)`` from the newest frame of ``seen`` on; row i is a function of ``seeds[i]`` and its own history.

@@ -73,7 +73,7 @@ def train_head(
     windows = TokenWindows(store, tokens)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = FlowHead.build(model, KINDS[name]).to(device)  # type: ignore[arg-type]
+        head = FlowHead.build(model, KINDS[name]).to(device)
     from diffusers.training_utils import EMAModel
 
     average = EMAModel(head.parameters(), decay=budget.ema, use_ema_warmup=True, power=0.75)

@@ -82,7 +82,9 @@ class RoleHead:
         """Several proposals, each imagined step by step by the stream that simulates; the one that comes to the most."""
         n, b = self.tries, len(state)
         rngs = [rng.advance(i) for i in range(n)]  # try by try, so that a row's tries follow its own seed
-        each = Noise(*(torch.stack([getattr(r, k) for r in rngs], 1).flatten() for k in ("seed", "count")))
+        each = Noise(
+            torch.stack([r.seed for r in rngs], 1).flatten(), torch.stack([r.count for r in rngs], 1).flatten()
+        )
         begun = None if prefix is None else prefix.repeat_interleave(n, 0)
         wide = state.repeat(n)
         chunks = act(self.model, wide, each, self.passes, begun)
@@ -118,7 +120,7 @@ class TrainedHead:
         """See ChunkPolicy."""
 
         def chunk(state: VideoState, rng: Noise, begun: torch.Tensor | None) -> torch.Tensor:
-            frames = torch.as_tensor(np.ascontiguousarray(seen.frames[:, -2:]), device=state.tokens.device)
+            frames = torch.tensor(seen.frames[:, -2:], device=state.tokens.device)
             tokens = self.model.codec.encode(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
             return self.head.propose(self.head.context(self.model, tokens, state, rng), rng, self.passes, begun)
 
@@ -136,8 +138,8 @@ def _proposed(
     begun = None if prefix is None else torch.as_tensor(prefix, dtype=torch.float32, device=device)
     with inference(device, pick_dtype(precision, device)):
         state = model.encode(
-            torch.as_tensor(np.ascontiguousarray(seen.frames), device=device),
-            torch.as_tensor(np.ascontiguousarray(seen.actions), device=device),
+            torch.tensor(seen.frames, device=device),
+            torch.tensor(seen.actions, device=device),
         )
         chunk = make(state, Noise.from_seeds(seeds, device), begun)
     actions = chunk.float().cpu().numpy()

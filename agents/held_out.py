@@ -15,11 +15,28 @@ from neuralsim.spec import WorldSpec
 
 HELD_OUT_SEED = 1_000_000
 """Collection seed of measuring. Training data come from small seeds (0 by default), so the two never share an episode."""
+DEMONSTRATIONS = 60
+"""How many held-out episodes of Push-T's expert there are by default."""
 
 
 def held_out_folder(world: str, size: int = 64) -> Path:
     """Where held-out episodes of ``world`` at ``size`` pixels lie by default."""
     return Path("data") / (f"{world}-held-out" + ("" if size == 64 else f"-{size}"))
+
+
+def demonstration_store(
+    folder: str | os.PathLike[str],
+    episodes: int = DEMONSTRATIONS,
+    size: int = 64,
+    seed: int = HELD_OUT_SEED,
+    workers: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> EpisodeStore:
+    """The store of held-out demonstrations of Push-T in ``folder``, made or completed first where episodes are missing."""
+    config = Collect(
+        out=Path(folder), episodes=episodes, seed=seed, size=size, policy="oracle", near_goal=0.0, workers=workers
+    )
+    return _collected(config, progress)
 
 
 def held_out_store(

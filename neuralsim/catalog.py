@@ -1,9 +1,11 @@
 """Catalog: trained worlds by name or folder.
 
 A world is a folder: ``config.json`` and ``diffusion_pytorch_model.safetensors`` (diffusers' ``save_pretrained``),
-``starts.npz`` (true histories from which dreams may begin), ``training.json`` (how it was trained), ``README.md`` (its
-card) and ``world.json`` (its manifest). Nothing in it is unpickled, and the class that ``config.json`` names is looked up
-among those that are known here, never imported by name: opening a stranger's world runs none of the stranger's code.
+``starts.npz`` (true histories from which dreams may begin), ``training.json`` (how it was trained), ``safety.json``
+(when what is seen is not what was imagined, see ``neuralsim safety``; absent where nobody measured it), ``README.md``
+(its card) and ``world.json`` (its manifest). Nothing in it is unpickled, and the class that ``config.json`` names is
+looked up among those that are known here, never imported by name: opening a stranger's world runs none of the
+stranger's code.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from neuralsim.manifest import (
     CONFIG,
     FILES,
     MANIFEST,
+    SAFETY,
     STARTS,
     TRAINING,
     WEIGHTS,
@@ -199,8 +202,9 @@ class World:
                 self.starts.save(work / STARTS)
             if self.card:
                 (work / CARD).write_text(self.card, encoding="utf-8")
-            if self.folder is not None and (self.folder / TRAINING).is_file():
-                shutil.copyfile(self.folder / TRAINING, work / TRAINING)
+            for name in (TRAINING, SAFETY):
+                if self.folder is not None and (self.folder / name).is_file():
+                    shutil.copyfile(self.folder / name, work / name)
             seal(work)
             (target / CARD).unlink(missing_ok=True)
             for name in FILES:  # the manifest is the first of them, the card the last

@@ -244,6 +244,28 @@ def _compare(words: list[str]) -> None:
         print(f"wrote {path}")
 
 
+def _roles(words: list[str]) -> None:
+    _draw_for_nobody()
+    from neuralsim.agents.roles_report import Roles, tell_roles
+
+    report, files = tell_roles(_parse(Roles, "roles", words, "world"), show=True)
+    _print(report.table())
+    _tell_missed(report.missed)
+    for path in files:
+        print(f"wrote {path}")
+
+
+def _safety(words: list[str]) -> None:
+    _draw_for_nobody()
+    from neuralsim.agents.safety_trial import Safety, try_safety
+
+    report, files = try_safety(_parse(Safety, "safety", words, "world"), show=True)
+    _print(report.table())
+    _tell_missed(report.missed)
+    for path in files:
+        print(f"wrote {path}")
+
+
 @dataclass(frozen=True)
 class Bench:
     """Measure how fast a world dreams on this machine."""
@@ -342,6 +364,45 @@ def _data(words: list[str]) -> None:
     _save(config.json, facts)
 
 
+def _drive(words: list[str]) -> None:
+    _draw_for_nobody()
+    from neuralsim.agents.drive import CTRL_C, Drive, drive
+
+    driven = drive(_parse(Drive, "drive", words, "world"), show=True)
+    _print(driven.report.table())
+    for path in driven.files:
+        print(f"wrote {path}")
+    if driven.stopped == CTRL_C:
+        raise KeyboardInterrupt
+    if driven.stopped:
+        raise OSError(f"the robot was stopped: {driven.stopped}")
+
+
+def _robot_sim(words: list[str]) -> None:
+    _draw_for_nobody()
+    from neuralsim.envs.robot_sim import RobotSim, robot_sim
+
+    config = _parse(RobotSim, "robot-sim", words)
+    robot_sim(config, lambda address: print(f"robot pusht ({config.pace}) at {address} - ctrl-C ends it", flush=True))
+
+
+def _heads(words: list[str]) -> None:
+    _draw_for_nobody()
+    from neuralsim.agents.head_trial import Heads, heads
+
+    report, files = heads(_parse(Heads, "heads", words, "world"), show=True)
+    _print(report.table())
+    _tell_missed(report.missed)
+    for path in files:
+        print(f"wrote {path}")
+
+
+def _serve(words: list[str]) -> None:
+    from neuralsim.agents.serve import Serve, serve
+
+    serve(_parse(Serve, "serve", words, "world"), lambda line: print(line, flush=True))
+
+
 @dataclass(frozen=True)
 class Info:
     """Tell about this installation, a world, or an episode store."""
@@ -409,6 +470,17 @@ COMMANDS: Mapping[str, Command] = {
     "compare": Command(
         "compare RUNS", "runs of 'rl' by label, over seeds: learning curves, what imagination saved", _compare
     ),
+    "roles": Command(
+        "roles [WORLD]",
+        "one checkpoint in every role: simulate, act, infer, foresee, dream, with tests of each: a table, a picture",
+        _roles,
+    ),
+    "safety": Command(
+        "safety [WORLD]",
+        "does the safety monitor notice faults made on purpose, and how often does it cry wolf? a table, a picture",
+        _safety,
+        "Episodes and thresholds are kept; the trials begin anew.",
+    ),
     "card": Command("card WORLD", "a world's card, from its training record and measured figures", _card),
     "bench": Command("bench [WORLD]", "how fast it is: a table, JSON", _bench),
     "import": Command(
@@ -419,6 +491,20 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "export": Command("export STORE", "episodes as a LeRobotDataset or a Minari dataset", _export),
     "data": Command("data STORE", "what is in an episode store: ranges, coverage, what is odd, a picture", _data),
+    "drive": Command(
+        "drive [WORLD]",
+        "a policy on a robot: a dry run, unless --live",
+        _drive,
+        "The robot rests and is let go; what was driven is kept.",
+    ),
+    "robot-sim": Command("robot-sim", "Push-T as a robot in a process of its own, with real-life faults", _robot_sim),
+    "heads": Command(
+        "heads [WORLD]",
+        "policy heads side by side in the true world: success, time per decision",
+        _heads,
+        "Finished attempts and trained heads are kept; the same command goes on.",
+    ),
+    "serve": Command("serve [WORLD]", "a world's policy for robot clients: openpi's and RoboArena's protocols", _serve),
     "info": Command("info [WORLD|STORE]", "this installation, a world, or an episode store", _info),
 }
 

@@ -18,7 +18,9 @@ from typing import Any, Self
 
 MANIFEST, CONFIG, CARD = "world.json", "config.json", "README.md"
 WEIGHTS, STARTS, TRAINING = "diffusion_pytorch_model.safetensors", "starts.npz", "training.json"
-SEALED = (CONFIG, WEIGHTS, STARTS, TRAINING)
+SAFETY = "safety.json"
+"""How far what is seen may be off what was imagined, where it was measured (agents.mismatch)."""
+SEALED = (CONFIG, WEIGHTS, STARTS, TRAINING, SAFETY)
 """Files that a manifest covers, those of them that there are."""
 FILES = (MANIFEST, *SEALED, CARD)
 """All files of a world; others in its folder are nobody's business."""

@@ -39,15 +39,20 @@ def draw_curves(path: Path, title: str, curves: Mapping[str, Any]) -> None:
 
 def draw_strip(path: Path, true: np.ndarray, imagined: np.ndarray, steps: Sequence[int]) -> None:
     """Rollouts ``(n, s, h, w, 3)`` uint8 at ``steps``: for each, the true frames above the imagined ones."""
+    draw_films(path, {"true": true, "dream": imagined}, steps)
+
+
+def draw_films(path: Path, films: Mapping[str, np.ndarray], steps: Sequence[int]) -> None:
+    """Several films ``(n, s, h, w, 3)`` uint8 of the same ``n`` scenes at ``steps``, by name: for each scene one above the other."""
     from matplotlib.figure import Figure
 
-    n, s = true.shape[:2]
-    figure = Figure(figsize=(1.3 * s + 0.5, 2.7 * n), layout="constrained", dpi=110)
-    axes = figure.subplots(2 * n, s, squeeze=False)
+    n, s = next(iter(films.values())).shape[:2]
+    figure = Figure(figsize=(1.3 * s + 0.5, 1.35 * len(films) * n), layout="constrained", dpi=110)
+    axes = figure.subplots(len(films) * n, s, squeeze=False)
     for i in range(n):
         for j, step in enumerate(steps):
-            for k, (frames, name) in enumerate(((true, "true"), (imagined, "dream"))):
-                panel = axes[2 * i + k, j]
+            for k, (name, frames) in enumerate(films.items()):
+                panel = axes[len(films) * i + k, j]
                 panel.imshow(frames[i, j], interpolation="nearest")
                 panel.set_xticks([])
                 panel.set_yticks([])

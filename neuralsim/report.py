@@ -24,22 +24,24 @@ from neuralsim.score import Estimate
 @dataclass(frozen=True)
 class Bar:
     """What a figure must reach: ``least <= value <= most``; with ``beats`` it must be better than copy-last-frame, and their 95 %
-    intervals apart."""
+    intervals apart; with ``surely`` the whole of its 95 % interval must lie within, and not on the edge."""
 
     least: float = -math.inf
     most: float = math.inf
     beats: bool = False
+    surely: bool = False
 
     def passed(self, value: float) -> bool:
         """Whether ``value`` lies within the bar; NaN does not."""
-        return self.least <= value <= self.most
+        return self.least < value < self.most if self.surely else self.least <= value <= self.most
 
     def __str__(self) -> str:
         if self.beats:
             return "beats copy-last"
+        below, above, sure = ("<", ">", " (95 %)") if self.surely else ("≤", "≥", "")
         if math.isinf(self.least):
-            return f"≤ {self.most:g}"
-        return f"≥ {self.least:g}" if math.isinf(self.most) else f"{self.least:g} to {self.most:g}"
+            return f"{below} {self.most:g}{sure}"
+        return (f"{above} {self.least:g}" if math.isinf(self.most) else f"{self.least:g} to {self.most:g}") + sure
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,11 @@ class Row:
     @property
     def passed(self) -> bool | None:
         """Whether the bar is reached; None without a bar."""
-        return None if self.bar is None else self.bar.passed(self.value) and (self.beats_copying or not self.bar.beats)
+        if self.bar is None:
+            return None
+        told = [self.value, *((self.low, self.high) if self.bar.surely else ())]
+        within = all(x is not None and self.bar.passed(x) for x in told)
+        return within and (self.beats_copying or not self.bar.beats)
 
     @property
     def beats_copying(self) -> bool:

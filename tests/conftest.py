@@ -23,8 +23,10 @@ from neuralsim.agents.collect import Collect, collect
 from neuralsim.catalog import Starts, World
 from neuralsim.models.video import CodecConfig, StreamConfig, VideoWAM
 from neuralsim.noise import Noise
+from neuralsim.recipe import Train
 from neuralsim.spec import WorldSpec
 from neuralsim.task import LearnedTask
+from neuralsim.train import train
 from neuralsim.world import State, WorldModel
 
 # Shared machines stall: an example may take long without being wrong.
@@ -89,6 +91,22 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for _ in collect(Collect(out=folder, episodes=44, steps=30, workers=1)):
         pass
     return folder
+
+
+@pytest.fixture(scope="session")
+def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """21 short episodes of Push-T's expert."""
+    folder = tmp_path_factory.mktemp("data") / "demos"
+    for _ in collect(Collect(out=folder, episodes=21, steps=16, workers=1, policy="oracle", near_goal=0.0, seed=3)):
+        pass
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wam(store: Path, demonstrations: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A miniature that answers in all roles, trained in seconds."""
+    out = tmp_path_factory.mktemp("run") / "wam"
+    return train(Train(recipe="pusht-wam-mini", data=store, also=(demonstrations,), out=out, threads=1))
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -59,6 +59,7 @@ def test_every_option_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> Non
     from neuralsim.agents.rank import Rank
     from neuralsim.agents.record import Record
     from neuralsim.agents.reinforce import Reinforce
+    from neuralsim.agents.serve import Serve
     from neuralsim.agents.teleop import Play
     from neuralsim.agents.transfer import Evaluate
     from neuralsim.formats.exporting import Export
@@ -66,7 +67,7 @@ def test_every_option_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> Non
     from neuralsim.inventory import Data
     from neuralsim.recipe import Train
 
-    learning = (Reinforce, Evaluate, Rank, Compare, Record)
+    learning = (Reinforce, Evaluate, Rank, Compare, Record, Serve)
     for config in (Collect, Demo, Measure, Play, Train, Planning, cli.Bench, cli.Info, Import, Export, Data, *learning):
         with pytest.raises(SystemExit):
             tyro.cli(config, args=["--help"])

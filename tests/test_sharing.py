@@ -27,7 +27,20 @@ import neuralsim
 from neuralsim.catalog import Starts, World, list_worlds, open_world, register_model
 from neuralsim.imagination import Imagination
 from neuralsim.location import assets
-from neuralsim.manifest import CARD, CONFIG, FILES, FORMAT, MANIFEST, SEALED, STARTS, TRAINING, WEIGHTS, Manifest, seal
+from neuralsim.manifest import (
+    CARD,
+    CONFIG,
+    FILES,
+    FORMAT,
+    MANIFEST,
+    SAFETY,
+    SEALED,
+    STARTS,
+    TRAINING,
+    WEIGHTS,
+    Manifest,
+    seal,
+)
 from neuralsim.models.video import VideoWAM
 from neuralsim.recipe import Train
 from neuralsim.train import train
@@ -42,6 +55,7 @@ def whole(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shared") / "whole"
     shutil.copytree(tiny_world, folder)
     (folder / TRAINING).write_text('{"recipe": {"name": "tiny"}}')
+    (folder / SAFETY).write_text("{}")
     (folder / CARD).write_text(CARD_TEXT, encoding="utf-8")
     seal(folder)
     assert {path.name for path in folder.iterdir()} == set(FILES)
@@ -109,10 +123,10 @@ def test_a_saved_world_is_whole_and_opens_the_same(whole: Path, tmp_path: Path) 
 
 def test_training_leaves_a_whole_world_that_no_longer_needs_its_run(store: Path, tmp_path: Path) -> None:
     made = train(Train("pusht-video-mini", data=store, out=tmp_path / "run", threads=1, effort=0.02))
-    assert {path.name for path in made.iterdir()} == set(FILES)
+    assert {path.name for path in made.iterdir()} == set(FILES) - {SAFETY}
     manifest = Manifest.read(made)
     assert manifest is not None
-    assert set(manifest.files) == set(SEALED)
+    assert set(manifest.files) == set(SEALED) - {SAFETY}
     moved = made.rename(tmp_path / "elsewhere")
     shutil.rmtree(tmp_path / "run")
     world = open_world(moved, "cpu")

@@ -29,7 +29,7 @@ class FlowHead(ModelMixin, ConfigMixin):
     """See the module's text. ``features``: numbers of a frame's tokens; ``future``: of the hidden tokens read; ``actions`` an action,
     ``chunk`` of them."""
 
-    config_name = "config.json"
+    config_name = "config.json"  # type: ignore[assignment]
 
     @register_to_config
     def __init__(

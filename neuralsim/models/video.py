@@ -98,7 +98,7 @@ class VideoWAM(WorldModel):
     so a dream is a function of its start and actions alone."""
 
     head_names: ClassVar[tuple[str, ...]] = ("reward", "terminated")
-    packed: ClassVar[tuple[str, ...]] = ("stream.", "joint.")
+    packed: ClassVar[tuple[str, ...]] = ("stream.blocks.", "joint.")
 
     @register_to_config
     def __init__(

@@ -1,0 +1,86 @@
+"""RobotSource: which robot is meant by a word: the simulated one, an address, or your own code."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from neuralsim.envs.faults import Faults
+from neuralsim.envs.robot import Robot
+from neuralsim.spec import WorldSpec
+
+SIM = "sim"
+SIMULATED = "pusht"
+"""The world of which there is a simulated robot."""
+
+
+@dataclass(frozen=True)
+class RobotSource:
+    """``word``: ``sim``, ``ws://host:port``, or ``module:function``, called without arguments, that returns a robot with LeRobot's
+    verbs. A ValueError for others."""
+
+    word: str
+
+    def __post_init__(self) -> None:
+        if self.word != SIM and not self.remote and ":" not in self.word:
+            raise ValueError(f"--robot {self.word!r}: expected sim, ws://host:port, or module:function")
+
+    @property
+    def remote(self) -> bool:
+        """Whether it is reached over a websocket."""
+        return self.word.startswith(("ws://", "wss://"))
+
+    @contextlib.contextmanager
+    def open(
+        self, spec: WorldSpec, pace: Literal["real", "step"], hz: float, faults: Faults, seed: int
+    ) -> Iterator[Robot]:
+        """The robot, not connected yet. A simulated one runs in a process of its own, or in lock-step in this one."""
+        if self.word == SIM:
+            if spec.name != SIMULATED:
+                raise ValueError(
+                    f"--robot sim: there is a simulated robot for world {SIMULATED!r} alone, and this is {spec.name!r}; name yours"
+                )
+            yield from self._simulated(pace, hz, faults, seed)
+        elif self.remote:
+            from neuralsim.envs.remote_robot import RemoteRobot
+
+            yield RemoteRobot(self.word)
+        else:
+            robot = made_by(self.word, "--robot")()
+            lacking = [v for v in ("connect", "get_observation", "send_action", "disconnect") if not hasattr(robot, v)]
+            if lacking:
+                raise ValueError(
+                    f"--robot {self.word}: expected a robot with LeRobot's verbs; it lacks {', '.join(lacking)}"
+                )
+            yield robot
+
+    def _simulated(self, pace: str, hz: float, faults: Faults, seed: int) -> Iterator[Robot]:
+        if pace == "step":
+            from neuralsim.envs.pusht_robot import PushTRobot
+
+            yield PushTRobot(seed=seed, truth=True)
+            return
+        from neuralsim.envs.remote_robot import RemoteRobot
+        from neuralsim.envs.robot_sim import RobotSim, spawn_robot_sim
+
+        with spawn_robot_sim(RobotSim(port=0, rate=hz, faults=faults, seed=seed, truth=True)) as address:
+            yield RemoteRobot(address)
+
+
+def made_by(word: str, flag: str) -> Callable[..., Any]:
+    """The function ``module:function`` means, looked for in the current folder too. ``flag`` is who asked, for the ValueError."""
+    module, _, name = word.rpartition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        made = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{flag} {word}: {error}; modules are looked for here and among those installed") from error
+    if not callable(made):
+        raise ValueError(f"{flag} {word}: module {module} has no function {name!r}")  # noqa: TRY004
+    return made
