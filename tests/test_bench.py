@@ -61,6 +61,7 @@ def test_circumstances_stand_beside_the_figures(report):
         "least": 0.7,
         "most": None,
         "beats": False,
+        "surely": False,
     }
 
 
