@@ -21,10 +21,11 @@ from neuralsim.agents.body import Body
 from neuralsim.agents.chunk_policy import ChunkPolicy, Seen
 from neuralsim.agents.drive_report import report_of
 from neuralsim.agents.gauges import Gauges
+from neuralsim.agents.own_code import made_by
 from neuralsim.agents.pacemaker import Pacemaker
 from neuralsim.agents.patient_robot import DryRobot, PatientRobot
 from neuralsim.agents.robot_loop import OnRefusal, Outing, RobotLoop, Rules, StopButton
-from neuralsim.agents.robot_source import SIM, RobotSource, made_by
+from neuralsim.agents.robot_source import SIM, RobotSource
 from neuralsim.agents.stop_key import StopKey
 from neuralsim.catalog import World, list_worlds, open_world
 from neuralsim.envs.camera import Camera

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -81,10 +81,8 @@ class RoleHead:
     def _best(self, state: VideoState, rng: Noise, prefix: torch.Tensor | None) -> torch.Tensor:
         """Several proposals, each imagined step by step by the stream that simulates; the one that comes to the most."""
         n, b = self.tries, len(state)
-        rngs = [rng.advance(i) for i in range(n)]  # try by try, so that a row's tries follow its own seed
-        each = Noise(
-            torch.stack([r.seed for r in rngs], 1).flatten(), torch.stack([r.count for r in rngs], 1).flatten()
-        )
+        tries = torch.arange(n, device=rng.count.device)
+        each = replace(rng, seed=rng.seed.repeat_interleave(n), count=(rng.count[:, None] + tries).flatten())
         begun = None if prefix is None else prefix.repeat_interleave(n, 0)
         wide = state.repeat(n)
         chunks = act(self.model, wide, each, self.passes, begun)

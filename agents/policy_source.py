@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import importlib
-import os
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,8 +14,11 @@ import numpy as np
 
 from neuralsim.agents.collector import Collector
 from neuralsim.agents.hold_explorer import RandomActions
+from neuralsim.agents.own_code import made_by
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from neuralsim.agents.driver import Policy
     from neuralsim.agents.policy_file import LoadedPolicy
     from neuralsim.spec import WorldSpec
@@ -63,7 +62,7 @@ class PolicySource:
         if self.name == "oracle" and collector.expert is None:
             raise ValueError(f"--policy oracle: nobody demonstrates world {world!r}; there is --policy explore")
         if ":" in self.word and not self.word.endswith(".zip"):
-            _function(self.word)
+            made_by(self.word, "--policy")
 
     def policy(self, collector: Collector, env: gym.Env[np.ndarray, Any], seed: int) -> Policy:
         """At the controls of ``env``, one of the collector's; it answers in the terms of the world's spec."""
@@ -172,22 +171,8 @@ def _load(path: Path, action_space: gym.spaces.Space[Any] | None, action_size: i
     return _loaded[key]
 
 
-def _function(word: str) -> Callable[[gym.Env[Any, Any], int], Any]:
-    """The user's own ``module:function``, looked for in the current folder too."""
-    module, _, name = word.rpartition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        made = getattr(importlib.import_module(module), name, None)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"--policy {word}: {error}; modules are looked for here and among those installed") from error
-    if not callable(made):
-        raise ValueError(f"--policy {word}: module {module} has no function {name!r}")  # noqa: TRY004
-    return made
-
-
 def _made(word: str, env: gym.Env[Any, Any], seed: int) -> Policy:
-    policy: Any = _function(word)(env, seed)
+    policy: Any = made_by(word, "--policy")(env, seed)
     if not callable(getattr(policy, "predict", None)):
         raise ValueError(  # noqa: TRY004
             f"--policy {word}: expected an object with Stable-Baselines3's predict(observation, state, episode_start, "

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from neuralsim.agents.own_code import made_by
 from neuralsim.envs.faults import Faults
 from neuralsim.envs.robot import Robot
 from neuralsim.spec import WorldSpec
@@ -70,17 +68,3 @@ class RobotSource:
 
         with spawn_robot_sim(RobotSim(port=0, rate=hz, faults=faults, seed=seed, truth=True)) as address:
             yield RemoteRobot(address)
-
-
-def made_by(word: str, flag: str) -> Callable[..., Any]:
-    """The function ``module:function`` means, looked for in the current folder too. ``flag`` is who asked, for the ValueError."""
-    module, _, name = word.rpartition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        made = getattr(importlib.import_module(module), name, None)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{flag} {word}: {error}; modules are looked for here and among those installed") from error
-    if not callable(made):
-        raise ValueError(f"{flag} {word}: module {module} has no function {name!r}")  # noqa: TRY004
-    return made

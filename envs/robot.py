@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
+from neuralsim.envs.action_units import from_units
 from neuralsim.spec import WorldSpec
 
 _Held = TypeVar("_Held", bound="Robot")
@@ -113,9 +114,4 @@ def world_action(spec: WorldSpec, sent: Mapping[str, Any]) -> np.ndarray:
             f"action: expected {', '.join(spec.action_names)} in {', '.join(spec.action_units)}; {', '.join(missing)} missing "
             f"from {dict(sent)}"
         )
-    values = np.array([sent[name] for name in spec.action_names], np.float64) - np.array(spec.action_offset)
-    scale = np.array(spec.action_scale)
-    action = np.divide(values, scale, out=np.zeros_like(values), where=scale != 0)
-    if spec.discrete:
-        return spec.check_actions(np.rint(action).astype(np.int64))
-    return spec.check_actions(np.clip(action, -1, 1))
+    return from_units(spec, [sent[name] for name in spec.action_names])

@@ -102,14 +102,9 @@ def dream(
 
 def value(model: VideoWAM, state: VideoState) -> torch.Tensor:
     """float32 ``(b,)``, 0 to 1: what ``state`` is worth to a demonstrator: the discounted nearness of success."""
-    return value_of(model, state.tokens)
-
-
-def value_of(model: VideoWAM, frames: torch.Tensor) -> torch.Tensor:
-    """The same of frames ``(b n d)``."""
     model, _ = joint_of(model)
     assert model.value_head is not None
-    return torch.sigmoid(model.value_head(frames.flatten(1).float()).float()[:, 0])
+    return torch.sigmoid(model.value_head(model.features(state)).float()[:, 0])
 
 
 def ask(
