@@ -77,7 +77,7 @@ class VideoRecipe:
     joint: JointConfig | None = None
     """What answers in the other roles: act, infer, foresee, dream; None for a world that simulates only."""
     joint_stage: StageConfig = StageConfig(steps=10000, batch=256, lr=1e-3)
-    joint_mix: Mapping[str, float] = field(default_factory=lambda: {"demonstrations": 0.8, "play": 0.1, "video": 0.1})
+    joint_mix: Mapping[str, float] = field(default_factory=lambda: {"demonstrations": 0.65, "play": 0.25, "video": 0.1})
     """Shares of the joint stage's batches by what they are made of; video is that whose actions are withheld."""
     demonstrator: str = "oracle"
     """The policy, by its name in the episodes' provenance (oracle, oracle-near-goal), whose actions are the ones to do."""

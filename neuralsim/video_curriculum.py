@@ -208,8 +208,8 @@ class JointMix:
     """
 
     ROLES: ClassVar[dict[str, dict[str, float]]] = {
-        "demonstrations": {"act": 0.8, "dream": 0.1, "infer": 0.03, "foresee": 0.07},
-        "play": {"act": 0.15, "dream": 0.15, "infer": 0.35, "simulate": 0.35},
+        "demonstrations": {"act": 0.65, "dream": 0.12, "infer": 0.12, "foresee": 0.11},
+        "play": {"act": 0.05, "dream": 0.1, "infer": 0.45, "simulate": 0.4},
         "video": {"foresee": 1.0},
     }
     """How often each is asked what: to act is the hardest to learn, and only demonstrations show it."""

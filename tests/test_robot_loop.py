@@ -3,6 +3,8 @@ seam, nothing is sent that should not be, and whatever breaks ends in rest."""
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neuralsim.agents.background import Background
+from neuralsim.agents.background import NICE, Background
 from neuralsim.agents.black_box import BlackBox
 from neuralsim.agents.body import Body
 from neuralsim.agents.chunk_policy import Seen
@@ -736,6 +738,17 @@ def test_long_runs_reach_the_disk_in_parts_that_do_not_overlap(tmp_path: Path, m
 
 
 # -- beside the loop -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a priority of their own on Linux alone")
+def test_background_work_stands_back_for_the_loop() -> None:
+    own, bell = os.getpriority(os.PRIO_PROCESS, 0), threading.Event()
+    work: Background[None, int] = Background(lambda _: os.getpriority(os.PRIO_PROCESS, 0), "test", bell)
+    work.offer(None)
+    assert bell.wait(5)
+    assert work.take() == min(19, own + NICE)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == own
+    assert work.close()
 
 
 def test_background_work_never_makes_the_asker_wait_and_its_errors_arrive() -> None:
