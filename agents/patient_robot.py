@@ -14,15 +14,11 @@ from neuralsim.envs.robot import ResettableRobot, Robot, RobotLost, physical_act
 from neuralsim.spec import WorldSpec
 
 
-class PatientRobot:
-    """``robot``, called from one thread of its own. A call that takes longer than ``patience`` seconds raises RobotLost, and so does
-    every later one but ``disconnect``, which may try once more. ``connect`` may take as long as it likes: some ask for a hand."""
+class _Around:
+    """What is round ``robot`` has its name, sees what it sees and takes what it takes."""
 
-    def __init__(self, robot: Robot, patience: float) -> None:
-        self.robot, self.patience, self.name = robot, patience, robot.name
-        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], queue.SimpleQueue[Any]] | None] = queue.SimpleQueue()
-        self._lost = ""
-        threading.Thread(target=self._run, name="neuralsim-robot", daemon=True).start()
+    def __init__(self, robot: Robot) -> None:
+        self.robot, self.name = robot, robot.name
 
     @property
     def observation_features(self) -> dict[str, type | tuple]:
@@ -33,6 +29,18 @@ class PatientRobot:
     def action_features(self) -> dict[str, type]:
         """See Robot."""
         return self.robot.action_features
+
+
+class PatientRobot(_Around):
+    """``robot``, called from one thread of its own. A call that takes longer than ``patience`` seconds raises RobotLost, and so does
+    every later one but ``disconnect``, which may try once more. ``connect`` may take as long as it likes: some ask for a hand."""
+
+    def __init__(self, robot: Robot, patience: float) -> None:
+        super().__init__(robot)
+        self.patience = patience
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], queue.SimpleQueue[Any]] | None] = queue.SimpleQueue()
+        self._lost = ""
+        threading.Thread(target=self._run, name="neuralsim-robot", daemon=True).start()
 
     @property
     def is_connected(self) -> bool:
@@ -89,23 +97,14 @@ class PatientRobot:
                 reply.put((False, error))
 
 
-class DryRobot:
+class DryRobot(_Around):
     """``robot``, watched and never moved: what would be sent is told to ``tell``, and is only counted. Its ``step`` is that count."""
 
     def __init__(self, robot: Robot, spec: WorldSpec, tell: Callable[[dict[str, Any]], None]) -> None:
-        self.robot, self.tell, self.name = robot, tell, robot.name
+        super().__init__(robot)
+        self.tell = tell
         self._rest = physical_action(spec, spec.rest_action())
         self._steps = 0
-
-    @property
-    def observation_features(self) -> dict[str, type | tuple]:
-        """See Robot."""
-        return self.robot.observation_features
-
-    @property
-    def action_features(self) -> dict[str, type]:
-        """See Robot."""
-        return self.robot.action_features
 
     @property
     def is_connected(self) -> bool:

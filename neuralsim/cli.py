@@ -174,10 +174,7 @@ def _measure(words: list[str]) -> None:
     from neuralsim.agents.measurement import Measure, measure_world
 
     report, files = measure_world(_parse(Measure, "measure", words, "world"))
-    _print(report.table())
-    _tell_missed(report.missed)
-    for path in files:
-        print(f"wrote {path}")
+    _tell(report, files)
 
 
 def _plan(words: list[str]) -> None:
@@ -186,10 +183,7 @@ def _plan(words: list[str]) -> None:
     from neuralsim.agents.planning import Planning
 
     report, files = plan(_parse(Planning, "plan", words, "world"), show=True)
-    _print(report.table())
-    _tell_missed(report.missed)
-    for path in files:
-        print(f"wrote {path}")
+    _tell(report, files)
 
 
 def _rl(words: list[str]) -> None:
@@ -204,9 +198,7 @@ def _rl(words: list[str]) -> None:
     except Stopped as stop:
         print(stop, file=sys.stderr)
         raise KeyboardInterrupt from stop
-    _print(summary(curve).table())
-    for path in files:
-        print(f"wrote {path}")
+    _tell(summary(curve), files)
 
 
 def _evaluate(words: list[str]) -> None:
@@ -214,9 +206,7 @@ def _evaluate(words: list[str]) -> None:
     from neuralsim.agents.transfer import Evaluate, transfer
 
     report, files = transfer(_parse(Evaluate, "evaluate", words, "world"), show=True)
-    _print(report.table())
-    for path in files:
-        print(f"wrote {path}")
+    _tell(report, files)
 
 
 def _rank(words: list[str]) -> None:
@@ -224,11 +214,7 @@ def _rank(words: list[str]) -> None:
     from neuralsim.agents.rank import Rank, rank
 
     ranking, report, files = rank(_parse(Rank, "rank", words, "world"), show=True)
-    for table in ranking.tables(report):
-        _print(table)
-    _tell_missed(report.missed)
-    for path in files:
-        print(f"wrote {path}")
+    _tell(report, files, ranking.tables(report))
 
 
 def _compare(words: list[str]) -> None:
@@ -237,11 +223,7 @@ def _compare(words: list[str]) -> None:
     folders = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
     runs = ["--runs", *folders] if folders else []
     comparison, report, files = compare(_parse(Compare, "compare", [*runs, *words[len(folders) :]]))
-    for table in comparison.tables(report):
-        _print(table)
-    _tell_missed(report.missed)
-    for path in files:
-        print(f"wrote {path}")
+    _tell(report, files, comparison.tables(report))
 
 
 def _roles(words: list[str]) -> None:
@@ -249,10 +231,7 @@ def _roles(words: list[str]) -> None:
     from neuralsim.agents.roles_report import Roles, tell_roles
 
     report, files = tell_roles(_parse(Roles, "roles", words, "world"), show=True)
-    _print(report.table())
-    _tell_missed(report.missed)
-    for path in files:
-        print(f"wrote {path}")
+    _tell(report, files)
 
 
 def _safety(words: list[str]) -> None:
@@ -260,10 +239,7 @@ def _safety(words: list[str]) -> None:
     from neuralsim.agents.safety_trial import Safety, try_safety
 
     report, files = try_safety(_parse(Safety, "safety", words, "world"), show=True)
-    _print(report.table())
-    _tell_missed(report.missed)
-    for path in files:
-        print(f"wrote {path}")
+    _tell(report, files)
 
 
 @dataclass(frozen=True)
@@ -290,10 +266,7 @@ def _bench(words: list[str]) -> None:
 
     store = None if config.data is None else EpisodeStore(config.data)
     report = run_bench(open_world(config.world, config.device), config.seconds, store, show=True)
-    _print(report.table())
-    _tell_missed(report.missed)
-    if config.json is not None:
-        report.save(config.json)
+    _tell(report, [] if config.json is None else [report.save(config.json)])
 
 
 def _card(words: list[str]) -> None:
@@ -369,9 +342,7 @@ def _drive(words: list[str]) -> None:
     from neuralsim.agents.drive import CTRL_C, Drive, drive
 
     driven = drive(_parse(Drive, "drive", words, "world"), show=True)
-    _print(driven.report.table())
-    for path in driven.files:
-        print(f"wrote {path}")
+    _tell(driven.report, driven.files)
     if driven.stopped == CTRL_C:
         raise KeyboardInterrupt
     if driven.stopped:
@@ -391,10 +362,7 @@ def _heads(words: list[str]) -> None:
     from neuralsim.agents.head_trial import Heads, heads
 
     report, files = heads(_parse(Heads, "heads", words, "world"), show=True)
-    _print(report.table())
-    _tell_missed(report.missed)
-    for path in files:
-        print(f"wrote {path}")
+    _tell(report, files)
 
 
 def _serve(words: list[str]) -> None:
@@ -551,11 +519,15 @@ def _progress() -> Any:
     return progress(passing=False)
 
 
-def _tell_missed(rows: Sequence[Any]) -> None:
-    """Name every ``neuralsim.report.Row`` that does not reach its bar."""
-    for row in rows:
+def _tell(report: Any, files: Sequence[Path], tables: Sequence[Any] | None = None) -> None:
+    """What a command has measured, every row that does not reach its bar, and the files it wrote."""
+    for table in [report.table()] if tables is None else tables:
+        _print(table)
+    for row in report.missed:
         after = "" if row.step is None else f" after {row.step} steps"
         print(f"misses its bar: {row.label}{after}: {row.value:.3g} {row.unit}".rstrip() + f" (bar {row.bar})")
+    for path in files:
+        print(f"wrote {path}")
 
 
 def _save(path: Path | None, figures: Mapping[str, Any]) -> None:
