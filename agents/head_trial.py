@@ -90,14 +90,14 @@ class Trial:
 def heads(config: Heads, show: bool = False) -> tuple[Report, list[Path]]:
     """The table, and the files written."""
     world = open_world(config.world, config.device)
-    _, joint = joint_of(world.model)
+    model, joint = joint_of(world.model)
     out = config.out or Path("runs") / "heads" / world.spec.name
     wish = replace(wish_of(world, config.task), horizon=config.steps)
     starts = wish.starts_in(world, config.episodes, config.seed)
     demos = config.demos or Path("data") / f"{world.spec.name}-oracle"
     for name in sorted(set(config.heads) & set(KINDS)):
         if not (out / name / "config.json").is_file():
-            train_head(name, joint_of(world.model)[0], EpisodeStore(demos), out, HeadBudget(), config.seed, show)
+            train_head(name, model, EpisodeStore(demos), out, HeadBudget(), config.seed, show)
     settings = {"model": _weights(world), "seed": config.seed, "episodes": config.episodes, "steps": config.steps}
     trials = _trials(config, joint.chunk)
     with Journal(out / "trials.jsonl", settings) as journal, progress(show) as bar:

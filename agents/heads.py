@@ -154,10 +154,7 @@ def find_head(
 
     Raises ValueError for an unknown name or a world that simulates only, FileNotFoundError for a head that was not trained.
     """
-    try:
-        model, _ = joint_of(world.model)
-    except TypeError as error:
-        raise ValueError(str(error)) from error
+    model, _ = joint_of(world.model)
     name = BEST if name == "head" else name
     passes = passes or (FEW if name == "best" else PASSES)
     if name in WAYS:

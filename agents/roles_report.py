@@ -84,10 +84,7 @@ def tell_roles(config: Roles, show: bool = False) -> tuple[Report, list[Path]]:
     """The table, and the files written. Raises ValueError for a world that simulates only or is not Push-T, and for stores without
     states or episodes that training has not seen."""
     world = open_world(config.world, config.device)
-    try:
-        model, joint = joint_of(world.model)
-    except TypeError as error:
-        raise ValueError(f"world {config.world!r}: {error}") from error
+    model, joint = joint_of(world.model)
     if world.spec.name != "pusht" or world.spec.height != world.spec.width:
         raise ValueError(f"roles: are told beside Push-T's simulator alone, got a world of {world.spec.name!r}")
     truth, reader = PushTRealEnv(size=world.spec.height), PushTReader(world.spec.height)

@@ -42,9 +42,9 @@ class Answer:
 
 
 def joint_of(model: object) -> tuple[VideoWAM, JointStream]:
-    """``model`` and its joint stream; a TypeError for one that only simulates."""
+    """``model`` and its joint stream; a ValueError for one that only simulates."""
     if not isinstance(model, VideoWAM) or model.joint is None:
-        raise TypeError(
+        raise ValueError(
             f"{type(model).__name__} simulates only: expected a world trained to answer in all roles, such as 'pusht-wam' "
             "(neuralsim train pusht-wam)"
         )

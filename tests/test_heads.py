@@ -126,6 +126,8 @@ def test_wrong_names_worlds_and_folders_are_told(world, tmp_path):
         find_head("post", world, folder=tmp_path)
     with pytest.raises(ValueError, match="simulates only"):
         find_head("joint", open_world("tworoom", "cpu"))
+    with pytest.raises(ValueError, match="simulates only"):
+        heads(Heads(world="tworoom", out=tmp_path))
     with pytest.raises(ValueError, match="execute: expected 1 to"):
         ChunkRunner(find_head("joint", world), execute=99)
 
