@@ -76,7 +76,7 @@ class RoleHead:
         if self.way == "best":
             return self._best(state, rng, prefix)
         future = foresee(self.model, state, rng, self.passes)
-        return infer(self.model, state, future, rng.advance(), self.passes, aim=1, prefix=prefix)
+        return infer(self.model, state, future, rng.advance(), aim=1, prefix=prefix)
 
     def _best(self, state: VideoState, rng: Noise, prefix: torch.Tensor | None) -> torch.Tensor:
         """Several proposals, each imagined step by step by the stream that simulates; the one that comes to the most."""

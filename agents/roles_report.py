@@ -62,7 +62,7 @@ class Roles:
     windows: int = 600
     """Moments asked about, in each of the two."""
     passes: int = PASSES
-    """Denoising passes of an answer."""
+    """Denoising passes of an answer; where it follows from what is given (infer, simulate), one."""
     seed: int = 0
     """Seed of the choice of moments, of the answers' noise and of the confidence intervals."""
     precision: str = "auto"

@@ -12,7 +12,7 @@ from neuralsim.models.video import VideoState, VideoWAM
 from neuralsim.moments import Moments
 from neuralsim.noise import Noise
 from neuralsim.precision import pick_dtype
-from neuralsim.roles import PASSES, act, ask, dream, foresee, infer, value
+from neuralsim.roles import FOLLOWING, PASSES, act, ask, dream, foresee, infer, value
 from neuralsim.task import inference
 
 Question = Callable[[VideoState, Noise, slice], tuple[torch.Tensor, ...]]
@@ -22,7 +22,8 @@ Question = Callable[[VideoState, Noise, slice], tuple[torch.Tensor, ...]]
 @dataclass(frozen=True, eq=False)
 class Answers:
     """What ``model`` says about ``moments``. ``aim``: 1 for what a demonstrator would do, 0 for what anybody might; ``passes`` of
-    denoising. Moment i's noise follows ``seed`` and i alone. Frames are tokens ``(n, k, N, d)``, actions ``(n, k, a)``."""
+    denoising, but one where the answer follows from what is given. Moment i's noise follows ``seed`` and i alone. Frames are
+    tokens ``(n, k, N, d)``, actions ``(n, k, a)``."""
 
     model: VideoWAM
     moments: Moments
@@ -61,7 +62,7 @@ class Answers:
         """The same asked of the joint stream, the whole chunk at once."""
 
         def question(state: VideoState, rng: Noise, rows: slice) -> tuple[torch.Tensor, ...]:
-            found = ask(self.model, state, rng, self.passes, frames="asked", actions=actions[rows], aim=self.aim).frames
+            found = ask(self.model, state, rng, FOLLOWING, frames="asked", actions=actions[rows], aim=self.aim).frames
             assert found is not None
             return (found,)
 
@@ -71,7 +72,7 @@ class Answers:
         """The actions that led through ``frames``."""
         return self.each(
             lambda state, rng, rows: (
-                infer(self.model, state, frames[rows], rng, self.passes, self.aim, _of(prefix, rows)),
+                infer(self.model, state, frames[rows], rng, aim=self.aim, prefix=_of(prefix, rows)),
             )
         )[0]
 

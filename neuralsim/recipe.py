@@ -125,7 +125,7 @@ def pusht_video() -> VideoRecipe:
 
 def pusht_wam() -> VideoRecipe:
     """Push-T in all roles: simulates as pusht-video does, and acts, infers, foresees and dreams besides."""
-    return replace(pusht_video(), name="pusht-wam", also=("pusht-oracle",), joint=JointConfig())
+    return replace(pusht_video(), name="pusht-wam", also=("pusht-oracle", "pusht-filmed"), joint=JointConfig())
 
 
 def pusht_wam_mini() -> VideoRecipe:
