@@ -1,7 +1,8 @@
-"""packing: weight matrices as eight-bit whole numbers with a scale per row: half the size of half precision in a file.
+"""packing: weight matrices as eight-bit whole numbers with a scale for every 32 of a row: half the size of half precision in a file.
 
-Rounding to 1/127 of a row's largest weight errs by well under a hundredth of its spread (LLM.int8's vector-wise quantisation,
-Dettmers et al. 2022, arXiv 2208.07339, for storage alone: models compute in what they are unpacked to).
+Rounding to 1/127 of a group's largest weight errs by half a hundredth of the weights' spread; with one scale per row by half as much
+again (block-wise quantisation, Dettmers et al. 2021, arXiv 2110.02861, for storage alone: models compute in what they are unpacked
+to).
 """
 
 from __future__ import annotations
@@ -9,26 +10,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 
 SCALE = ".scale"
 """What the name of a packed matrix's scales ends in."""
 LEAST = 4096
 """Smaller tensors are left as they are: nothing is won by packing them."""
 STEPS = 127
+GROUP = 32
+"""Weights side by side in a row that share a scale."""
 
 
 def pack(tensors: Mapping[str, torch.Tensor], parts: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """``tensors`` with the large matrices whose names begin with one of ``parts`` as int8 ``(rows, ...)``, and beside each its
-    scales, float32 ``(rows,)``."""
+    """``tensors`` with the large matrices whose names begin with one of ``parts`` as int8 of the same shape, and beside each its
+    scales, bfloat16 ``(rows, groups)``; a row's last group may be shorter."""
     packed: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         if not (name.startswith(parts) and tensor.ndim >= 2 and tensor.numel() >= LEAST and tensor.is_floating_point()):
             packed[name] = tensor
             continue
-        numbers = tensor.detach().float()
-        scale = (numbers.flatten(1).abs().amax(1) / STEPS).clamp(min=torch.finfo(torch.float32).tiny)
-        packed[name] = (numbers / _wide(scale, numbers)).round().clamp(-STEPS, STEPS).to(torch.int8)
-        packed[name + SCALE] = scale
+        groups = _groups(tensor.detach().float())
+        scale = (groups.abs().amax(2) / STEPS).clamp(min=torch.finfo(torch.bfloat16).tiny).bfloat16()
+        numbers = (groups / scale[..., None].float()).round().clamp(-STEPS, STEPS).to(torch.int8)
+        packed[name], packed[name + SCALE] = _whole(numbers, tensor.shape), scale
     return packed
 
 
@@ -41,14 +45,22 @@ def unpack(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if name.endswith(SCALE) and tensors.get(name.removesuffix(SCALE), torch.empty(0)).dtype == torch.int8:
             continue
         if tensor.dtype == torch.int8 and scale is not None:
-            if tensor.ndim < 2 or scale.shape != tensor.shape[:1] or scale.dtype != torch.float32:
+            expected = (len(tensor), -(-tensor[0].numel() // GROUP)) if tensor.ndim >= 2 and len(tensor) else ()
+            if scale.shape != expected or scale.dtype != torch.bfloat16:
                 raise ValueError(
-                    f"{name}: expected float32 scales of shape {tuple(tensor.shape[:1])}, got {scale.dtype} {tuple(scale.shape)}"
+                    f"{name}: expected bfloat16 scales of shape {expected}, got {scale.dtype} {tuple(scale.shape)}"
                 )
-            tensor = tensor.float() * _wide(scale, tensor)
+            tensor = _whole(_groups(tensor.float()) * scale[..., None].float(), tensor.shape)
         unpacked[name] = tensor
     return unpacked
 
 
-def _wide(scale: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return scale.view(-1, *[1] * (like.ndim - 1))
+def _groups(matrix: torch.Tensor) -> torch.Tensor:
+    """``(rows, ...)`` -> ``(rows, groups, GROUP)``, the last filled up with zeros."""
+    flat = matrix.flatten(1)
+    return F.pad(flat, (0, -flat.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
+
+
+def _whole(groups: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """The inverse of ``_groups``."""
+    return groups.flatten(1)[:, : shape[1:].numel()].reshape(shape)

@@ -1,4 +1,4 @@
-"""Packing promises: what is unpacked is the matrix to within half a step of its row, and worlds in a folder are what is used."""
+"""Packing promises: what is unpacked is the matrix to within half a step of its group, and worlds in a folder are what is used."""
 
 import shutil
 
@@ -13,19 +13,21 @@ from neuralsim.catalog import WEIGHTS, open_world
 from neuralsim.checkpoint import save_world
 from neuralsim.manifest import seal
 from neuralsim.models.video import VideoWAM
-from neuralsim.packing import LEAST, SCALE, STEPS, pack, unpack
+from neuralsim.packing import GROUP, LEAST, SCALE, STEPS, pack, unpack
 
 
 @settings(max_examples=40, deadline=None)
 @given(rows=st.integers(1, 40), seed=st.integers(0, 2**31), size=st.floats(1e-6, 1e6))
-def test_unpacking_gives_every_number_back_to_half_a_step_of_its_row(rows, seed, size):
+def test_unpacking_gives_every_number_back_to_half_a_step_of_its_group(rows, seed, size):
     columns = -(-LEAST // rows)
     numbers = np.random.default_rng(seed).normal(size=(rows, columns)).astype(np.float32) * size
     numbers[0, 0] = 0
     tensor = torch.from_numpy(numbers)
     back = unpack(pack({"part.weight": tensor}, ("part.",)))["part.weight"]
-    step = tensor.abs().amax(1, keepdim=True) / STEPS
-    assert ((back - tensor).abs() <= step * 0.501).all()
+    for first in range(0, columns, GROUP):
+        group, found = (x[:, first : first + GROUP] for x in (tensor, back))
+        step = group.abs().amax(1, keepdim=True) / STEPS
+        assert ((found - group).abs() <= step * 0.503).all()  # scales are rounded too, to one part in 256
 
 
 def test_a_row_of_zeros_stays_zero_and_small_or_other_tensors_are_left_alone():
@@ -49,10 +51,18 @@ def test_packing_again_what_was_unpacked_changes_nothing():
     assert torch.equal(unpack(pack(first, ("a",)))["a"], first["a"])
 
 
-@pytest.mark.parametrize("scale", [torch.ones(3), torch.ones(2, dtype=torch.float64), torch.ones(2, 1)])
+@pytest.mark.parametrize(
+    "scale",
+    [
+        torch.ones(2),
+        torch.ones(2, LEAST // GROUP),
+        torch.ones(2, 1, dtype=torch.bfloat16),
+        torch.ones(0, dtype=torch.bfloat16),
+    ],
+)
 def test_scales_that_do_not_fit_are_named(scale):
     packed = pack({"a": torch.randn(2, LEAST)}, ("a",)) | {"a" + SCALE: scale}
-    with pytest.raises(ValueError, match="a: expected float32 scales"):
+    with pytest.raises(ValueError, match="a: expected bfloat16 scales"):
         unpack(packed)
 
 
@@ -65,6 +75,17 @@ def test_a_saved_world_is_what_is_used_to_the_bit_by_both_ways_of_opening_it(tmp
     used = world.model.state_dict()
     for read in (open_world(folder, "cpu").model, VideoWAM.from_pretrained(folder)):
         assert all(torch.equal(tensor, used[name]) for name, tensor in read.state_dict().items())
+
+
+@pytest.mark.parametrize(("name", "simulating"), [("pusht", torch.float16), ("carracing", torch.int8)])
+def test_eight_bits_are_for_what_acts_and_for_what_moves_no_keypoints(name, simulating):
+    weights = load_file(open_world(name, "cpu").folder / WEIGHTS)
+    kinds = {
+        weights[n].dtype for n in weights if n.startswith("stream.blocks.") and n.endswith(("qkv.weight", "up.weight"))
+    }
+    assert kinds == {simulating}
+    acting = {weights[n].dtype for n in weights if n.startswith("joint.blocks.") and n.endswith("qkv.weight")}
+    assert acting == ({torch.int8} if name == "pusht" else set())
 
 
 def test_a_packed_world_whose_scales_were_cut_is_refused_by_name(tmp_path):
