@@ -30,7 +30,7 @@ from neuralsim.score import Estimate
 
 BATCH = 64
 """Chunks that are encoded and dreamt at once."""
-MORE = {Path("data/pusht"): 700, Path("data/pusht-oracle"): 240}
+MORE = {Path("data/pusht"): 2400, Path("data/pusht-oracle"): 720}
 """Stores that the Witness learns from where they are, and how many episodes of each: more play makes it much sharper. Their own
 held-out episodes set the limits, and are never learned from."""
 JUDGING = 400
