@@ -71,7 +71,8 @@ class Drive:
     steps: int | None = None
     """Actions in an episode at most; as the world's own task has it by default."""
     execute: int | None = None
-    """How many actions of a chunk are done before the next takes over; by default as many as there is time for."""
+    """How many actions of a chunk are done before the next takes over, or as many as pass while it is thought of. By default what the
+    policy itself says (2 of the world's own heads), else the whole chunk."""
     camera: str | None = None
     """Which of the robot's cameras; needed where it has several."""
     on_refusal: OnRefusal = "hold"

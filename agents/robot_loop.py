@@ -58,8 +58,8 @@ class StopButton:
 
 @dataclass(frozen=True)
 class Rules:
-    """How a loop drives. steps: actions in an episode. execute: how many of a chunk are done before the next takes over (None: as
-    many as there is time for). pace: ``real`` keeps ``hz`` and thinks meanwhile; ``step`` lets the robot wait for each decision, as
+    """How a loop drives. steps: actions in an episode. execute: how many of a chunk are done before the next takes over (None: what
+    the policy says, else all). pace: ``real`` keeps ``hz`` and thinks meanwhile; ``step`` lets the robot wait for each decision, as
     only simulated ones may. check: whether chunks are imagined before they are done. on_refusal: what to do about a chunk whose
     future is not allowed: rest, undo what was done last (of actions that are displacements), or stop. refusals: so many in a row
     stop in any case. oldest: seconds after which a plan is too old to begin. retreat: how many actions are undone at most.
@@ -139,9 +139,10 @@ class RobotLoop:
         self.spec, self.clock = body.spec, pacemaker.clock
         if self.rules.on_refusal == "retreat" and self.spec.discrete:
             raise ValueError("--on-refusal retreat: choices cannot be undone; hold or stop")
-        execute = self.rules.execute
-        if execute is not None and not 1 <= execute <= policy.chunk:
-            raise ValueError(f"--execute: expected 1 to {policy.chunk} (the policy's chunk), got {execute}")
+        own: int = getattr(policy, "execute", policy.chunk)
+        self.execute = own if self.rules.execute is None else self.rules.execute
+        if not 1 <= self.execute <= policy.chunk:
+            raise ValueError(f"--execute: expected 1 to {policy.chunk} (the policy's chunk), got {self.execute}")
         self.latency = Latency()
         make = aside or (lambda work, name: Background(work, name, self.button.bell))
         self._thinker = make(Thinker(policy, guard if self.rules.check else None), "thinker")
@@ -421,8 +422,7 @@ class RobotLoop:
         end = self._queue.end
         if end is None or self._step is None:
             return True
-        execute = self.policy.chunk if self.rules.execute is None else self.rules.execute
-        return self._step >= min(self._queue.force + execute, end) - self._lead()
+        return self._step >= min(self._queue.force + self.execute, end) - self._lead()
 
     def _lead(self) -> int:
         """Control periods between asking and the first action that can be new."""
