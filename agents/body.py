@@ -9,7 +9,7 @@ import numpy as np
 from neuralsim.agents.pacemaker import Clock
 from neuralsim.agents.tape import Sight
 from neuralsim.envs.camera import Camera
-from neuralsim.envs.robot import Robot, StaleFrame, physical_action, world_action
+from neuralsim.envs.robot import Robot, StaleFrame, check_actions_fit, physical_action, world_action
 from neuralsim.spec import WorldSpec
 
 UNSEEN = ("timestamp", "step", "truth")
@@ -31,11 +31,7 @@ class Body:
         """Reach the robot. Raises ValueError for one whose actions or cameras are not the world's."""
         robot, spec = self.robot, self.spec
         robot.connect()
-        if set(robot.action_features) != set(spec.action_names):
-            raise ValueError(
-                f"robot {robot.name!r} takes {', '.join(robot.action_features) or 'nothing'}, and world {spec.name!r} acts by "
-                f"{', '.join(spec.action_names)}: they must have the same names"
-            )
+        check_actions_fit(robot, spec)
         pictures = {
             n: kind for n, kind in robot.observation_features.items() if isinstance(kind, tuple) and len(kind) == 3
         }

@@ -96,6 +96,15 @@ class ReadyRobot:
         """Nothing is left to do."""
 
 
+def check_actions_fit(robot: Robot, spec: WorldSpec) -> None:
+    """A ValueError unless ``robot`` takes the world's actions by their names."""
+    if set(robot.action_features) != set(spec.action_names):
+        raise ValueError(
+            f"robot {robot.name!r} takes {', '.join(robot.action_features) or 'nothing'}, but world {spec.name!r} acts by "
+            f"{', '.join(spec.action_names)}: they must have the same names"
+        )
+
+
 def physical_action(spec: WorldSpec, action: np.ndarray) -> dict[str, float]:
     """An action of the world, ``(a,)`` in [-1, 1] or choices, as a robot takes it: by name, in ``action_units`` per control
     period. A ValueError says what is wrong with it."""

@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import spaces
 
 from neuralsim.envs.camera import Camera
-from neuralsim.envs.robot import ResettableRobot, Robot, StaleFrame, physical_action, world_action
+from neuralsim.envs.robot import ResettableRobot, Robot, StaleFrame, check_actions_fit, physical_action, world_action
 from neuralsim.spec import WorldSpec
 
 
@@ -111,11 +111,7 @@ class RobotEnv(gym.Env[np.ndarray, Any]):
                 f"camera {self.camera.name!r}: robot {robot.name!r} has no such camera; it has {', '.join(cameras) or 'none'}"
             )
         self.camera.check(cameras[self.camera.name])
-        if set(robot.action_features) != set(spec.action_names):
-            raise ValueError(
-                f"robot {robot.name!r} takes {', '.join(robot.action_features)}, but the actions of world {spec.name!r} are "
-                f"{', '.join(spec.action_names)}"
-            )
+        check_actions_fit(robot, spec)
         rate = getattr(robot, "rate_hz", None)
         if self.paced and rate is not None and not np.isclose(rate, spec.rate_hz):
             raise ValueError(

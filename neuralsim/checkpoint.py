@@ -87,7 +87,7 @@ def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
 
 
 def save_world(model: WorldModel, folder: Path) -> None:
-    """``save_pretrained`` with the parameters in half precision, and the parts that ``model.packed`` names in eight bits (see
+    """What ``save_pretrained`` writes, with the parameters in half precision, and the parts that ``model.packed`` names in eight bits (see
     neuralsim.packing): a half or a quarter of the size. They are rounded in ``model`` too, so what is used after equals what is
     read back, to the bit."""
     parameters = {name for name, _ in model.named_parameters()}
@@ -96,7 +96,7 @@ def save_world(model: WorldModel, folder: Path) -> None:
         if tensors[name].is_floating_point():
             tensors[name] = tensors[name].half()
     model.load_state_dict(unpack(tensors))
-    model.save_pretrained(folder)
+    model.save_config(folder)
     weights = folder / "diffusion_pytorch_model.safetensors"
     temporary = weights.with_suffix(".tmp")
     save_file(_own(tensors), temporary, metadata={"format": "pt"})
