@@ -37,7 +37,7 @@ print(
 
 from stable_baselines3 import PPO  # noqa: E402 (a second of import, only once the first part holds)
 
-from neuralsim.envs.sb3 import ImaginedVecEnv  # noqa: E402
+from neuralsim.envs.imagined.sb3_vec_env import ImaginedVecEnv  # noqa: E402
 
 envs = ImaginedVecEnv("pusht", num_envs=8)
 PPO("CnnPolicy", envs, n_steps=8, batch_size=32, n_epochs=1, device="cpu").learn(64)

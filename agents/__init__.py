@@ -6,18 +6,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from neuralsim.agents.planner import Planner, goal_image
-    from neuralsim.agents.search import CEM, ICEM, MPPI, RandomShooting
+    from neuralsim.agents.planning.planner import Planner, goal_image
+    from neuralsim.agents.planning.solvers import CEM, ICEM, MPPI, RandomShooting
 
 __all__ = ["CEM", "ICEM", "MPPI", "Planner", "RandomShooting", "goal_image"]
 
 _LATER = {
-    "CEM": "search",
-    "ICEM": "search",
-    "MPPI": "search",
-    "Planner": "planner",
-    "RandomShooting": "search",
-    "goal_image": "planner",
+    "CEM": "planning.solvers",
+    "ICEM": "planning.solvers",
+    "MPPI": "planning.solvers",
+    "Planner": "planning.planner",
+    "RandomShooting": "planning.solvers",
+    "goal_image": "planning.planner",
 }
 """Public names whose modules import torch and diffusers, and the modules."""
 

@@ -24,24 +24,24 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from neuralsim.agents.collect import Collect, collect
-from neuralsim.agents.collector import COLLECTORS
-from neuralsim.agents.ground import dream_ground
-from neuralsim.agents.judges import find_judge
-from neuralsim.agents.learner import build
-from neuralsim.agents.measurement import training_record
-from neuralsim.catalog import World
-from neuralsim.envs.features import FeatureEnv
-from neuralsim.envs.gym_world import true_env_of
-from neuralsim.envs.sb3 import ImaginedVecEnv
-from neuralsim.envs.wish import WISHES, find_wish
-from neuralsim.episode import EpisodeStore, WindowSampler
+from neuralsim.agents.collection.collect import Collect, collect
+from neuralsim.agents.evaluation.world import training_record
+from neuralsim.agents.policies.judges import find_judge
+from neuralsim.agents.policies.registry import COLLECTORS
+from neuralsim.agents.rl.algorithms import build
+from neuralsim.agents.rl.vec_envs import dream_ground
+from neuralsim.data.episode import EpisodeStore, WindowSampler
+from neuralsim.envs.gym_adapter.env import true_env_of
+from neuralsim.envs.imagined.sb3_vec_env import ImaginedVecEnv
+from neuralsim.envs.tasks.rl_task import WISHES, find_wish
+from neuralsim.envs.wrappers.features import FeatureEnv
+from neuralsim.evaluation.long_horizon import random_keys
+from neuralsim.evaluation.report import Bar, Report, Row, circumstances, resident_megabytes
 from neuralsim.imagination import Imagination
-from neuralsim.long_play import random_keys
-from neuralsim.models.latent import LatentWorld
+from neuralsim.models.latent_world import LatentWorld
 from neuralsim.noise import Noise
-from neuralsim.precision import pick_dtype
-from neuralsim.report import Bar, Report, Row, circumstances, resident_megabytes
+from neuralsim.pretrained.world import World
+from neuralsim.runtime.device import pick_dtype
 from neuralsim.task import FunctionTask, LearnedTask, inference
 
 REPEATS = 5
@@ -287,7 +287,7 @@ def _true_pusht(seconds: float) -> Iterator[Row]:
     """Our true Push-T against the bare simulator, the same pushes, frames of the same size, taking turns."""
     from gym_pusht.envs.pusht import PushTEnv as GymPushT
 
-    from neuralsim.envs.pusht import STEP_UNITS, PushTRealEnv
+    from neuralsim.envs.pusht.env import STEP_UNITS, PushTRealEnv
 
     ours, bare = PushTRealEnv(), GymPushT(obs_type="pixels", observation_width=64, observation_height=64)
     ours.reset(seed=0)

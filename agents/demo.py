@@ -14,18 +14,18 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from neuralsim.agents.collect import Collect, collect_episode
-from neuralsim.agents.collector import COLLECTORS
-from neuralsim.agents.held_out import HELD_OUT_SEED
-from neuralsim.agents.judges import find_judge
-from neuralsim.agents.measurement import training_record
-from neuralsim.agents.recorder import VideoWriter
-from neuralsim.catalog import World, open_world
-from neuralsim.dreaming import Rollouts, Windows, roll_out, sample_windows
-from neuralsim.episode import EpisodeStore, write_atomically
-from neuralsim.judge import Judge, pixel_headlines
-from neuralsim.picture import draw_strip
-from neuralsim.score import squared_error
+from neuralsim.agents.collection.collect import Collect, collect_episode
+from neuralsim.agents.collection.held_out import HELD_OUT_SEED
+from neuralsim.agents.evaluation.world import training_record
+from neuralsim.agents.policies.judges import find_judge
+from neuralsim.agents.policies.registry import COLLECTORS
+from neuralsim.agents.teleop.recorder import VideoWriter
+from neuralsim.data.episode import EpisodeStore, write_atomically
+from neuralsim.evaluation.plots import draw_strip
+from neuralsim.evaluation.rollouts import Rollouts, Windows, roll_out, sample_windows
+from neuralsim.evaluation.statistics import squared_error
+from neuralsim.evaluation.world_metrics import Judge, pixel_headlines
+from neuralsim.pretrained.world import World, open_world
 
 HORIZONS = (1, 5, 10, 20, 30, 45, 60)
 """Steps of the dream that the table and the picture show, as far as the episode goes."""

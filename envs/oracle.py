@@ -18,8 +18,7 @@ import pymunk
 import torch
 from diffusers.configuration_utils import register_to_config
 
-from neuralsim.envs import tworoom
-from neuralsim.envs.pusht import (
+from neuralsim.envs.pusht.env import (
     BLOCK_OUTSIDE,
     PUSHER_RADIUS,
     PUSHER_RANGE,
@@ -31,11 +30,12 @@ from neuralsim.envs.pusht import (
     PushTRealEnv,
     pusht_spec,
 )
-from neuralsim.envs.pusht_reader import BAR, STEM, PushTReader
-from neuralsim.envs.tworoom_reader import TwoRoomReader
+from neuralsim.envs.pusht.state_estimator import BAR, STEM, PushTReader
+from neuralsim.envs.tworoom import env as tworoom
+from neuralsim.envs.tworoom.state_estimator import TwoRoomReader
 from neuralsim.noise import Noise
 from neuralsim.spec import WorldSpec
-from neuralsim.world import State, WorldModel
+from neuralsim.world_model import State, WorldModel
 
 LANDMARKS = ((-60.0, 15.0), (60.0, 15.0), (0.0, 120.0))
 """Points of the T, in units of its own frame: both ends of the bar and the stem's end."""

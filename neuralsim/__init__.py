@@ -21,22 +21,22 @@ if (_root / "pyproject.toml").is_file() and (_root / "envs" / "__init__.py").is_
 
 import gymnasium  # noqa: E402
 
-from neuralsim.registration import register  # noqa: E402
+from neuralsim.pretrained.registration import register  # noqa: E402
 from neuralsim.spec import WorldSpec  # noqa: E402
 
 if TYPE_CHECKING:
-    from neuralsim.catalog import open_world, register_model
-    from neuralsim.check import check_world
     from neuralsim.imagination import Imagination
+    from neuralsim.pretrained.world import open_world, register_model
+    from neuralsim.world_checker import check_world
 
 __all__ = ["Imagination", "WorldSpec", "check_world", "open_world", "register", "register_model"]
 __version__ = "0.1.0"
 
 _LATER = {
     "Imagination": "imagination",
-    "check_world": "check",
-    "open_world": "catalog",
-    "register_model": "catalog",
+    "check_world": "world_checker",
+    "open_world": "pretrained.world",
+    "register_model": "pretrained.world",
 }
 """Public names whose modules import torch and diffusers, and the modules."""
 
@@ -59,13 +59,15 @@ def _register() -> None:
             kwargs={"world": world},
         )
     gymnasium.register(
-        id="neuralsim/PushTReal-v0", entry_point="neuralsim.envs.pusht:PushTRealEnv", max_episode_steps=300
+        id="neuralsim/PushTReal-v0", entry_point="neuralsim.envs.pusht.env:PushTRealEnv", max_episode_steps=300
     )
     gymnasium.register(
-        id="neuralsim/TwoRoomReal-v0", entry_point="neuralsim.envs.tworoom:TwoRoomRealEnv", max_episode_steps=200
+        id="neuralsim/TwoRoomReal-v0", entry_point="neuralsim.envs.tworoom.env:TwoRoomRealEnv", max_episode_steps=200
     )
     gymnasium.register(
-        id="neuralsim/CarRacingReal-v0", entry_point="neuralsim.envs.car_racing:CarRacingRealEnv", max_episode_steps=334
+        id="neuralsim/CarRacingReal-v0",
+        entry_point="neuralsim.envs.carracing.env:CarRacingRealEnv",
+        max_episode_steps=334,
     )
 
 

@@ -95,14 +95,14 @@ def _demo(words: list[str]) -> None:
 
 def _play(words: list[str]) -> None:
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-    from neuralsim.agents.teleop import Play, play
+    from neuralsim.agents.teleop.player import Play, play
 
     play(_parse(Play, "play", words, "world"))
 
 
 def _collect(words: list[str]) -> None:
-    from neuralsim.agents.collect import Collect, collect
-    from neuralsim.episode import EpisodeStore
+    from neuralsim.agents.collection.collect import Collect, collect
+    from neuralsim.data.episode import EpisodeStore
 
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # frames are drawn for nobody, also where there is no screen
     config = _parse(Collect, "collect", words, "world")
@@ -134,7 +134,7 @@ def _collect(words: list[str]) -> None:
 
 def _record(words: list[str]) -> None:
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-    from neuralsim.agents.record import Record, record
+    from neuralsim.agents.teleop.record import Record, record
 
     report = record(_parse(Record, "record", words, "real"))
     print(f"{report.store}: {report.kept} episodes kept, {report.steps_kept} steps; {report.episodes} episodes in all")
@@ -151,10 +151,10 @@ def _frames(store: Any) -> int:
 
 
 def _train(words: list[str]) -> None:
-    from neuralsim.forecast import forecast
-    from neuralsim.recipe import Train
-    from neuralsim.stopping import Stopped
-    from neuralsim.train import Trainer
+    from neuralsim.runtime.interrupt import Stopped
+    from neuralsim.training.recipes import Train
+    from neuralsim.training.time_estimate import forecast
+    from neuralsim.training.trainer import Trainer
 
     config = _parse(Train, "train", words, "recipe")
     try:
@@ -171,7 +171,7 @@ def _train(words: list[str]) -> None:
 
 
 def _measure(words: list[str]) -> None:
-    from neuralsim.agents.measurement import Measure, measure_world
+    from neuralsim.agents.evaluation.world import Measure, measure_world
 
     report, files = measure_world(_parse(Measure, "measure", words, "world"))
     _tell(report, files)
@@ -179,8 +179,8 @@ def _measure(words: list[str]) -> None:
 
 def _plan(words: list[str]) -> None:
     _draw_for_nobody()
-    from neuralsim.agents.plan import plan
-    from neuralsim.agents.planning import Planning
+    from neuralsim.agents.planning.config import Planning
+    from neuralsim.agents.planning.evaluate import plan
 
     report, files = plan(_parse(Planning, "plan", words, "world"), show=True)
     _tell(report, files)
@@ -188,10 +188,10 @@ def _plan(words: list[str]) -> None:
 
 def _rl(words: list[str]) -> None:
     _draw_for_nobody()
-    from neuralsim.agents.curve import summary
-    from neuralsim.agents.reinforce import Reinforce
-    from neuralsim.agents.rl import reinforce
-    from neuralsim.stopping import Stopped
+    from neuralsim.agents.rl.config import Reinforce
+    from neuralsim.agents.rl.learning_curve import summary
+    from neuralsim.agents.rl.train import reinforce
+    from neuralsim.runtime.interrupt import Stopped
 
     try:
         curve, files = reinforce(_parse(Reinforce, "rl", words, "world"), show=True)
@@ -203,7 +203,7 @@ def _rl(words: list[str]) -> None:
 
 def _evaluate(words: list[str]) -> None:
     _draw_for_nobody()
-    from neuralsim.agents.transfer import Evaluate, transfer
+    from neuralsim.agents.evaluation.policy import Evaluate, transfer
 
     report, files = transfer(_parse(Evaluate, "evaluate", words, "world"), show=True)
     _tell(report, files)
@@ -211,14 +211,14 @@ def _evaluate(words: list[str]) -> None:
 
 def _rank(words: list[str]) -> None:
     _draw_for_nobody()
-    from neuralsim.agents.rank import Rank, rank
+    from neuralsim.agents.evaluation.ranking import Rank, rank
 
     ranking, report, files = rank(_parse(Rank, "rank", words, "world"), show=True)
     _tell(report, files, ranking.tables(report))
 
 
 def _compare(words: list[str]) -> None:
-    from neuralsim.agents.comparison import Compare, compare
+    from neuralsim.agents.rl.compare import Compare, compare
 
     folders = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
     runs = ["--runs", *folders] if folders else []
@@ -228,7 +228,7 @@ def _compare(words: list[str]) -> None:
 
 def _roles(words: list[str]) -> None:
     _draw_for_nobody()
-    from neuralsim.agents.roles_report import Roles, tell_roles
+    from neuralsim.agents.evaluation.roles import Roles, tell_roles
 
     report, files = tell_roles(_parse(Roles, "roles", words, "world"), show=True)
     _tell(report, files)
@@ -236,7 +236,7 @@ def _roles(words: list[str]) -> None:
 
 def _safety(words: list[str]) -> None:
     _draw_for_nobody()
-    from neuralsim.agents.safety_trial import Safety, try_safety
+    from neuralsim.agents.safety.evaluate import Safety, try_safety
 
     report, files = try_safety(_parse(Safety, "safety", words, "world"), show=True)
     _tell(report, files)
@@ -261,8 +261,8 @@ class Bench:
 def _bench(words: list[str]) -> None:
     config = _parse(Bench, "bench", words, "world")
     from neuralsim.agents.bench import run_bench
-    from neuralsim.catalog import open_world
-    from neuralsim.episode import EpisodeStore
+    from neuralsim.data.episode import EpisodeStore
+    from neuralsim.pretrained.world import open_world
 
     store = None if config.data is None else EpisodeStore(config.data)
     report = run_bench(open_world(config.world, config.device), config.seconds, store, show=True)
@@ -270,14 +270,14 @@ def _bench(words: list[str]) -> None:
 
 
 def _card(words: list[str]) -> None:
-    from neuralsim.card import Card, write_card
+    from neuralsim.pretrained.card import Card, write_card
 
     print(f"wrote {write_card(_parse(Card, 'card', words, 'world'))}")
 
 
 def _import(words: list[str]) -> None:
-    from neuralsim.episode import EpisodeStore
-    from neuralsim.formats.importing import Import, Importer
+    from neuralsim.data.episode import EpisodeStore
+    from neuralsim.formats.importer import Import, Importer
 
     config = _parse(Import, "import", words, "source")
     importer = Importer(config)
@@ -301,7 +301,7 @@ def _import(words: list[str]) -> None:
 
 
 def _export(words: list[str]) -> None:
-    from neuralsim.formats.exporting import Export, export
+    from neuralsim.formats.exporter import Export, export
 
     config = _parse(Export, "export", words, "store")
     store = config.open()
@@ -316,8 +316,8 @@ def _export(words: list[str]) -> None:
 
 
 def _data(words: list[str]) -> None:
-    from neuralsim.episode import EpisodeStore
-    from neuralsim.inventory import Data, describe_data, draw_strips, find_store
+    from neuralsim.data.episode import EpisodeStore
+    from neuralsim.data.inspect import Data, describe_data, draw_strips, find_store
 
     if words[:1] == ["export"] and len(words) > 1:
         raise ValueError("'neuralsim data export STORE ID' is now 'neuralsim export STORE --to minari:ID'")
@@ -339,7 +339,7 @@ def _data(words: list[str]) -> None:
 
 def _drive(words: list[str]) -> None:
     _draw_for_nobody()
-    from neuralsim.agents.drive import CTRL_C, Drive, drive
+    from neuralsim.agents.robot.run import CTRL_C, Drive, drive
 
     driven = drive(_parse(Drive, "drive", words, "world"), show=True)
     _tell(driven.report, driven.files)
@@ -351,7 +351,7 @@ def _drive(words: list[str]) -> None:
 
 def _robot_sim(words: list[str]) -> None:
     _draw_for_nobody()
-    from neuralsim.envs.robot_sim import RobotSim, robot_sim
+    from neuralsim.envs.pusht.robot_server import RobotSim, robot_sim
 
     config = _parse(RobotSim, "robot-sim", words)
     robot_sim(config, lambda address: print(f"robot pusht ({config.pace}) at {address} - ctrl-C ends it", flush=True))
@@ -359,14 +359,14 @@ def _robot_sim(words: list[str]) -> None:
 
 def _heads(words: list[str]) -> None:
     _draw_for_nobody()
-    from neuralsim.agents.head_trial import Heads, heads
+    from neuralsim.agents.heads.evaluate import Heads, heads
 
     report, files = heads(_parse(Heads, "heads", words, "world"), show=True)
     _tell(report, files)
 
 
 def _serve(words: list[str]) -> None:
-    from neuralsim.agents.serve import Serve, serve
+    from neuralsim.agents.serving.serve import Serve, serve
 
     serve(_parse(Serve, "serve", words, "world"), lambda line: print(line, flush=True))
 
@@ -383,7 +383,7 @@ class Info:
 
 def _info(words: list[str]) -> None:
     config = _parse(Info, "info", words, "what")
-    from neuralsim.inventory import describe
+    from neuralsim.data.inspect import describe
 
     facts = describe(config.what)
     width = max(len(name) for name in facts) + 2
@@ -514,7 +514,7 @@ def _print(table: Any) -> None:
 
 
 def _progress() -> Any:
-    from neuralsim.progress import progress
+    from neuralsim.runtime.progress import progress
 
     return progress(passing=False)
 
@@ -531,7 +531,7 @@ def _tell(report: Any, files: Sequence[Path], tables: Sequence[Any] | None = Non
 
 
 def _save(path: Path | None, figures: Mapping[str, Any]) -> None:
-    from neuralsim.episode import write_atomically
+    from neuralsim.data.episode import write_atomically
 
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from gymnasium.error import ResetNeeded
 
-from neuralsim.catalog import Starts
 from neuralsim.noise import Noise
-from neuralsim.precision import pick_dtype
+from neuralsim.pretrained.world import Starts
+from neuralsim.runtime.device import pick_dtype
 from neuralsim.task import LearnedTask, Task, View, inference, judge
-from neuralsim.world import State, WorldModel
+from neuralsim.world_model import State, WorldModel
 
 START_STREAM = -1
 """The stream of a slot's Noise from which its start is drawn; models draw theirs from 0 upwards."""

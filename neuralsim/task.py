@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from neuralsim.world import State, WorldModel
+from neuralsim.world_model import State, WorldModel
 
 
 @contextmanager

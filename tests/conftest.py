@@ -19,15 +19,15 @@ import pytest
 import torch
 from diffusers.configuration_utils import register_to_config
 
-from neuralsim.agents.collect import Collect, collect
-from neuralsim.catalog import Starts, World
-from neuralsim.models.video import CodecConfig, StreamConfig, VideoWAM
+from neuralsim.agents.collection.collect import Collect, collect
+from neuralsim.models.video_wam import CodecConfig, StreamConfig, VideoWAM
 from neuralsim.noise import Noise
-from neuralsim.recipe import Train
+from neuralsim.pretrained.world import Starts, World
 from neuralsim.spec import WorldSpec
 from neuralsim.task import LearnedTask
-from neuralsim.train import train
-from neuralsim.world import State, WorldModel
+from neuralsim.training.recipes import Train
+from neuralsim.training.trainer import train
+from neuralsim.world_model import State, WorldModel
 
 # Shared machines stall: an example may take long without being wrong.
 hypothesis.settings.register_profile("neuralsim", deadline=None)
@@ -39,7 +39,7 @@ HISTORY = 4
 
 def build_tiny_model() -> VideoWAM:
     """A random VideoWAM that answers in milliseconds. The one place in the tests that knows the model's sizes."""
-    from neuralsim.envs.pusht import pusht_spec
+    from neuralsim.envs.pusht.env import pusht_spec
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -61,7 +61,7 @@ def build_tiny_model() -> VideoWAM:
 
 def true_starts(count: int, seed: int = 0) -> Starts:
     """``count`` histories of HISTORY frames from the true simulator under random actions."""
-    from neuralsim.envs.pusht import PushTRealEnv
+    from neuralsim.envs.pusht.env import PushTRealEnv
 
     env = PushTRealEnv()
     rng = np.random.default_rng(seed)

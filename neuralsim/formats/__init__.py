@@ -1,1 +1,1 @@
-"""Other people's datasets in and out: Minari, LeRobotDataset, robomimic HDF5, replay buffers in zarr, folders of video."""
+"""Readers and writers of other projects' dataset formats."""

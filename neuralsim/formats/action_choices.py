@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from neuralsim.formats.action_scale import ROUNDING, ActionScale
+from neuralsim.formats.action_mapping import ROUNDING, ActionScale
 from neuralsim.spec import WorldSpec
 
 MOST = 256

@@ -19,9 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from neuralsim.episode import Episode, EpisodeStore, knows_actions
+from neuralsim.data.episode import Episode, EpisodeStore, knows_actions
+from neuralsim.data.video import FilmWriter, read_film
 from neuralsim.formats.action_choices import meaning_of
-from neuralsim.formats.lerobot_layout import (
+from neuralsim.formats.dataset_reader import extra
+from neuralsim.formats.lerobot_metadata import (
     ACTION,
     DATA_PATH,
     DONE,
@@ -34,9 +36,7 @@ from neuralsim.formats.lerobot_layout import (
     sha256_of,
     sha256_of_record,
 )
-from neuralsim.formats.movie import FilmWriter, read_film
-from neuralsim.formats.source import extra
-from neuralsim.formats.tally import Tally
+from neuralsim.formats.lerobot_stats import Tally
 
 CAMERA, STATE = "observation.image", "observation.state"
 FILE_BYTES = 200 * 2**20

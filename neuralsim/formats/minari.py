@@ -20,10 +20,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gymnasium import spaces
 
-from neuralsim.episode import Episode, EpisodeStore, StoreInfo
+from neuralsim.data.episode import Episode, EpisodeStore, StoreInfo
 from neuralsim.formats.action_choices import ActionChoices, Meaning, meaning_of
-from neuralsim.formats.action_scale import ActionScale
-from neuralsim.formats.source import About, Broken, Images, LeftOut, Recording, blaming, each, extra, flags, numbers
+from neuralsim.formats.action_mapping import ActionScale
+from neuralsim.formats.dataset_reader import (
+    About,
+    Broken,
+    Images,
+    LeftOut,
+    Recording,
+    blaming,
+    each,
+    extra,
+    flags,
+    numbers,
+)
 from neuralsim.spec import WorldSpec
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from neuralsim.formats.source import (
+from neuralsim.formats.dataset_reader import (
     LAST_ROW,
     About,
     Broken,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from neuralsim.formats.movie import Film, look_at, read_film
-from neuralsim.formats.source import About, Broken, Images, LeftOut, Recording
+from neuralsim.data.video import Film, look_at, read_film
+from neuralsim.formats.dataset_reader import About, Broken, Images, LeftOut, Recording
 
 SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif"})
 CAMERA = "video"

@@ -1,1 +1,1 @@
-"""The models: codec (frame <-> tokens), video (the token-stream world action model), and the blocks they share."""
+"""World models, codecs and their networks."""

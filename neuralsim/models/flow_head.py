@@ -15,11 +15,11 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from neuralsim.models.joint import waves
-from neuralsim.models.stream import fourier
-from neuralsim.models.video import VideoState, VideoWAM
+from neuralsim.models.joint_stream import waves
+from neuralsim.models.roles import ask, joint_of
+from neuralsim.models.token_stream import fourier
+from neuralsim.models.video_wam import VideoState, VideoWAM
 from neuralsim.noise import Noise
-from neuralsim.roles import ask, joint_of
 
 STRIDE_GAIN = 5.0
 """How much the change since the last frame is magnified: it is small, and tells which way things go."""

@@ -1,0 +1,1 @@
+"""Collecting episodes into a store."""

@@ -1,0 +1,390 @@
+"""collect: make episodes of a true world, or of any Gymnasium environment, on all cores, resumable.
+
+Episode i of a collection is a function of ``(seed, i)`` alone, so neither the number of workers nor an interruption changes
+the data: of n episodes in a shard, shard s always ends up holding episodes n s to n s + n - 1.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import multiprocessing
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+
+import neuralsim
+from neuralsim.agents.policies.policy_source import PolicySource
+from neuralsim.agents.policies.registry import Collector, find_collector
+from neuralsim.data.episode import Episode, EpisodeStore, knows_actions
+
+EPISODES_PER_SHARD = 100
+"""Episodes in a shard at most."""
+SHARD_BYTES = 96_000_000
+"""A shard of long episodes or large frames is no larger; its worker holds it in memory."""
+NEAR_GOAL = 0.2
+"""Share of episodes that start near the goal, where a world knows one."""
+SPARE_BYTES = 64 * 2**20
+"""Disk space that a collection leaves free."""
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Collect episodes of a true world, or of any registered Gymnasium environment."""
+
+    world: str = "pusht"
+    """Name of the world: pusht, tworoom or carracing."""
+    out: Path | None = None
+    """Folder of the episode store; data/<world> or data/<ID> by default."""
+    episodes: int = 2000
+    """How many episodes there should be in the end; existing ones count, so the same command resumes."""
+    steps: int | None = None
+    """Actions in an episode at most. By default 100, carracing 300, and with --env its own time limit (1000 at most)."""
+    seed: int = 0
+    """Seed of the collection."""
+    size: int | tuple[int, int] = 64
+    """Frame side in pixels, or height and width; multiples of 8."""
+    policy: str = "explore"
+    """Who acts: explore; random; oracle, who demonstrates pusht; a Stable-Baselines3 .zip, not unpickled; or module:function.
+    The last runs your code, found in this folder: function(env, seed) returns an object with SB3's predict().
+    It is shown what env itself shows, and answers in env's own actions."""
+    near_goal: float | None = None
+    """Share of episodes that start near the goal, so that success is seen from both sides: 0.2 in pusht and tworoom."""
+    env: str | None = None
+    """Instead of a world: the id of any registered Gymnasium environment that shows frames, or module:ID."""
+    env_kwargs: str = "{}"
+    """With --env: what gym.make is given besides, as JSON, e.g. '{"continuous": false}'."""
+    frames: Literal["auto", "render", "observation"] = "auto"
+    """With --env: where frames come from; auto takes observations where these are images, else rgb_array renders."""
+    fit: Literal["stretch", "pad"] = "stretch"
+    """With --env: how its images become frames: stretched to fill them, or padded with black."""
+    repeat: int = 1
+    """With --env: how many of its steps an action lasts; rewards are summed."""
+    rate: float | None = None
+    """With --env: its own steps a second; by default as its metadata says."""
+    action_names: tuple[str, ...] = ()
+    """With --env: names of its action dimensions; numbered by default."""
+    video_only: bool = False
+    """Keep the frames alone, as if somebody had filmed it: no actions, states or rewards. Such video teaches what happens."""
+    workers: int = 2
+    """Processes."""
+    json: Path | None = None
+    """Also write the figures to this file."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("episodes", 1), ("steps", 1), ("seed", 0), ("workers", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"--{name}: expected {least} or more, got {value}")
+        if self.near_goal is not None and not 0 <= self.near_goal <= 1:
+            raise ValueError(f"--near-goal: expected a share from 0 to 1, got {self.near_goal:g}")
+        acting = PolicySource(self.policy)
+        collector = self.collector
+        collector.spec(self.size)  # says what sizes there are
+        acting.check(collector, self.world if self.env is None else self.env)
+        if self.near_goal is not None and collector.seeded:
+            raise ValueError(f"--near-goal: episodes of {self.env or self.world} begin by seed alone; leave it out")
+
+    @property
+    def collector(self) -> Collector:
+        """How the world's episodes are made."""
+        if self.env is None:
+            self._check_env_alone()
+            return find_collector(self.world)
+        if self.world != Collect.world:
+            raise ValueError(f"--env {self.env}: is instead of a world, got world {self.world!r} too; give one of them")
+        from neuralsim.agents.policies.gym_collector import gym_collector
+        from neuralsim.envs.gym_adapter.env import GymWorld
+
+        names = ("env", "env_kwargs", "frames", "fit", "repeat", "rate", "action_names")
+        return gym_collector(GymWorld(*(getattr(self, name) for name in names)))
+
+    def _check_env_alone(self) -> None:
+        for name in ("env_kwargs", "frames", "fit", "repeat", "rate", "action_names"):
+            if getattr(self, name) != getattr(Collect, name):
+                raise ValueError(f"--{name.replace('_', '-')}: is for --env; world {self.world!r} has its own")
+
+    @property
+    def most_steps(self) -> int:
+        """Actions in an episode at most."""
+        return self.collector.steps if self.steps is None else self.steps
+
+    @property
+    def folder(self) -> Path:
+        """Where the episodes go."""
+        return Path("data") / self.collector.spec(self.size).name.replace("/", "-") if self.out is None else self.out
+
+    @property
+    def near_share(self) -> float:
+        """Share of episodes that start near the goal."""
+        return NEAR_GOAL if self.near_goal is None else self.near_goal
+
+    @property
+    def bytes_per_episode(self) -> int:
+        """Disk space of one episode at most, nearly all of it frames."""
+        spec = self.collector.spec(self.size)
+        return (self.most_steps + 1) * (spec.height * spec.width * 3 + 64)
+
+    @property
+    def per_shard(self) -> int:
+        """Episodes in a shard."""
+        fit = max(1, SHARD_BYTES // self.bytes_per_episode)
+        return min(EPISODES_PER_SHARD, self.collector.shard or fit)
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """What the store says of where its episodes come from; empty for a world that has a name."""
+        made = dict(self.collector.source)
+        return made | {"steps": self.most_steps} if made else {}
+
+
+def collect_episode(config: Collect, index: int, env: gym.Env[np.ndarray, Any] | None = None) -> Episode:
+    """Episode ``index`` of the collection: at most ``config.most_steps`` steps of ``config.policy``. It goes on after success
+    in worlds that can be put at a state; seeded ones end it.
+
+    ``env``, one of the collector's, saves making a new one.
+    """
+    collector = config.collector
+    made = collector.env(config.size) if env is None else env
+    try:
+        return _play(config, collector, made, index)
+    finally:
+        if env is None:
+            made.close()
+
+
+def _play(config: Collect, collector: Collector, env: gym.Env[np.ndarray, Any], index: int) -> Episode:
+    rng, near_goal = _begin(config, index)
+    policy = PolicySource(config.policy).policy(collector, env, int(rng.integers(2**31)))
+    if collector.seeded:
+        observation, _ = env.reset(seed=int(rng.integers(2**31)))
+    else:
+        observation, _ = env.reset(options={"state": collector.start(rng, near_goal)})
+    frames, states = [np.asarray(env.render())], [observation]
+    actions: list[np.ndarray] = []
+    rewards, terminated, truncated = [], [], []
+    memory, ended = None, False
+    while len(actions) < config.most_steps and not ended:
+        action, memory = policy.predict(observation, memory)
+        observation, reward, done, cut, _ = env.step(action)
+        frames.append(np.asarray(env.render()))
+        if collector.state_names:  # else they are frames once more
+            states.append(observation)
+        actions.append(action)
+        rewards.append(reward)
+        terminated.append(done)
+        truncated.append(cut)
+        ended = collector.seeded and (done or cut)
+    truncated[-1] |= not ended
+    provenance = {
+        "seed": config.seed * 1_000_003 + index,
+        "collection_seed": config.seed,
+        "index": index,
+        "policy": _policy_name(config, near_goal),
+        "version": neuralsim.__version__,
+    }
+    if config.video_only:
+        return Episode.of_video(np.stack(frames), provenance)
+    return Episode(
+        frames=np.stack(frames),
+        actions=np.stack(actions),
+        rewards=np.array(rewards, np.float32),
+        terminated=np.array(terminated),
+        truncated=np.array(truncated),
+        states=np.stack(states).astype(np.float32) if collector.state_names else None,
+        provenance=provenance,
+    )
+
+
+def collect(config: Collect) -> Generator[tuple[int, int, float], None, None]:
+    """Run the collection; yields (episodes done, episodes wanted, seconds) first and after every shard.
+
+    Interrupt or kill it and call again to resume. A later call may ask for more episodes: what is there stays, a short
+    last shard is filled up. Raises ValueError where ``config.folder`` holds anything but this collection, BlockingIOError
+    where another process is collecting there, OSError when the disk is full.
+    """
+    collector = config.collector
+    with _alone_in(config.folder):
+        if (config.folder / "store.json").is_file():
+            _check_source(EpisodeStore(config.folder), config)
+        store = EpisodeStore.create(config.folder, collector.spec(config.size), collector.state_names)
+        if not len(store) and store.info.source != config.source:
+            store.set_source(config.source)
+        present = _check_same_collection(store, config)
+        jobs = [
+            (config, shard)
+            for shard in range(-(-config.episodes // config.per_shard))
+            if not present.issuperset(_indices(config, shard))
+        ]
+        done, begin = len(present), time.perf_counter()
+        _check_space(store.folder, config, max(config.episodes - done, 0))
+        yield done, config.episodes, 0.0
+        for count in _run(jobs, min(config.workers, len(jobs))):
+            done += count
+            yield done, config.episodes, time.perf_counter() - begin
+
+
+def _run(jobs: list[tuple[Collect, int]], workers: int) -> Iterator[int]:
+    if workers <= 1:
+        yield from map(_collect_shard, jobs)
+        return
+    # Workers ignore ctrl-C: the parent hears it and ends them.
+    pool = multiprocessing.get_context("spawn").Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    try:
+        yield from pool.imap_unordered(_collect_shard, jobs)
+    finally:
+        pool.terminate()
+        pool.join()
+
+
+def _collect_shard(job: tuple[Collect, int]) -> int:
+    """Write shard number ``job[1]``, or fill it up; returns how many episodes were made."""
+    config, shard = job
+    with _shards_locked(config.folder, fcntl.LOCK_SH):
+        return _make_shard(config, shard)
+
+
+def _make_shard(config: Collect, shard: int) -> int:
+    store = EpisodeStore(config.folder)
+    collector = config.collector
+    env = None if collector.anew else collector.env(config.size)
+    # A short shard stems from a collection that asked for fewer episodes; what it holds is kept.
+    where = {store.provenance(i)["index"]: i for i in range(len(store))}
+    old = {index: i for index, i in where.items() if index // config.per_shard == shard}
+    indices = sorted({*_indices(config, shard), *old})
+    parent = multiprocessing.parent_process()
+    episodes = []
+    for i in indices:
+        if parent is not None and not parent.is_alive():
+            sys.exit(1)  # killed: whoever resumes makes this shard
+        episodes.append(store[old[i]] if i in old else collect_episode(config, i, env))
+    try:
+        if old:
+            store.replace(shard, episodes)
+        else:
+            store.add(episodes, shard=shard)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        message = f"{config.folder}: the disk is full; make room and run the same command again"
+        raise OSError(errno.ENOSPC, message) from error
+    return len(indices) - len(old)
+
+
+def _begin(config: Collect, index: int) -> tuple[np.random.Generator, bool]:
+    """Episode ``index``'s generator, and whether the episode starts near the goal."""
+    rng = np.random.default_rng([config.seed, index])
+    return rng, not config.collector.seeded and bool(rng.random() < config.near_share)
+
+
+def _policy_name(config: Collect, near_goal: bool) -> str:
+    return PolicySource(config.policy).name + ("-near-goal" if near_goal else "")
+
+
+def _indices(config: Collect, shard: int) -> range:
+    return range(shard * config.per_shard, min((shard + 1) * config.per_shard, config.episodes))
+
+
+def _check_source(store: EpisodeStore, config: Collect) -> None:
+    """A ValueError where ``store`` says of its environment something else than ``config``."""
+    there, asked = store.info.source, config.source
+    if not len(store) or there == asked:
+        return
+    if there.keys() != asked.keys():
+        raise ValueError(
+            f"{store.folder}: holds episodes of {there.get('env', store.spec.name)!r} that this command does not make; choose "
+            "another folder with --out"
+        )
+    name = next(name for name in there if there[name] != asked[name])
+    raise ValueError(
+        f"{store.folder}: holds a collection made with other arguments (--{'env-' * (name == 'kwargs')}{name} {there[name]}, "
+        f"asked for {asked[name]}); give the same ones to go on with it, or choose another --out"
+    )
+
+
+def _check_same_collection(store: EpisodeStore, config: Collect) -> set[int]:
+    """The indices of the episodes that ``store`` has, each of which ``config`` would have made."""
+    present = set()
+    for i in range(len(store)):
+        origin = store.provenance(i)
+        index = origin.get("index")
+        if index is None or "collection_seed" not in origin:
+            raise ValueError(f"{store.folder}: holds episodes that were not collected ({origin}); choose another --out")
+        length = int(store.lengths[i])
+        whole = length < config.most_steps and config.collector.seeded and _ended(store, i)
+        ours = {
+            "--seed": (origin["collection_seed"], config.seed),
+            "--steps": (length, length if whole else config.most_steps),
+            "--video-only": (not knows_actions(origin), config.video_only),
+            "--near-goal, policy": (origin["policy"], _policy_name(config, _begin(config, index)[1])),
+        }
+        for name, (there, asked) in ours.items():
+            if there != asked:
+                raise ValueError(
+                    f"{store.folder}: holds a collection made with other arguments (episode {index}: {name} {there}, "
+                    f"asked for {asked}); give the same ones to go on with it, or choose another --out"
+                )
+        present.add(index)
+    return present
+
+
+def _ended(store: EpisodeStore, i: int) -> bool:
+    """Whether the world ended episode ``i``; where the source says how many steps were asked for, all may have been."""
+    return bool(store.info.source) or bool(store[i].terminated[-1])
+
+
+def _check_space(folder: Path, config: Collect, episodes: int) -> None:
+    """An OSError before the first episode is better than one after the thousandth."""
+    needed, free = episodes * config.bytes_per_episode, shutil.disk_usage(folder).free
+    if episodes and needed + SPARE_BYTES > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"{folder}: {episodes} episodes need {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left; "
+            "ask for fewer --episodes or choose another --out",
+        )
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which goes with the process however it dies, and sweep up what killed writers left.
+
+    Workers whose parent was killed may still finish the shard they have begun; they are waited for.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".collecting", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            message = f"{folder}: another process is collecting here; wait for it or choose another --out"
+            raise BlockingIOError(errno.EWOULDBLOCK, message) from error
+        with _shards_locked(folder, fcntl.LOCK_EX):
+            _sweep(folder)
+        try:
+            yield
+        finally:
+            _sweep(folder)
+
+
+@contextmanager
+def _shards_locked(folder: Path, how: int) -> Iterator[None]:
+    """Hold the lock of the folder's shards: LOCK_SH while one is made, LOCK_EX to wait until nobody makes any.
+
+    A worker that has it and then sees its parent alive knows that whoever collects here next will wait.
+    """
+    with open(folder / ".making", "w") as lock:
+        fcntl.flock(lock, how)
+        yield
+
+
+def _sweep(folder: Path) -> None:
+    for leftover in folder.glob(".writing-*"):
+        shutil.rmtree(leftover, ignore_errors=True)

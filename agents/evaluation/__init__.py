@@ -1,0 +1,1 @@
+"""Evaluating policies and worlds in imagined and real environments."""

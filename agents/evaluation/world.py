@@ -1,0 +1,160 @@
+"""measurement: how true a trained world is, as the command line asks: world, held-out episodes and judge joined."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neuralsim.agents.collection.held_out import held_out_again, held_out_folder, held_out_store
+from neuralsim.agents.policies.judges import find_drivers, find_judge
+from neuralsim.agents.policies.registry import COLLECTORS, find_collector
+from neuralsim.data.episode import EpisodeStore
+from neuralsim.evaluation.evaluate import MeasureConfig, measure
+from neuralsim.evaluation.long_horizon import LongPlayConfig, long_play
+from neuralsim.evaluation.report import Report, Row
+from neuralsim.evaluation.world_metrics import Judge
+from neuralsim.pretrained.world import World, open_world
+from neuralsim.runtime.progress import progress
+from neuralsim.storage.manifest import TRAINING
+
+FRESH_STEPS = 25_600
+"""Steps in as many fresh episodes as there are by default."""
+
+
+@dataclass(frozen=True)
+class Measure(MeasureConfig):
+    """Measure how true a world's dreams are, on episodes it has never seen."""
+
+    world: str = "pusht"
+    """Name of a shipped world, or the folder of one of your own."""
+    data: Path | None = None
+    """Episode store whose held-out episodes are used. By default fresh ones, collected once into data/<world>-held-out, where the
+    true world can be made (pusht, tworoom, carracing, and worlds learned from 'neuralsim collect --env'); else those of the
+    store that the world was trained on."""
+    episodes: int | None = None
+    """How many fresh episodes; by default as many as make 25,600 steps (pusht: 256)."""
+    minutes: float = 0.0
+    """Also dream this many minutes on end, under random keys and by a driver where the world has one, and see whether the scene
+    is still whole."""
+    dreams: int = 4
+    """How many dreams play for that long, side by side."""
+    out: Path = Path("runs/measure")
+    """Folder for measure.json, the drift curves (PNG) and a strip of frames (PNG)."""
+    json: Path | None = None
+    """Also write the figures to this file."""
+    device: str = "auto"
+    """Where the model runs: auto, cpu or cuda."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.minutes < 0 or self.dreams < 1:
+            raise ValueError(
+                f"--minutes and --dreams: expected 0 and 1 or more, got {self.minutes:g} and {self.dreams}"
+            )
+        if self.episodes is not None and self.episodes < 1:
+            raise ValueError(f"--episodes: expected 1 or more, got {self.episodes}")
+
+
+def measure_world(config: Measure) -> tuple[Report, list[Path]]:
+    """All figures as one Report, and the files written. Raises ValueError where nothing says which episodes to measure on, or
+    for long play of a world without start states."""
+    world = open_world(config.world, config.device)
+    if config.minutes and world.starts is None:
+        raise ValueError(f"world {config.world!r}: has no start states to play from (starts.npz)")
+    judge = find_judge(world.spec)
+    store, near, fresh = _episodes(config, world)
+    if fresh:
+        config = replace(config, all_held_out=True)
+    measurement = measure(world.model, store, judge, config, near, show=True)
+    curves, strip = measurement.draw(config.out / "measure.png")
+    report: Report = measurement
+    if config.minutes:
+        rows = _long_play(world, judge, config)
+        report = Report(measurement.title, (*measurement.rows, *rows), measurement.circumstances)
+    files = [report.save(config.out / "measure.json"), curves, *([strip] if strip else [])]
+    if config.json is not None:
+        files.append(report.save(config.json))
+    return report, files
+
+
+def _episodes(config: Measure, world: World) -> tuple[EpisodeStore, EpisodeStore | None, bool]:
+    """The episodes to measure on, further ones near the end where a world knows how to begin there, and whether all of them are
+    held out."""
+    spec = world.spec
+    if config.data is not None:
+        return EpisodeStore(config.data), None, False
+    if spec.name in COLLECTORS and spec.height == spec.width:
+        near = None if find_collector(spec.name).seeded else _fresh(config, world, 1.0)
+        return _fresh(config, world), near, True
+    record = training_record(world)
+    source = record.get("source") or {}
+    if "env" in source:
+        steps = int(source.get("steps") or FRESH_STEPS)
+        with progress() as bar:
+            task = bar.add_task("held-out episodes", total=None)
+            store = held_out_again(
+                spec,
+                source,
+                config.episodes or int(np.clip(FRESH_STEPS // steps, 16, 256)),
+                progress=lambda done, wanted: bar.update(task, completed=done, total=wanted),
+            )
+        return store, None, True
+    if record.get("store") and (Path(record["store"]) / "store.json").is_file():
+        return EpisodeStore(record["store"]), None, False
+    raise ValueError(
+        f"world {spec.name!r}: its true world cannot be made here, and the episodes it was trained on are not known or not there; "
+        "give a store with --data (its held-out episodes are measured on; all of them with --all-held-out)"
+    )
+
+
+def training_record(world: World) -> Mapping[str, Any]:
+    """How the world was trained, as far as its folder tells."""
+    path = None if world.folder is None else world.folder / TRAINING
+    return json.loads(path.read_text()) if path is not None and path.is_file() else {}
+
+
+def _fresh(config: Measure, world: World, near_goal: float | None = None) -> EpisodeStore:
+    folder = held_out_folder(world.spec.name, world.spec.height)
+    if near_goal is not None:
+        folder = folder.with_name(folder.name.replace("-held-out", "-held-out-near"))
+    episodes = config.episodes or max(1, FRESH_STEPS // find_collector(world.spec.name).steps)
+    with progress() as bar:
+        task = bar.add_task("held-out episodes", total=episodes)
+        return held_out_store(
+            folder,
+            episodes,
+            size=world.spec.height,
+            world=world.spec.name,
+            near_goal=near_goal,
+            progress=lambda done, wanted: bar.update(task, completed=done, total=wanted),
+        )
+
+
+def _long_play(world: World, judge: Judge | None, config: Measure) -> list[Row]:
+    """The rows of long play under random keys, and of each driver."""
+    starts = world.starts
+    assert starts is not None
+    steps = max(1, round(config.minutes * 60 * world.spec.rate_hz))
+    chosen = np.arange(config.dreams) % len(starts)
+    rows: list[Row] = []
+    with progress() as bar:
+        for name, driver in {"": None, **find_drivers(world.spec)}.items():
+            task = bar.add_task(f"long play{', ' if name else ''}{name}", total=steps * config.dreams)
+            rows += long_play(
+                world.model,
+                starts.frames[chosen],
+                starts.actions[chosen],
+                judge,
+                None if starts.states is None else starts.states[chosen, -1].astype(np.float64),
+                LongPlayConfig(steps=steps, seed=config.seed, precision=config.precision),
+                lambda n, task=task: bar.advance(task, n),  # type: ignore[misc]
+                driver,
+                name,
+                starts.frames[:, -1],
+            ).rows
+    return rows

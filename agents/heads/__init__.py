@@ -1,0 +1,1 @@
+"""Policy heads of world action models."""

@@ -1,0 +1,120 @@
+"""Training of policy heads beside a world: post-prediction and, as the control, behaviour cloning. Same data, same budget."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from neuralsim.data.episode import EpisodeStore
+from neuralsim.models.flow_head import FlowHead
+from neuralsim.models.video_wam import VideoWAM
+from neuralsim.noise import Noise
+from neuralsim.runtime.device import arithmetic, pick_dtype
+from neuralsim.runtime.progress import progress
+from neuralsim.training.token_dataset import TokenWindows, encode_store
+
+KINDS = {"bc": "now", "post": "future"}
+"""Heads that are trained beside a world, and what they see."""
+
+
+@dataclass(frozen=True)
+class HeadBudget:
+    """How long a head learns: chunks seen, in batches, at a peak learning rate that falls along a cosine; EMA decay."""
+
+    chunks: int = 1_500_000
+    batch: int = 512
+    rate: float = 1e-3
+    ema: float = 0.998
+
+
+def train_head(
+    name: str,
+    model: VideoWAM,
+    store: EpisodeStore,
+    folder: Path,
+    budget: HeadBudget | None = None,
+    seed: int = 0,
+    show: bool = False,
+) -> FlowHead:
+    """The head ``name`` ("bc" or "post") for ``model``, learned from the training episodes of ``store``'s demonstrations; it is
+    written to ``folder/name`` when it is done, whole. ``folder/cache`` keeps encoded frames.
+
+    Raises ValueError for another name, or where no training episode tells its actions.
+    """
+    if name not in KINDS:
+        raise ValueError(f"head {name!r}: expected one of {', '.join(KINDS)}")
+    budget = budget or HeadBudget()
+    device = torch.device(model.device)
+    dtype = pick_dtype("auto", device)
+
+    def bar(task: str, first: int, total: int) -> Iterator[int]:
+        with progress(show, field="shown") as display:
+            row = display.add_task(task, total=total, completed=first, shown="")
+            for step in range(first, total):
+                yield step
+                display.update(row, completed=step + 1, shown=told)
+
+    told = ""
+    tokens = encode_store(
+        lambda frames: model.codec.encode(frames[:, 0]),
+        model.codec.state_dict(),
+        store,
+        folder / "cache",
+        dtype,
+        device,
+        bar,
+    )
+    windows = TokenWindows(store, tokens)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = FlowHead.build(model, KINDS[name]).to(device)
+    from diffusers.training_utils import EMAModel
+
+    average = EMAModel(head.parameters(), decay=budget.ema, use_ema_warmup=True, power=0.75)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=budget.rate, betas=(0.9, 0.98), weight_decay=1e-2)
+    steps = max(1, budget.chunks // budget.batch)
+    for step in bar(f"head {name}", 0, steps):
+        draws = np.random.default_rng([seed, step])
+        for group in optimizer.param_groups:
+            group["lr"] = budget.rate * min(1, (step + 1) / 100) * (0.51 + 0.49 * math.cos(math.pi * step / steps))
+        context = int(draws.integers(1, 3))
+        clip = windows.sample(budget.batch, context + head.chunk, draws, device)
+        assert clip.actions is not None
+        rng = Noise.from_seeds(draws.integers(2**62, size=budget.batch).tolist(), device)
+        with arithmetic(dtype, device):
+            with torch.no_grad():
+                past = clip.tokens[:, :context]
+                past = past + 0.004 * rng.normal(past[0].numel(), stream=1).view(past.shape)
+                state = model.start(past, clip.actions[:, : context - 1])
+                read = head.context(model, past, state, rng)
+            loss = head.loss(read, clip.actions[:, context - 1 :].float(), rng).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        average.step(head.parameters())
+        told = f"actions {loss.item():.4f}"
+    average.copy_to(head.parameters())
+    head.eval()
+    save_head(head, folder / name)
+    return head
+
+
+def save_head(head: FlowHead, folder: Path) -> None:
+    """Write ``head`` to ``folder``; it appears whole or not at all."""
+    work = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    head.save_pretrained(work, safe_serialization=True)
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        folder.rename(old)
+        work.rename(folder)
+        for file in old.iterdir():
+            file.unlink()
+        old.rmdir()
+    else:
+        work.rename(folder)

@@ -1,0 +1,1 @@
+"""Planners, solvers and planning trials."""

@@ -1,0 +1,1 @@
+"""Checking actions before a robot executes them."""

@@ -1,0 +1,100 @@
+"""Worker: steps a Session in a thread of its own, at a steady rate, so that a slow model never delays a key or a frame of the window."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from neuralsim.agents.teleop.session import Moment, Session
+
+
+class Worker(threading.Thread):
+    """``rate`` steps a second (0: as fast as they come); ``notify`` is called, in this thread, after every new Moment.
+
+    ``ask`` has a call made between two steps; ``drain`` gives the Moments made since the last one, none skipped. ``error`` is what
+    ended the thread, if anything did.
+    """
+
+    def __init__(self, session: Session, rate: float, notify: Callable[[], Any] = lambda: None) -> None:
+        super().__init__(name="neuralsim-play", daemon=True)
+        self.session, self.rate, self.notify = session, rate, notify
+        self.error: BaseException | None = None
+        self._asked: queue.SimpleQueue[Callable[[Session], Any]] = queue.SimpleQueue()
+        self._made: queue.SimpleQueue[Moment] = queue.SimpleQueue()
+        self._wake = threading.Condition()
+        self._woken = self._hurry = self._stopping = False
+
+    def ask(self, call: Callable[[Session], Any]) -> None:
+        """Have ``call(session)`` made between two steps; a Moment that it returns is published."""
+        self._asked.put(call)
+        self._stir()
+
+    def hurry(self) -> None:
+        """A key changed: begin the next step once half a period has passed instead of a whole one.
+
+        A key thus waits a quarter of a period on average instead of half of one, and only steps with a change of keys are shorter.
+        """
+        self._stir(hurry=True)
+
+    def drain(self) -> list[Moment]:
+        """The Moments made since the last call, oldest first."""
+        made = []
+        while True:
+            try:
+                made.append(self._made.get_nowait())
+            except queue.Empty:
+                return made
+
+    def stop(self) -> None:
+        """End the thread after the step under way and wait for it."""
+        self._stopping = True
+        self._stir()
+        if self.is_alive():
+            self.join()
+
+    def run(self) -> None:
+        """The thread's loop."""
+        try:
+            self._loop()
+        except BaseException as error:
+            self.error = error
+            self.notify()
+
+    def _loop(self) -> None:
+        began = -float("inf")
+        while not self._stopping:
+            while not self._asked.empty():
+                self._publish(self._asked.get()(self.session))
+            if not self.session.wants_step:
+                self._sleep(None)
+                continue
+            period = 1 / self.rate if self.rate > 0 else 0.0
+            wait = began + (period / 2 if self._hurry else period) - time.perf_counter()
+            if wait > 0:
+                self._sleep(wait)
+                continue
+            # On the beat where we keep up, from now on where we do not: a slow model must not race later to catch up.
+            now = time.perf_counter()
+            began = now if self._hurry or now - began > 1.5 * period else began + period
+            self._hurry = False
+            self._publish(self.session.advance())
+
+    def _publish(self, moment: object) -> None:
+        if isinstance(moment, Moment):
+            self._made.put(moment)
+            self.notify()
+
+    def _stir(self, hurry: bool = False) -> None:
+        with self._wake:
+            self._woken = True
+            self._hurry |= hurry
+            self._wake.notify()
+
+    def _sleep(self, seconds: float | None) -> None:
+        with self._wake:
+            if not self._woken:
+                self._wake.wait(seconds)
+            self._woken = False

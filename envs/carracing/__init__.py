@@ -1,0 +1,1 @@
+"""CarRacing: the real environment, its state estimator and its metrics."""

@@ -1,0 +1,186 @@
+"""CarReader: reads road, car and dashboard off CarRacing frames, with nothing but the pixels and the rules of their drawing.
+
+The car always stands at the same place and looks up; the road turns under it. Road is what is grey above the dashboard; where
+it lies and how it runs are the mean and the first principal axis of its pixels in a disc. The dashboard's bars are as long as
+what they tell. What the reader gets wrong on true frames is in ``tests/test_car_reader.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from neuralsim.evaluation.state_estimator import Reading
+
+UNITS = (61.73, 49.38)
+"""World units across a frame, and from its top to its bottom: 16.2 pixels a unit in the 1000x800 that the game draws."""
+CAR = (0.5, 0.75)
+"""Where the car stands, as shares of the frame's width and height."""
+CAR_SIZE = (0.065, 0.115)
+"""The least box about the car, as shares of the frame."""
+DASHBOARD = 0.875
+"""Where the dashboard begins, as a share of the frame's height."""
+BAR_ROWS = (0.906, 0.984)
+"""Rows that hold the dashboard's bars; above them and below there is nothing but black."""
+SPEED_BAR, STEERING_BAR, TURN_BAR = (0.117, 0.164), (0.38, 0.62), (0.625, 0.995)
+"""Columns of the bars of the speed (white), the steering (green) and the turn rate (red), as shares of the frame's width."""
+BAR_UNITS = (7.52e4, 89.5, 1131.0)
+"""Units that a bar tells of which the whole frame were full: calibrated on true frames against true states."""
+LEAST_SPEED = 4.5
+"""The speed's bar is a line thicker than it should be, which is this speed."""
+NEAR, FAR = 4.0, 14.0
+"""How far before the car the road's run is looked at, and where a driver looks, in units."""
+DISC = 9.0
+"""Radius in units of the disc in which the road is looked at: wider than the road's half width, 6.7."""
+LEAST_ROAD = 12.0
+"""Square units of road in the disc from which its run can be told."""
+ROAD, GRASS = (102.0, 102.0, 102.0), (102.0, 217.0, 102.0)
+"""The colours of road and grass; patches of grass differ from it by some 15."""
+OTHERS = ((255.0, 255.0, 255.0), (255.0, 0.0, 0.0), (204.0, 0.0, 0.0), (0.0, 0.0, 0.0), (102.0, 102.0, 0.0))
+"""Kerbs, the car, its wheels and what they throw up."""
+TOLERANCE = 45.0
+"""A pixel this near to a known colour, or to a mixture of road and grass, is known; in grey levels."""
+BATCH = 256
+"""Frames read at once."""
+
+
+@dataclass(frozen=True)
+class CarReading(Reading):
+    """What is to be seen in ``n`` frames of CarRacing; lengths in the world's units, right and clockwise positive.
+
+    road bool ``(n, h, w)``: its pixels. heading ``(n,)``: the angle in degrees, -90..90, by which the road just before the car
+    turns off the car's own direction, and offset ``(n,)``: how far the car stands to the right of its middle; both NaN where
+    there is too little road. ahead ``(n, 2)``: the middle of the road some way on, to the right and to the front, NaN where no
+    road is in sight. off_road ``(n,)``: share of the wheels on grass. speed, turn_rate and steering ``(n,)``: off the dashboard,
+    as ``car_racing.STATE_NAMES`` has them (speed: in any direction). car_found bool ``(n,)``: it stands at its place. black bool
+    ``(n,)``: the dashboard is, beside its bars. known ``(n,)``: share of the scene in the colours there are.
+    """
+
+    road: np.ndarray
+    heading: np.ndarray
+    offset: np.ndarray
+    ahead: np.ndarray
+    off_road: np.ndarray
+    speed: np.ndarray
+    turn_rate: np.ndarray
+    steering: np.ndarray
+    car_found: np.ndarray
+    black: np.ndarray
+    known: np.ndarray
+
+
+class CarReader:
+    """Reads ``size``-pixel frames of CarRacing; see the module's text. Implements :class:`neuralsim.evaluation.state_estimator.Reader`."""
+
+    def __init__(self, size: int = 64) -> None:
+        self.size = size
+        self._scene = round(DASHBOARD * size)
+        middle = (np.arange(size) + 0.5) / size
+        self._right = (middle - CAR[0]) * UNITS[0]
+        self._front = (CAR[1] - middle[: self._scene]) * UNITS[1]
+        self._pixel = UNITS[0] * UNITS[1] / size**2
+        away_x, away_y = np.abs(middle - CAR[0]) / CAR_SIZE[0], np.abs(middle - CAR[1]) / CAR_SIZE[1]
+        box = np.maximum(away_x, away_y[:, None])
+        self._car = box <= 0.5
+        # The wheels are under the car's edge: whether one stands on the road is seen beside it.
+        ring = (box > 0.5) & (box <= 0.5 + 0.9 / (CAR_SIZE[0] * size))
+        front, right = middle[:, None] < CAR[1], middle > CAR[0]
+        beside = ring & (away_y[:, None] <= 0.5)
+        self._wheels = [beside & (front == f) & (right == r) for f in (True, False) for r in (True, False)]
+
+    def __call__(self, frames: np.ndarray) -> CarReading:
+        """uint8 ``(n, size, size, 3)`` -> CarReading."""
+        frames = np.asarray(frames)
+        if frames.ndim != 4 or frames.shape[1:] != (self.size, self.size, 3) or frames.dtype != np.uint8:
+            raise ValueError(
+                f"CarReader: expected uint8 frames (n, {self.size}, {self.size}, 3), got {frames.dtype} {frames.shape}; "
+                "for another size make CarReader(size=...)"
+            )
+        return CarReading.join([self._read(frames[i : i + BATCH]) for i in range(0, max(len(frames), 1), BATCH)])
+
+    def _read(self, frames: np.ndarray) -> CarReading:
+        pixels = frames.astype(np.float32)
+        red, green, blue = np.moveaxis(pixels, -1, 0)
+        scene = slice(0, self._scene)
+        greenness = green - (red + blue) / 2
+        light = (red + green + blue) / 3
+        road = (greenness < 50) & (np.abs(red - blue) < 30) & (light > 60) & (light < 150)
+        road[:, self._scene :] = False
+        seen = road[:, scene]
+        heading, offset, _ = self._run(seen, NEAR)
+        _, _, ahead = self._run(seen, FAR)
+        car = (red - blue)[:, self._car].clip(0).mean(1)
+        off_road = np.mean([greenness[:, wheel].mean(1) > 55 for wheel in self._wheels], 0)
+        speed, steering, turn_rate = self._bars(pixels)
+        rows = np.arange(self.size) / self.size
+        empty = (rows >= DASHBOARD + 0.01) & (rows < BAR_ROWS[0] - 0.01)
+        return CarReading(
+            road=road,
+            heading=heading,
+            offset=offset,
+            ahead=ahead,
+            off_road=off_road.astype(np.float64),
+            speed=speed,
+            turn_rate=turn_rate,
+            steering=steering,
+            car_found=car > 15,
+            black=light[:, empty].mean((1, 2)) < 30,
+            known=_known(pixels[:, scene]).mean((1, 2)),
+        )
+
+    def _bars(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """speed, steering and turn rate off the dashboard, ``(n,)`` each."""
+        rows, columns = np.arange(self.size) / self.size, (np.arange(self.size) + 0.5) / self.size
+        lit = (rows >= BAR_ROWS[0]) & (rows < BAR_ROWS[1])
+        bars = pixels[:, lit] / 255 / self.size**2
+        red, green, blue = np.moveaxis(bars, -1, 0)
+        others = (
+            np.minimum(np.minimum(red, green), blue),
+            green - np.maximum(red, blue),
+            red - np.maximum(green, blue),
+        )
+        told = []
+        for share, (first, last), units, middle in zip(
+            others, (SPEED_BAR, STEERING_BAR, TURN_BAR), BAR_UNITS, (None, 0.5, 0.75), strict=True
+        ):
+            here = (columns > first) & (columns < last)
+            side = np.ones(self.size) if middle is None else np.sign(columns - middle)
+            told.append(units * (share.clip(0) * (side * here)).sum((1, 2)).astype(np.float64))
+        return (told[0] - LEAST_SPEED).clip(0), told[1], told[2]
+
+    def _run(self, road: np.ndarray, front: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The road ``(n, s, w)`` nearest a place before the car: its heading and the car's offset ``(n,)``, and a place in its middle
+        ``(n, 2)``."""
+        place = np.hypot(self._right, self._front[:, None] - front)
+        nearest = np.where(road, place, np.inf).reshape(len(road), place.size).argmin(1)
+        rows, columns = np.divmod(nearest, self.size)
+        x, y = self._right[columns], self._front[rows]
+        area = np.zeros(len(road))
+        weight = np.zeros(road.shape)
+        for _ in range(3):  # to the middle of what is in the disc, then of what is in the disc there
+            away = (self._right - x[:, None, None]) ** 2 + (self._front[:, None] - y[:, None, None]) ** 2
+            weight = road * (away <= DISC**2)
+            area = weight.sum((1, 2))
+            some = np.maximum(area, 1)
+            x, y = (weight.sum(1) @ self._right) / some, (weight.sum(2) @ self._front) / some
+        dx, dy = self._right - x[:, None], self._front - y[:, None]
+        some = np.maximum(area, 1)
+        xx, yy = (weight.sum(1) * dx**2).sum(1) / some, (weight.sum(2) * dy**2).sum(1) / some
+        xy = np.einsum("nhw,nh,nw->n", weight, dy, dx, optimize=True) / some
+        angle = 0.5 * np.arctan2(2 * xy, yy - xx)  # of the principal axis, off straight ahead
+        enough = area * self._pixel >= LEAST_ROAD
+        heading = np.where(enough, np.degrees(angle), np.nan)
+        offset = np.where(enough, -(x * np.cos(angle) - y * np.sin(angle)), np.nan)
+        return heading, offset, np.where((area > 0)[:, None], np.stack([x, y], 1), np.nan)
+
+
+def _known(pixels: np.ndarray) -> np.ndarray:
+    """Whether each pixel of ``(..., 3)`` has a colour of this world."""
+    road, grass = np.array(ROAD, np.float32), np.array(GRASS, np.float32)
+    way = grass - road
+    share = ((pixels - road) @ way / (way @ way)).clip(0, 1)
+    away = np.square(pixels - road - share[..., None] * way).sum(-1)
+    for colour in OTHERS:
+        away = np.minimum(away, np.square(pixels - np.array(colour, np.float32)).sum(-1))
+    return away <= TOLERANCE**2

@@ -1,0 +1,1 @@
+"""Any registered Gymnasium environment as a real environment of this project."""

@@ -1,0 +1,337 @@
+"""GymWorldEnv: any registered Gymnasium environment behind NeuralSim's spaces: frames of one size, normalised actions.
+
+A world so made is known by what its store says of it (``GymWorld.source``), so that whoever has the store can make the
+true environment again: see :func:`true_env_of`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec, load_env_creator
+
+from neuralsim.data.images import FrameFit, Size, height_and_width
+from neuralsim.envs.gym_adapter.action_mapping import OwnActions
+from neuralsim.envs.gym_adapter.state_vector import FlatState
+from neuralsim.envs.real_env import check_views
+from neuralsim.spec import WorldSpec
+
+os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # many environments draw with pygame, which greets on stdout
+
+TRUSTED = "NEURALSIM_MODULES"
+"""Environment variable: modules, with commas between, that the record of a store or world may have imported."""
+GUESSED_RATE = 30.0
+"""Steps a second of an environment that does not say."""
+LONGEST = 1000
+"""Steps of an episode at most, where neither the environment nor anybody else says."""
+SMALLEST = 8
+"""An observation is an image from this many pixels a side on."""
+NAMED: Mapping[str, str] = {
+    "pusht": "neuralsim/PushTReal-v0",
+    "tworoom": "neuralsim/TwoRoomReal-v0",
+    "carracing": "neuralsim/CarRacingReal-v0",
+}
+"""The true environments of the worlds that have a name, which show NeuralSim's spaces themselves."""
+
+
+@dataclass(frozen=True)
+class GymWorld:
+    """A registered environment, and how it becomes a world."""
+
+    env: str
+    """Its id, as ``gym.make`` takes it: ``CarRacing-v3``, or ``module:ID``."""
+    kwargs: str = "{}"
+    """What ``gym.make`` is given besides, as JSON."""
+    frames: Literal["auto", "render", "observation"] = "auto"
+    """Where frames come from; auto takes the observation where that is an image."""
+    fit: Literal["stretch", "pad"] = "stretch"
+    """How its images are fitted into frames."""
+    repeat: int = 1
+    """How many of its steps an action lasts."""
+    rate: float | None = None
+    """Its own steps a second, where its metadata is not to be asked."""
+    action_names: tuple[str, ...] = ()
+    """Names of its action dimensions."""
+
+    def __post_init__(self) -> None:
+        if self.repeat < 1:
+            raise ValueError(f"--repeat: expected 1 or more, got {self.repeat}")
+        if self.rate is not None and not 0 < self.rate < float("inf"):
+            raise ValueError(f"--rate: expected steps a second above 0, got {self.rate:g}")
+        try:
+            kwargs = json.loads(self.kwargs)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"--env-kwargs: expected JSON such as '{{\"g\": 9.8}}', got {self.kwargs!r}") from error
+        if not isinstance(kwargs, dict):
+            raise ValueError(f"--env-kwargs: expected a JSON object of names and values, got {self.kwargs!r}")  # noqa: TRY004
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """What a store says of where its episodes come from; ready for JSON."""
+        return {
+            "env": self.env,
+            "kwargs": json.loads(self.kwargs),
+            "frames": self.frames,
+            "fit": self.fit,
+            "repeat": self.repeat,
+        }
+
+    @classmethod
+    def of(cls, spec: WorldSpec, source: Mapping[str, Any]) -> GymWorld:
+        """The world that a store of this spec and source was made with.
+
+        A record is not reason enough to run a module's code: one that the record names must be imported already, or be
+        named in the environment variable NEURALSIM_MODULES; else it is a ValueError.
+        """
+        module = source["env"].rpartition(":")[0]
+        if module and module not in {*sys.modules, *os.environ.get(TRUSTED, "").split(",")}:
+            raise ValueError(
+                f"{source['env']}: the record of this world names a module to import; if {module!r} is yours, say so with "
+                f"{TRUSTED}={module}"
+            )
+        return cls(
+            env=source["env"],
+            kwargs=json.dumps(source["kwargs"]),
+            frames=source["frames"],
+            fit=source["fit"],
+            repeat=source["repeat"],
+            rate=spec.rate_hz * source["repeat"],
+            action_names=spec.action_names,
+        )
+
+    def make(self) -> gym.Env[Any, Any]:
+        """The environment as it is, showing rgb_array frames where they are wanted. Raises ValueError where it cannot be made."""
+        try:
+            spec = _registered(self.env)
+            modes = _modes(spec)
+            mode = None if self.frames == "observation" or "rgb_array" not in modes else "rgb_array"
+            if self.frames == "render" and mode is None:
+                raise ValueError(
+                    f"{self.env}: --frames render needs the render mode rgb_array; this environment has "
+                    f"{', '.join(map(str, modes)) or 'none'}"
+                )
+            settings = {"render_mode": mode} | json.loads(self.kwargs)
+            return gym.make(spec, disable_env_checker=True, **settings)
+        except gym.error.DependencyNotInstalled as error:
+            ours = "pip install 'neuralsim[car]' (not gymnasium[box2d], which brings pygame-ce in beside pygame)"
+            hint = ours if "box2d" in str(error).lower() else str(error)
+            raise ValueError(f"{self.env}: a package that it needs is not installed: {hint}") from error
+        except ModuleNotFoundError as error:
+            raise ValueError(f"{self.env}: {error}; modules are looked for here and among those installed") from error
+        except (gym.error.Error, TypeError) as error:
+            raise ValueError(f"{self.env}: cannot be made with {self.kwargs}: {error}") from error
+
+
+class GymWorldEnv(gym.Env[np.ndarray, Any]):
+    """``world`` with frames of ``size``.
+
+    Observation: the frame, uint8 ``(h, w, 3)``, or with ``observation="state"`` float32 ``(s,)`` named by ``state_names``: the
+    environment's own observation, where that is a small vector. Action: as ``spec_world`` says, float32 ``(a,)`` in [-1, 1] or
+    whole numbers. It lasts ``world.repeat`` of the environment's steps (fewer at its end), whose rewards are summed. What ends
+    an episode is told as the environment tells it: terminated, or truncated by its time limit.
+    """
+
+    def __init__(
+        self,
+        world: GymWorld,
+        size: Size = 64,
+        observation: Literal["pixels", "state"] = "pixels",
+        render_mode: str | None = None,
+    ) -> None:
+        check_views(observation, render_mode)
+        self.world, self.observation_kind, self.render_mode = world, observation, render_mode
+        self.env = world.make()
+        seen = self.env.observation_space
+        self.from_observation = world.frames == "observation" or (world.frames == "auto" and _is_image(seen))
+        if self.from_observation and not _is_image(seen):
+            raise ValueError(
+                f"{world.env}: --frames observation needs images, uint8 (h, w, 3); its observations are {seen}"
+            )
+        if not self.from_observation and self.env.render_mode != "rgb_array":
+            raise ValueError(
+                f"{world.env}: shows no frames: its render modes are "
+                f"{', '.join(map(str, self.env.metadata.get('render_modes') or ())) or 'none'}, expected rgb_array, and its "
+                f"observations are no images ({seen})"
+            )
+        fps = world.rate or self.env.metadata.get("render_fps")
+        self.rate_guessed = not fps
+        height, width = height_and_width(size)
+        self.fit = FrameFit(height, width, world.fit)
+        names = world.action_names or tuple(getattr(self.env.unwrapped, "action_names", ()))
+        self.actions = OwnActions(world.env, self.env.action_space, names)
+        self.spec_world = WorldSpec(
+            name=self.env.spec.id if self.env.spec else world.env,
+            height=height,
+            width=width,
+            rate_hz=float(fps or GUESSED_RATE) / world.repeat,
+            context=4,
+            **self.actions.told,
+        )
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": self.spec_world.rate_hz}
+        self.flat = FlatState(seen, tuple(getattr(self.env.unwrapped, "state_names", ())))
+        if observation == "state" and not self.state_names:
+            raise ValueError(
+                f"{world.env}: its observations are no small vector ({seen}); there is observation='pixels'"
+            )
+        self.action_space = self.spec_world.action_space()
+        self.observation_space = (
+            spaces.Box(-np.inf, np.inf, (len(self.state_names),), np.float32)
+            if observation == "state"
+            else spaces.Box(0, 255, self.spec_world.frame_shape, np.uint8)
+        )
+        self._own: Any = None
+        self._frame: np.ndarray | None = None  # drawn once, however often it is looked at
+        self._begun = False
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """What the numbers of ``state`` are called; empty where there is none."""
+        return self.flat.names
+
+    @property
+    def own_observation(self) -> Any:
+        """What the environment itself last showed."""
+        return self._own
+
+    @cached_property
+    def steps(self) -> int:
+        """Actions in an episode at most: as the environment's time limit says, or LONGEST."""
+        limit = self.env.spec.max_episode_steps if self.env.spec else None
+        return min(LONGEST, -(-limit // self.world.repeat) if limit else LONGEST)
+
+    def resized(self, size: Size) -> WorldSpec:
+        """The spec of this world in frames of another size."""
+        height, width = height_and_width(size)
+        return replace(self.spec_world, height=height, width=width)
+
+    def remarks(self) -> tuple[str, ...]:
+        """What is to be said aloud of how the environment became a world. Resets it."""
+        self.reset(seed=0)
+        name, spec = self.spec_world.name, self.spec_world
+        image = self._image()
+        where = "its observations" if self.from_observation else "its rgb_array renders"
+        said = [f"{name}: frames from {where}, {self.fit.about(*image.shape[:2])}"]
+        repeated = f", each action lasting {self.world.repeat} steps" if self.world.repeat > 1 else ""
+        if self.rate_guessed:
+            said.append(f"{name}: does not say its control rate; {spec.rate_hz:g} Hz is a guess{repeated}, see --rate")
+        else:
+            said.append(f"{name}: {spec.rate_hz:g} Hz{repeated}")
+        return tuple(said)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """As the environment resets itself."""
+        self._own, info = self.env.reset(seed=seed, options=options)
+        self._frame, self._begun = None, True
+        return self._observe(), info
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """``world.repeat`` steps of the environment under ``action``."""
+        if not self._begun:
+            raise gym.error.ResetNeeded("GymWorldEnv.step before reset: call env.reset(seed=...) first")
+        given = np.asarray(action)
+        given = self.spec_world.check_actions(self.spec_world.from_space(given) if given.ndim == 0 else given)
+        if given.ndim != 1:
+            raise ValueError(f"action: expected shape ({self.spec_world.action_size},), got {given.shape}")
+        own, self._frame = self.actions.to_own(given, self.spec_world), None
+        total, terminated, truncated = 0.0, False, False
+        for _ in range(self.world.repeat):
+            self._own, reward, terminated, truncated, info = self.env.step(own)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return self._observe(), total, bool(terminated), bool(truncated), info
+
+    def render(self) -> np.ndarray:
+        """The current frame, uint8 ``(h, w, 3)``."""
+        if self._frame is None:
+            self._frame = self.fit(self._image())
+        return self._frame.copy()
+
+    def state(self) -> np.ndarray:
+        """float32 ``(s,)``: see ``state_names``."""
+        if not self.state_names:
+            raise ValueError(f"{self.world.env}: its observations are no small vector")
+        return self.flat(self._own)
+
+    def close(self) -> None:
+        """Let go of the environment."""
+        self.env.close()
+
+    def _image(self) -> np.ndarray:
+        image: Any = self._own if self.from_observation else self.env.render()
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            came = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+            raise ValueError(f"{self.world.env}: expected rgb_array frames, uint8 (h, w, 3), got {came}")
+        return image
+
+    def _observe(self) -> np.ndarray:
+        return self.render() if self.observation_kind == "pixels" else self.state()
+
+
+def true_env_of(spec: WorldSpec, source: Mapping[str, Any] | None = None) -> gym.Env[Any, Any]:
+    """The true environment of a world, behind the world's own spaces and showing frames.
+
+    ``spec`` and ``source`` are a store's (``store.spec``, ``store.info.source``). Raises ValueError where neither says which
+    environment it was, or where that has changed since.
+    """
+    if source and "env" in source:
+        env: gym.Env[Any, Any] = GymWorldEnv(
+            GymWorld.of(spec, source), (spec.height, spec.width), render_mode="rgb_array"
+        )
+        there = env.spec_world  # type: ignore[attr-defined]
+        if (there.action_scale, there.action_offset, there.action_choices) != (
+            spec.action_scale,
+            spec.action_offset,
+            spec.action_choices,
+        ):
+            raise ValueError(f"{source['env']}: its actions are {env.action_space} by now, the episodes' were {spec}")
+        return env
+    if spec.name not in NAMED or spec.height != spec.width:
+        raise ValueError(
+            f"world {spec.name!r} ({spec.height}x{spec.width}): nothing says which true environment it comes from; expected "
+            f"episodes made by 'neuralsim collect --env ID', or one of {', '.join(NAMED)} in square frames"
+        )
+    return gym.make(NAMED[spec.name], size=spec.height, render_mode="rgb_array", disable_env_checker=True)
+
+
+def _is_image(space: spaces.Space[Any]) -> bool:
+    if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) != 3:
+        return False
+    return space.shape[2] == 3 and min(space.shape[:2]) >= SMALLEST
+
+
+def _registered(env: str) -> EnvSpec:
+    """What Gymnasium has on record for ``env``; for ``module:ID`` the module is imported first, from the current folder too."""
+    module, _, name = env.rpartition(":")
+    if module:
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # an installed program does not look for modules where it is called
+        importlib.import_module(module)
+    if name not in gym.registry:
+        near = difflib.get_close_matches(name, gym.registry, 3, 0.6)
+        hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+        raise ValueError(
+            f"no environment {name!r} is registered{hint}; one of your own is named with the module that registers it, "
+            "module:ID"
+        )
+    return gym.registry[name]
+
+
+def _modes(spec: EnvSpec) -> list[str]:
+    """Its render modes, without making it; a maker that says nothing is taken to know rgb_array."""
+    maker = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+    metadata = getattr(maker, "metadata", None)
+    return list(metadata.get("render_modes") or ()) if isinstance(metadata, dict) else ["rgb_array"]

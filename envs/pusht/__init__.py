@@ -1,0 +1,1 @@
+"""Push-T: the real environment, its simulator, metrics and robot."""

@@ -1,0 +1,1 @@
+"""Robots behind LeRobot's verbs, and as Gymnasium environments."""

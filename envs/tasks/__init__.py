@@ -1,0 +1,1 @@
+"""Tasks of real environments: rewards and goals."""

@@ -1,0 +1,1 @@
+"""TwoRoom: the real environment, its simulator and its shortest paths."""

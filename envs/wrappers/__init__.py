@@ -1,0 +1,1 @@
+"""Wrappers: features as observations, discrete actions."""

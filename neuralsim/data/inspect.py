@@ -1,0 +1,271 @@
+"""Inventory: what there is, in plain facts: this installation, a world, an episode store and all that is in it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import neuralsim
+from neuralsim.data.episode import EpisodeStore, WindowSampler
+from neuralsim.spec import WorldSpec
+
+PACKAGES = ("torch", "diffusers", "gymnasium", "stable-baselines3", "gym-pusht", "minari", "numpy")
+WINDOW, BATCH = 16, 32
+"""Frames in a window and windows in a batch with which a store's reading speed is told."""
+BINS = 20
+"""Coverage is the share of this many equal parts of a range in which there is anything."""
+LOOKS = 4
+"""Frames of each episode that are looked at for what is odd."""
+STRIP = (6, 8)
+"""Episodes in the picture, and frames of each."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Tell what is in an episode store: lengths, ranges, coverage, what is odd, and frames as a picture."""
+
+    store: str
+    """Name of a store below data/, or its folder."""
+    picture: Path | None = None
+    """Where the frames go; STORE/strips.png by default."""
+    json: Path | None = None
+    """Also write the facts to this file."""
+
+
+def find_store(what: str) -> Path:
+    """The folder of the store that is called ``what``, or lies there. Raises FileNotFoundError where there is none."""
+    for folder in (Path(what).expanduser(), Path("data") / what):
+        if (folder / "store.json").is_file():
+            return folder
+    there = sorted(p.parent.name for p in Path("data").glob("*/store.json"))
+    raise FileNotFoundError(
+        f"{what}: no episode store here (store.json is missing), and none of that name in data/; there: "
+        f"{', '.join(there) or 'none'}; 'neuralsim import' and 'neuralsim collect' make one"
+    )
+
+
+def describe(what: str | None = None) -> dict[str, Any]:
+    """Facts about ``what``: a store's folder, a world's name or folder, or (None) the installation; ready for JSON.
+
+    Raises FileNotFoundError for what is neither.
+    """
+    if what is None:
+        return _installation()
+    if (Path(what) / "store.json").is_file():
+        return _store(EpisodeStore(what))
+    return _world(what)
+
+
+def _installation() -> dict[str, Any]:
+    import torch
+
+    from neuralsim.pretrained.world import list_worlds
+    from neuralsim.runtime.device import pick_device, pick_dtype
+    from neuralsim.evaluation.report import cpu_model
+
+    device = pick_device()
+    return {
+        "neuralsim": neuralsim.__version__,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        "processor": cpu_model(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "precision": str(pick_dtype("auto", device)).removeprefix("torch."),
+        "worlds": list_worlds(),
+    }
+
+
+def _world(what: str) -> dict[str, Any]:
+    from neuralsim.pretrained.world import open_world
+
+    world = open_world(what, device="cpu")
+    spec, model, folder = world.spec, world.model, world.folder
+    facts = {
+        "world": what,
+        "folder": str(folder),
+        "model": type(model).__name__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "megabytes": None if folder is None else round(sum(f.stat().st_size for f in folder.iterdir()) / 1e6, 2),
+        "frames": f"{spec.height} x {spec.width}",
+        "actions": [
+            f"{name}: one of {choices}"
+            if choices
+            else f"{name}: {offset - scale:g} to {offset + scale:g} {unit} per step"
+            for name, unit, scale, offset, choices in zip(
+                spec.action_names,
+                spec.action_units,
+                spec.action_scale,
+                spec.action_offset,
+                spec.action_choices or (0,) * spec.action_size,
+                strict=True,
+            )
+        ],
+        "rate_hz": spec.rate_hz,
+        "context": spec.context,
+        "reads": list(model.head_names),
+        "starts": 0 if world.starts is None else len(world.starts),
+    }
+    return facts | ({"card": str(folder / "README.md")} if folder is not None and world.card else {})
+
+
+def _store(store: EpisodeStore) -> dict[str, Any]:
+    if not len(store):
+        return {"store": str(store.folder), "world": store.spec.name, "episodes": 0}
+    origins = [store.provenance(i) for i in range(len(store))]
+    return {
+        "store": str(store.folder),
+        "world": store.spec.name,
+        "episodes": len(store),
+        "frames": int((store.lengths + 1).sum()),
+        "held_out_episodes": len(store.split(held_out=True)),
+        "steps": f"{store.lengths.min()} to {store.lengths.max()}",
+        "shards": len(store.shards),
+        "megabytes": round(sum(f.stat().st_size for f in store.folder.rglob("*") if f.is_file()) / 1e6, 1),
+        "states": list(store.info.state_names),
+        "policies": sorted({str(o.get("policy")) for o in origins}),
+        "versions": sorted({str(o.get("version")) for o in origins}),
+        "windows_per_second": _reading_speed(store),
+    }
+
+
+def _reading_speed(store: EpisodeStore) -> float:
+    """Training windows of WINDOW frames (or as many as there are) read per second, best of three; frames in them included."""
+    length = min(WINDOW, int(store.lengths.max()) + 1)
+    sampler = WindowSampler(store, length, held_out=not len(store.split(held_out=False)), actions=False)
+    rng = np.random.default_rng(0)
+    best = 0.0
+    for _ in range(3):
+        begin = time.perf_counter()
+        for _ in range(10):
+            sampler.sample(BATCH, rng)
+        best = max(best, 10 * BATCH / (time.perf_counter() - begin))
+    return round(best, 1)
+
+
+def describe_data(store: EpisodeStore) -> dict[str, Any]:
+    """All that can be told of a store's episodes without judging them; ready for JSON."""
+    source = store.info.source
+    facts: dict[str, Any] = {"store": str(store.folder), "world": store.spec.name}
+    facts |= {"from": f"{source['from']} ({source['format']})"} if "format" in source else {}
+    if not len(store):
+        return facts | {"episodes": 0}
+    lengths = store.lengths
+    return facts | {
+        "episodes": len(store),
+        "held_out_episodes": len(store.split(held_out=True)),
+        "steps": f"{lengths.min()} to {lengths.max()}, median {np.median(lengths):g}",
+        "frames": f"{int((lengths + 1).sum())} of {store.spec.height} x {store.spec.width} at {store.spec.rate_hz:g} Hz",
+        "actions": _about_actions(store),
+        "states": _about_states(store),
+        "rewards": _about_rewards(store),
+        "odd_episodes": _odd_episodes(store),
+        "left_out": [f"{item['where']}: {item['why']}" for item in source.get("left_out", [])],
+    }
+
+
+def draw_strips(store: EpisodeStore, path: Path) -> Path:
+    """Some frames of some episodes as a picture at ``path``, an episode per row, in time from left to right."""
+    import imageio.v3 as iio
+
+    rows, columns = STRIP
+    strips = []
+    for i in np.unique(np.linspace(0, len(store) - 1, rows).astype(int)):
+        frames = store[int(i)].frames
+        strips.append(np.concatenate(frames[np.linspace(0, len(frames) - 1, columns).astype(int)], axis=1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = path.with_name(f".{path.name}.{os.getpid()}.png")
+    iio.imwrite(work, np.concatenate(strips), extension=".png")
+    os.replace(work, path)
+    return path
+
+
+def _about_actions(store: EpisodeStore) -> list[str]:
+    acted = [shard["actions"] for shard in store.shards if "actions" in shard]
+    silent = int((~store.acted(range(len(store)))).sum())
+    told = [f"absent: {silent} of {len(store)} episodes are video alone"] if silent else []
+    if not acted:
+        return told
+    spec, constant = store.spec, store.info.source.get("constant", {})
+    if spec.discrete:
+        return [*told, *_about_choices(spec, acted)]
+    low, high = np.min([a.min(0) for a in acted], axis=0), np.max([a.max(0) for a in acted], axis=0)
+    covered = _coverage(acted, -np.ones(spec.action_size), np.ones(spec.action_size))
+    native = [np.array(spec.action_offset) + np.array(spec.action_scale) * bound for bound in (low, high)]
+    for i, name in enumerate(spec.action_names):
+        if name in constant:
+            told.append(f"{name}: always {constant[name]:g} {spec.action_units[i]}")
+        else:
+            told.append(f"{name}: {native[0][i]:g} to {native[1][i]:g} {spec.action_units[i]}, covers {covered[i]:.0%}")
+    return told
+
+
+def _about_choices(spec: WorldSpec, acted: list[np.ndarray]) -> list[str]:
+    """How often each choice was taken, by the numbers it came with."""
+    told = []
+    for i, (name, choices) in enumerate(zip(spec.action_names, spec.action_choices, strict=True)):
+        counts = np.sum([np.bincount(a[:, i], minlength=choices) for a in acted], axis=0)
+        first, total = int(spec.action_offset[i]), max(int(counts.sum()), 1)
+        each = ", ".join(f"{first + k} {count} times ({count / total:.0%})" for k, count in enumerate(counts))
+        told.append(f"{name}: {each}")
+    return told
+
+
+def _about_states(store: EpisodeStore) -> list[str]:
+    known = [shard["states"] for shard in store.shards if "states" in shard]
+    if not known:
+        return []
+    low, high = np.min([s.min(0) for s in known], axis=0), np.max([s.max(0) for s in known], axis=0)
+    covered = _coverage(known, low, high)
+    names = store.info.state_names or tuple(f"state_{i}" for i in range(len(low)))
+    return [f"{name}: {low[i]:g} to {high[i]:g}, covers {covered[i]:.0%}" for i, name in enumerate(names)]
+
+
+def _about_rewards(store: EpisodeStore) -> str:
+    rewards = [shard["rewards"] for shard in store.shards]
+    low, high = min(float(r.min()) for r in rewards), max(float(r.max()) for r in rewards)
+    ends = sum(int(shard["terminated"].sum()) for shard in store.shards)
+    cuts = sum(int(shard["truncated"].sum()) for shard in store.shards)
+    return f"{low:g} to {high:g}; {ends} steps terminated, {cuts} truncated"
+
+
+def _coverage(arrays: list[np.ndarray], low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Per dimension, the share of BINS equal parts of [low, high] in which some row lies."""
+    width = np.where(high > low, high - low, 1)
+    seen = np.zeros((len(low), BINS), bool)
+    for array in arrays:
+        part = np.nan_to_num((array - low) / width * BINS).clip(0, BINS - 1).astype(int)
+        seen[np.arange(len(low)), part] = True
+    return seen.mean(1)
+
+
+def _odd_episodes(store: EpisodeStore) -> list[str]:
+    """Episodes that look as if something went wrong: nothing moves, nothing is seen, or states that are no numbers."""
+    told = []
+    for i in range(len(store)):
+        episode = store[i]
+        looks = episode.frames[np.unique(np.linspace(0, len(episode), LOOKS).astype(int))]
+        why = []
+        if (looks == looks[:, :1, :1]).all():
+            why.append("frames of one colour")
+        elif len(episode) > 1 and (looks == looks[0]).all():
+            why.append("frames that never change")
+        if (
+            episode.has_actions
+            and len(episode) > 1
+            and store.spec.action_size
+            and (np.ptp(episode.actions, 0) == 0).all()
+        ):
+            why.append("actions that never change")
+        if episode.states is not None and not np.isfinite(episode.states).all():
+            why.append("states that are no numbers")
+        if why:
+            told.append(f"episode {i}: {', '.join(why)}")
+    return told

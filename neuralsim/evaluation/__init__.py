@@ -1,0 +1,1 @@
+"""Metrics of world models, and the report that a world's evaluation writes."""

@@ -1,0 +1,216 @@
+"""Long play: minutes of dreaming under random keys or a driver, and whether the world is still whole at the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from neuralsim.evaluation.report import Bar, Report, Row, circumstances, resident_megabytes, row_of
+from neuralsim.evaluation.state_estimator import Truth
+from neuralsim.evaluation.statistics import Bootstrap, mean, squared_error
+from neuralsim.evaluation.world_metrics import Judge, Sign
+from neuralsim.noise import Noise
+from neuralsim.runtime.device import pick_dtype
+from neuralsim.spec import WorldSpec
+from neuralsim.task import inference
+from neuralsim.world_model import WorldModel
+
+LAST_SHARE = 0.2
+"""The figures are of this last part of the play: two minutes of ten."""
+CHANGED = 0.5
+"""Two frames are different ones if they differ by more than this, root mean square, in grey levels: more than rounding does."""
+
+
+@dataclass(frozen=True)
+class LongPlayConfig:
+    """How long to play."""
+
+    steps: int = 6000
+    """Steps: ten minutes at 10 Hz."""
+    look_every: int = 5
+    """Every how many steps the frame is read."""
+    seed: int = 0
+    """Seed of the keys and of the dreams' noise."""
+    precision: str = "auto"
+    """auto, float32 or bfloat16."""
+
+
+def random_keys(rng: np.random.Generator, steps: int, size: int, choices: Sequence[int] = ()) -> np.ndarray:
+    """What random hands do on a keyboard: hold one combination for 3 to 19 steps, then another; float32 ``(steps, size)`` of -1,
+    0, 1, or int64 below ``choices`` where there are any."""
+    out = np.zeros((steps, size), np.int64 if choices else np.float32)
+    low, high = (0, choices) if choices else (-1, 2)
+    at = 0
+    while at < steps:
+        hold = int(rng.integers(3, 20))
+        out[at : at + hold] = rng.integers(low, high, size)
+        at += hold
+    return out
+
+
+class Hands(Protocol):
+    """Whoever drives by what is to be seen: Stable-Baselines3's ``predict`` on frames."""
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, Any]:
+        """Frames uint8 ``(b, h, w, 3)`` -> actions ``(b, a)``, and what to pass back."""
+
+
+def played_keys(spec: WorldSpec, rng: np.random.Generator, steps: int) -> np.ndarray:
+    """``random_keys`` for the actions of a world, ``(steps, a)``; what rests at an end of its range is either let go or held."""
+    keys = random_keys(rng, steps, spec.action_size, spec.action_choices)
+    if not spec.discrete:
+        rest = spec.rest_action()
+        at_end = np.abs(rest) == 1
+        keys[:, at_end] = np.where(keys[:, at_end] == -rest[at_end], -rest[at_end], rest[at_end])
+    return keys
+
+
+def long_play(
+    model: WorldModel,
+    frames: np.ndarray,
+    actions: np.ndarray,
+    judge: Judge | None = None,
+    states: np.ndarray | None = None,
+    config: LongPlayConfig | None = None,
+    tick: Callable[[int], None] | None = None,
+    driver: Hands | None = None,
+    name: str = "",
+    known: np.ndarray | None = None,
+) -> Report:
+    """Dream on from ``b`` histories, ``frames`` ``(b, t, h, w, 3)`` and ``actions`` ``(b, t-1, a)``, under random keys or as
+    ``driver`` drives; ``name`` then goes before the rows' keys.
+
+    The baseline column is the truth. Where the judge has a simulator and the true ``states`` ``(b, s)`` at the histories' ends are
+    given, it plays the same keys (a true block can be squeezed out of the picture too); else it is what the judge says of
+    ``known`` true frames ``(m, h, w, 3)``, by default the histories'. Without a judge frames must be such as the model can redraw
+    as well as it does those known. ``tick`` is told of steps done.
+    """
+    config = config or LongPlayConfig()
+    b, spec = len(frames), model.spec
+    known = frames.reshape(-1, *frames.shape[2:]) if known is None else known
+    draws = [np.random.default_rng([config.seed, i]) for i in range(b)]
+    keys = np.stack([played_keys(spec, rng, config.steps) for rng in draws])
+    plan = torch.as_tensor(keys).to(model.device)
+    rng = Noise.from_seeds([config.seed * 1_000_003 + i for i in range(b)], model.device)
+    look = [s for s in range(1, config.steps + 1) if s % config.look_every == 0 or s == config.steps]
+    looked = set(look)
+    seen: list[np.ndarray] = []
+    bad, megabytes_early = 0, math.nan
+    shown, memory = frames[:, -1], None
+    model.eval()
+    with inference(model.device, pick_dtype(config.precision, model.device)):
+        state = model.encode(torch.as_tensor(frames).to(model.device), torch.as_tensor(actions).to(model.device))
+        for step in range(1, config.steps + 1):
+            action = plan[:, step - 1]
+            if driver is not None:
+                chosen, memory = driver.predict(shown, memory, np.full(b, step == 1))
+                action = torch.as_tensor(spec.check_actions(chosen)).to(model.device)
+            state = model.step(state, action, rng.advance(step - 1))
+            frame = model.decode(state)
+            bad += int((~torch.isfinite(model.features(state))).any(1).sum())
+            if driver is not None or step in looked:
+                shown = frame.cpu().numpy()
+            if step in looked:
+                seen.append(shown)
+            if step == max(1, config.steps // 10):
+                megabytes_early = resident_megabytes() - _megabytes(seen)
+            if tick:
+                tick(b)
+    growth = resident_megabytes() - _megabytes(seen) - megabytes_early
+    tail = slice(-max(1, round(LAST_SHARE * len(look))), None)
+    frames = np.stack(seen, 1)
+    baseline: list[float | None] = []
+    if judge is None:
+        signs: tuple[Sign, ...] = (_redrawn(model, frames[:, tail], known, config),)
+    else:
+        signs = _signs(judge, frames)
+        if judge.truth is not None and states is not None and driver is None:
+            true = np.stack(_true_frames(judge.truth, states, spec.to_space(keys), looked), 1)
+            baseline = [mean(sign.values[:, tail].ravel()) for sign in _signs(judge, true)]
+        else:
+            baseline = [mean(sign.values.ravel()) for sign in _signs(judge, known[:, None])]
+        signs = tuple(replace(sign, values=sign.values[:, tail]) for sign in signs)
+    signs = (*signs, _changing(frames[:, tail], driver is not None))
+    boot = Bootstrap(np.arange(b), seed=config.seed)
+    before, who = (f"{name}/", f"{name}: ") if name else ("", "")
+    minutes = config.steps / model.spec.rate_hz / 60
+    rows = (
+        *(
+            row_of(
+                boot(sign.statistic, np.array([sign.statistic(row) for row in sign.values])),
+                before + sign.key,
+                f"{who}{sign.label}, last fifth" + (", median" if sign.statistic is not mean else ""),
+                baseline=truth,
+                better=sign.better,
+                bar=sign.bar,
+            )
+            for sign, truth in zip_longest(signs, baseline)
+        ),
+        Row(
+            f"{before}not_finite",
+            f"{who}steps with a number that is not finite",
+            float(bad),
+            n=b * config.steps,
+            bar=Bar(most=0),
+        ),
+        Row(f"{before}growth", f"{who}memory grown after the first tenth", growth, unit="MB", bar=Bar(most=50)),
+    )
+    hands = "random keys" if driver is None else name or "a driver"
+    return Report(f"{minutes:.1f} minutes of imagined play, {b} dreams, {hands}", rows, circumstances())
+
+
+def _signs(judge: Judge, frames: np.ndarray) -> tuple[Sign, ...]:
+    """What the judge says of frames ``(b, looks, h, w, 3)``."""
+    return judge.signs(judge.reader(frames.reshape(-1, *frames.shape[2:])).reshape(*frames.shape[:2]))
+
+
+def _changing(frames: np.ndarray, driven: bool) -> Sign:
+    """Whether frames ``(b, looks, h, w, 3)`` go on changing: who drives gets somewhere, keys may well lead nowhere."""
+    differ = squared_error(frames[:, 1:], frames[:, :-1]) > CHANGED**2
+    label = "looks at which the frame is another than before"
+    return Sign("changing", label, differ.astype(np.float64), bar=Bar(least=0.9) if driven else None)
+
+
+def _redrawn(model: WorldModel, frames: np.ndarray, known: np.ndarray, config: LongPlayConfig) -> Sign:
+    """Whether the model redraws frames ``(b, looks, h, w, 3)`` no worse than any of those ``known``."""
+    errors = _redraw_error(model, frames.reshape(-1, *frames.shape[2:]), config)
+    fits = (errors <= _redraw_error(model, known, config).max()).reshape(frames.shape[:2])
+    label = "frames that the model redraws as well as it does true ones"
+    return Sign("redrawn", label, fits.astype(np.float64), bar=Bar(least=0.95))
+
+
+def _redraw_error(model: WorldModel, frames: np.ndarray, config: LongPlayConfig, batch: int = 64) -> np.ndarray:
+    """Squared error of redrawing ``(n, h, w, 3)``, each shown to the model as a world at rest, ``(n,)``."""
+    errors, t = [], model.spec.context
+    for i in range(0, len(frames), batch):
+        part = frames[i : i + batch]
+        still = torch.as_tensor(np.repeat(part[:, None], t, 1)).to(model.device)
+        rest = torch.as_tensor(np.tile(model.spec.rest_action(), (len(part), t - 1, 1))).to(model.device)
+        with inference(model.device, pick_dtype(config.precision, model.device)):
+            errors.append(squared_error(model.decode(model.encode(still, rest)).cpu().numpy(), part))
+    return np.concatenate(errors)
+
+
+def _true_frames(truth: Truth, states: np.ndarray, keys: np.ndarray, looked: set[int]) -> list[np.ndarray]:
+    columns = []
+    for state, plan in zip(states, keys, strict=True):
+        truth.reset(options={"state": state})
+        shown = []
+        for step, action in enumerate(plan, 1):
+            truth.step(action)
+            if step in looked:
+                shown.append(truth.render())
+        columns.append(np.stack(shown))
+    return list(np.stack(columns, 1))
+
+
+def _megabytes(frames: list[np.ndarray]) -> float:
+    return sum(f.nbytes for f in frames) / 1e6

@@ -1,0 +1,273 @@
+"""Report: measured figures as one value; a table for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Group
+from rich.table import Table
+
+from neuralsim.data.episode import write_atomically
+from neuralsim.evaluation.statistics import Estimate
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a figure must reach: ``least <= value <= most``; with ``beats`` it must be better than copy-last-frame, and their 95 %
+    intervals apart; with ``surely`` the whole of its 95 % interval must lie within, and not on the edge."""
+
+    least: float = -math.inf
+    most: float = math.inf
+    beats: bool = False
+    surely: bool = False
+
+    def passed(self, value: float) -> bool:
+        """Whether ``value`` lies within the bar; NaN does not."""
+        return self.least < value < self.most if self.surely else self.least <= value <= self.most
+
+    def __str__(self) -> str:
+        if self.beats:
+            return "beats copy-last"
+        below, above, sure = ("<", ">", " (95 %)") if self.surely else ("≤", "≥", "")
+        if math.isinf(self.least):
+            return f"{below} {self.most:g}{sure}"
+        return (f"{above} {self.least:g}" if math.isinf(self.most) else f"{self.least:g} to {self.most:g}") + sure
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure. ``key`` and ``step`` name it for programs, ``label`` for people; ``low`` to ``high`` is its 95 % confidence interval.
+
+    ``baseline`` is the same figure for copy-last-frame, with its interval where that is known, ``floor`` for the reader on true
+    frames; None where there is no such thing.
+    ``median`` of repeats, where ``value`` is the best of them. ``better`` is "high", "low" or "" where neither is.
+    """
+
+    key: str
+    label: str
+    value: float
+    unit: str = ""
+    step: int | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    baseline: float | None = None
+    floor: float | None = None
+    better: str = ""
+    median: float | None = None
+    bar: Bar | None = None
+    baseline_low: float | None = None
+    baseline_high: float | None = None
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether the bar is reached; None without a bar."""
+        if self.bar is None:
+            return None
+        told = [self.value, *((self.low, self.high) if self.bar.surely else ())]
+        within = all(x is not None and self.bar.passed(x) for x in told)
+        return within and (self.beats_copying or not self.bar.beats)
+
+    @property
+    def beats_copying(self) -> bool:
+        """Whether this is better than the baseline, and their intervals are apart."""
+        ours, theirs = (self.low, self.baseline_high) if self.better == "high" else (self.baseline_low, self.high)
+        return ours is not None and theirs is not None and ours > theirs
+
+
+def row_of(estimate: Estimate, key: str, label: str, copied: Estimate | None = None, **rest: Any) -> Row:
+    """A Row of an Estimate, beside that of copy-last-frame if ``copied`` is given."""
+    if copied is not None:
+        rest |= {"baseline": copied.value, "baseline_low": copied.low, "baseline_high": copied.high}
+    return Row(key, label, estimate.value, low=estimate.low, high=estimate.high, n=estimate.n, **rest)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Rows with their title and circumstances (when, where, how)."""
+
+    title: str
+    rows: tuple[Row, ...]
+    circumstances: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, key: str | tuple[str, int | None]) -> Row:
+        """The row of ``key`` or ``(key, step)``."""
+        wanted = (key, None) if isinstance(key, str) else key
+        for row in self.rows:
+            if (row.key, row.step) == wanted:
+                return row
+        raise KeyError(f"{wanted!r}; there are {sorted({(r.key, r.step or 0) for r in self.rows})}")
+
+    @property
+    def missed(self) -> tuple[Row, ...]:
+        """The rows that do not reach their bar."""
+        return tuple(r for r in self.rows if r.passed is False)
+
+    def table(self, rows: Sequence[Row] | None = None) -> Table:
+        """A rich table of ``rows`` (all by default)."""
+        rows = self.rows if rows is None else rows
+        table = Table(
+            title=self.title, caption=", ".join(f"{k} {v}" for k, v in self.circumstances.items() if _plain(v))
+        )
+        table.add_column("")
+        columns = {
+            "step": any(r.step is not None for r in rows),
+            "value": True,
+            "median": any(r.median is not None for r in rows),
+            "95 %": any(r.low is not None for r in rows),
+            "copy-last": any(r.baseline is not None for r in rows),
+            "floor": any(r.floor is not None for r in rows),
+            "n": any(r.n is not None for r in rows),
+            "bar": any(r.bar is not None for r in rows),
+        }
+        shown = [name for name, wanted in columns.items() if wanted]
+        for name in shown:
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in rows:
+            colour = {None: "", True: "green", False: "red"}[row.passed]
+            value = f"{_number(row.value)} {row.unit}".strip()
+            cells = {
+                "step": "" if row.step is None else str(row.step),
+                "value": f"[{colour}]{value}[/]" if colour else value,
+                "median": _number(row.median),
+                "95 %": "" if row.low is None or row.high is None else f"{_number(row.low)}..{_number(row.high)}",
+                "copy-last": _number(row.baseline),
+                "floor": _number(row.floor),
+                "n": "" if row.n is None else str(row.n),
+                "bar": "" if row.bar is None else f"{row.bar} {'✓' if row.passed else '✗'}",
+            }
+            table.add_row(row.label, *(cells[name] for name in shown))
+        return table
+
+    def grid(self, rows: Sequence[Row]) -> Table:
+        """Rows of the same keys at several steps: one column per step; below each figure its interval, baseline and floor."""
+        steps = sorted({r.step for r in rows if r.step is not None})
+        table = Table(title="by steps dreamt")
+        table.add_column("")
+        for step in steps:
+            table.add_column(str(step), justify="right", no_wrap=True)
+        for key in dict.fromkeys(r.key for r in rows):
+            line = {r.step: r for r in rows if r.key == key}
+            first = next(iter(line.values()))
+            last = [
+                ("  95 %", lambda r: "" if r.low is None else f"{_number(r.low)}..{_number(r.high)}"),
+                ("  copy last", lambda r: _number(r.baseline)),
+                (
+                    "  its 95 %",
+                    lambda r: (
+                        "" if r.baseline_low is None else f"{_number(r.baseline_low)}..{_number(r.baseline_high)}"
+                    ),
+                ),
+                ("  reader's floor", lambda r: _number(r.floor)),
+            ]
+            table.add_row(
+                first.label + (f" ({first.unit})" if first.unit else ""),
+                *(_number(line[s].value) if s in line else "" for s in steps),
+            )
+            for label, cell in last:
+                cells = [cell(line[s]) if s in line else "" for s in steps]
+                if any(cells):
+                    table.add_row(label, *cells, style="dim")
+        return table
+
+    def tables(self) -> list[Table]:
+        """What must be reached, then the figures by steps dreamt, then the rest; those that there are."""
+        counts = Counter(r.key for r in self.rows)
+        bars = [r for r in self.rows if r.bar is not None]
+        by_step = [r for r in self.rows if counts[r.key] > 2]
+        rest = [r for r in self.rows if r.bar is None and counts[r.key] <= 2]
+        if not bars or not by_step:
+            return [self.table()]
+        return [self.table(bars), self.grid(by_step), *([replace(self, title="more").table(rest)] if rest else [])]
+
+    def __rich__(self) -> Group:
+        return Group(*self.tables())
+
+    def to_json(self) -> str:
+        """Indented JSON; numbers that are not finite become null, since JSON has none."""
+        body: dict[str, Any] = {
+            "title": self.title,
+            "circumstances": dict(self.circumstances),
+            "rows": [
+                {**asdict(r), "bar": None if r.bar is None else asdict(r.bar), "passed": r.passed} for r in self.rows
+            ],
+        }
+        return json.dumps(_finite(body), indent=1)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the JSON to ``path``, whole or not at all."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, self.to_json() + "\n")
+        return target
+
+
+def circumstances() -> dict[str, Any]:
+    """When and on what this runs: date, processor, cores, load, torch and its threads."""
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def cpu_model() -> str:
+    """The processor's name as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def resident_megabytes() -> float:
+    """Memory this process holds now, in MB; NaN where the system does not tell."""
+    status = Path("/proc/self/statm")
+    if not status.is_file():
+        return math.nan
+    return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def _plain(value: object) -> bool:
+    return value is not None and not isinstance(value, (dict, list, tuple))
+
+
+def _number(value: float | None) -> str:
+    """Three significant digits, fewer where they mean nothing."""
+    if value is None:
+        return ""
+    if math.isnan(value):
+        return "-"
+    size = abs(value)
+    if size >= 100:
+        return f"{value:.0f}"
+    if size >= 10:
+        return f"{value:.1f}"
+    if size >= 1 or size == 0:
+        return f"{value:.2f}"
+    return f"{value:.3f}" if size >= 0.001 else f"{value:.1e}"
+
+
+def _finite(value: Any) -> Any:
+    """``value`` with every number that is not finite replaced by None."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,74 @@
+"""Place: where a dataset lies, as it is typed: ``minari:my/dataset-v0``, ``lerobot:folder``, ``robomimic:file.hdf5``."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+from neuralsim.formats.dataset_reader import Source
+
+KINDS = {
+    "minari": "minari:my/dataset-v0",
+    "lerobot": "lerobot:folder/",
+    "robomimic": "robomimic:file.hdf5",
+    "zarr": "zarr:folder.zarr",
+    "video": "video:folder/",
+}
+"""What can be read, and how it is typed."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A kind of dataset and where it lies; a ValueError tells what can be typed."""
+
+    kind: str
+    where: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS or not self.where:
+            near = difflib.get_close_matches(self.kind, KINDS, 1, 0.5)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(f"{str(self)!r}: expected one of {', '.join(KINDS.values())}{hint}")
+
+    @classmethod
+    def parse(cls, text: str) -> Place:
+        """``kind:where``."""
+        kind, _, where = text.partition(":")
+        return cls(kind, where)
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.where}"
+
+    @property
+    def stem(self) -> str:
+        """A name for what lies there."""
+        return self.where.rstrip("/").split("/")[-1].split(".")[0] or self.kind
+
+    def open(self, root: Path | None = None) -> Source:
+        """Look at what lies there; ``root`` is the folder of all Minari datasets.
+
+        Raises FileNotFoundError where nothing does, ValueError where it is no dataset of its kind.
+        """
+        path = Path(self.where).expanduser()
+        match self.kind:
+            case "minari":
+                from neuralsim.formats.minari import MinariSource
+
+                return MinariSource(self.where, root)
+            case "lerobot":
+                from neuralsim.formats.lerobot_reader import LeRobotSource
+
+                return LeRobotSource(path)
+            case "robomimic":
+                from neuralsim.formats.robomimic import RobomimicSource
+
+                return RobomimicSource(path)
+            case "zarr":
+                from neuralsim.formats.zarr_replay_buffer import ReplayBufferSource
+
+                return ReplayBufferSource(path)
+            case _:
+                from neuralsim.formats.video_folder import VideoFolderSource
+
+                return VideoFolderSource(path)

@@ -1,0 +1,60 @@
+"""Export: the command that writes an episode store in somebody else's format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from neuralsim.data.episode import EpisodeStore
+from neuralsim.data.inspect import find_store
+
+TARGETS = {"lerobot": "lerobot:folder/", "minari": "minari:my/dataset-v0"}
+"""What can be written, and how it is typed."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write an episode store as a LeRobotDataset v3.0 or a local Minari dataset."""
+
+    store: str
+    """Name of a store below data/, or its folder."""
+    to: str
+    """Where it goes: lerobot:folder/ or minari:my/dataset-v0."""
+    pixels: Literal["yuv444p", "yuv420p"] = "yuv444p"
+    """How LeRobot's mp4 keeps colour: yuv444p as sharp as brightness, yuv420p so that every player shows it."""
+    root: Path | None = None
+    """Folder of all Minari datasets; Minari's own by default."""
+    json: Path | None = None
+    """Also write the figures to this file."""
+
+    def __post_init__(self) -> None:
+        kind, _, where = self.to.partition(":")
+        if kind not in TARGETS or not where:
+            raise ValueError(f"--to {self.to}: expected {' or '.join(TARGETS.values())}")
+
+    def open(self) -> EpisodeStore:
+        """The store to write; FileNotFoundError where there is none."""
+        return EpisodeStore(find_store(self.store))
+
+
+def export(
+    config: Export, store: EpisodeStore, env_id: str | None = None, watch: Callable[[int], None] = lambda done: None
+) -> dict[str, Any]:
+    """Write ``store``; returns the figures, ready for JSON.
+
+    ``env_id``: a registered Gymnasium id of the world, for Minari; ``watch`` is told how many episodes are written. Raises
+    FileExistsError where the target exists, ValueError where the format cannot hold the store.
+    """
+    kind, _, where = config.to.partition(":")
+    figures: dict[str, Any] = {"store": str(store.folder), "to": config.to, "episodes": len(store)}
+    if kind == "minari":
+        from neuralsim.formats.minari import write_minari
+
+        return figures | {"folder": str(write_minari(store, where, config.root, env_id, watch))}
+    from neuralsim.formats.lerobot_writer import write_lerobot
+
+    written = write_lerobot(store, Path(where).expanduser(), config.pixels, watch)
+    psnr = None if written.psnr_db is None else round(written.psnr_db, 2)
+    return figures | {"folder": str(written.folder), "psnr_db": psnr}

@@ -1,0 +1,247 @@
+"""LeRobotDataset v3.0 and v2.x: rows in parquet, frames in mp4, read with pyarrow and av.
+
+A row is an observation and the action taken there; ``next.reward`` and ``next.done`` are what that action led to. Checksums of
+pages are verified where a file has them, and those of files where NeuralSim wrote the dataset.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neuralsim.data.episode import StoreInfo
+from neuralsim.data.video import read_film
+from neuralsim.formats.action_choices import ActionChoices, Meaning, meaning_of
+from neuralsim.formats.action_mapping import ActionScale
+from neuralsim.formats.dataset_reader import (
+    LAST_ROW,
+    About,
+    Broken,
+    Images,
+    LeftOut,
+    Recording,
+    Steps,
+    blaming,
+    each,
+    flags,
+    numbers,
+)
+from neuralsim.formats.lerobot_metadata import ACTION, DONE, REWARD, TERMINATED, TRUNCATED, Entry, LeRobotLayout
+from neuralsim.spec import WorldSpec
+
+INDEX = ("episode_index", "frame_index", "timestamp")
+LOOSE = 0.02
+"""How far the time between rows may be from the frame rate, as a share."""
+
+
+class LeRobotSource:
+    """The LeRobotDataset in ``folder``.
+
+    Cameras are the features of dtype video or image, actions the feature "action", states all vectors of numbers below
+    "observation". Raises FileNotFoundError where there is none, ValueError where it cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.layout = LeRobotLayout(folder)
+        layout, kinds, ours = self.layout, self.layout.kinds, self.layout.record
+        self._rows: tuple[Path, dict[str, np.ndarray]] | None = None
+        self._acted, self._vectors = ACTION in kinds, layout.vectors
+        self._flags = [key for key in (DONE, TERMINATED, TRUNCATED) if key in kinds]
+        self._columns = {*INDEX, *self._vectors, *self._flags, ACTION, REWARD}
+        if not layout.cameras:
+            raise ValueError(f"{folder}: has no camera; expected a feature of dtype video or image, got {kinds}")
+        aside = sorted(set(kinds) - self._columns - {*layout.cameras, "index", "task_index"})
+        remarks = [f"left aside: {', '.join(aside)}"] if aside else []
+        spec = StoreInfo(WorldSpec(**ours["spec"]), (), source=ours["source"]).spec if ours else None
+        scale: Meaning | None = None
+        if spec is not None:
+            scale = meaning_of(spec)
+        elif self._acted:
+            bounds: ActionScale | None = None
+            try:
+                bounds = layout.scale()
+            except ValueError as error:
+                remarks.append(f"the bounds on record are of no use ({error}); they are taken from the actions")
+            scale = self._choices(bounds) or bounds if "int" in kinds[ACTION] else bounds
+        if DONE in kinds and not {TERMINATED, TRUNCATED} & set(kinds):
+            remarks.append("next.done does not tell an end from a time limit: all are taken for ends")
+        if self._acted and not ours:
+            remarks.append(LAST_ROW)
+        given = {
+            "actions": self._acted,
+            "rewards": REWARD in kinds,
+            "terminated": bool({TERMINATED, DONE} & set(kinds)),
+            "truncated": TRUNCATED in kinds,
+        }
+        self.about = About(
+            format=f"LeRobotDataset v{layout.version}",
+            cameras=layout.cameras,
+            action_names=layout.names(ACTION) if self._acted else (),
+            state_names=tuple(ours["state_names"]) if ours else self._state_names(),
+            given=frozenset(name for name, yes in given.items() if yes),
+            recordings=len(layout.entries) + len(layout.broken),
+            frames=sum(entry.length for entry in layout.entries),
+            rate_hz=layout.rate_hz,
+            scale=scale,
+            spec=spec,
+            source=ours["source"] if ours else None,
+            action_units=("choice",) * len(scale.counts) if isinstance(scale, ActionChoices) else (),
+            remarks=tuple(remarks),
+        )
+
+    def actions(self) -> Iterator[np.ndarray | LeftOut]:
+        """See Source."""
+        return each(self.layout.entries, self._where, lambda entry: self._column(entry, ACTION))
+
+    def recordings(self, cameras: Sequence[str]) -> Iterator[Recording | LeftOut]:
+        """See Source."""
+        yield from self.layout.broken
+        yield from each(self.layout.entries, self._where, lambda entry: self._recording(entry, cameras))
+
+    def _choices(self, bounds: ActionScale | None) -> ActionChoices | None:
+        """What actions of an integer dtype choose among: a dataset that stores them so declares them to be choices."""
+        try:
+            return ActionChoices.within(
+                bounds or ActionScale.of_actions(a for a in self.actions() if not isinstance(a, LeftOut))
+            )
+        except ValueError:  # none can be read: whoever imports them is told why
+            return None
+
+    def _where(self, entry: Entry) -> str:
+        return f"{self.layout.folder}: episode {entry.index}"
+
+    def _state_names(self) -> tuple[str, ...]:
+        """Names of all states, each with its vector's name before it where there are several."""
+        alone = len(self._vectors) == 1
+        return tuple(
+            name if alone else f"{key.removeprefix('observation.')}.{name}"
+            for key in self._vectors
+            for name in self.layout.names(key)
+        )
+
+    def _recording(self, entry: Entry, cameras: Sequence[str]) -> Recording:
+        where = self._where(entry)
+        rows: dict[str, np.ndarray] = {}
+        if self._acted:
+            rows["actions"] = self._column(entry, ACTION)
+        if REWARD in self.layout.kinds:
+            rows["rewards"] = self._column(entry, REWARD)[:, 0]
+        said = {key: flags(self._column(entry, key), f"{where}: {key}") for key in self._flags}
+        if TRUNCATED in said:
+            rows["truncated"] = said[TRUNCATED]
+        if TERMINATED in said:
+            rows["terminated"] = said[TERMINATED]
+        elif DONE in said:
+            rows["terminated"] = said[DONE] & ~said.get(TRUNCATED, np.zeros_like(said[DONE]))
+        states = [self._column(entry, key) for key in self._vectors]
+        times = self._times(entry)
+        steps = Steps.of_rows(rows)
+        provenance = entry.provenance or {
+            "seed": entry.index,
+            "policy": "unknown",
+            "version": self.about.format,
+            "index": entry.index,
+            **({"task": entry.task} if entry.task else {}),
+            **({"unseen": steps.unseen} if steps.unseen else {}),
+        }
+        return Recording(
+            where,
+            self._frames(entry, cameras, times),
+            provenance,
+            states=np.concatenate(states, axis=1) if states else None,
+            **steps.arrays,
+        )
+
+    def _times(self, entry: Entry) -> np.ndarray:
+        """Seconds of each row since the episode began; Broken where they and the frame rate do not agree."""
+        times, number = self._column(entry, "timestamp")[:, 0], self._column(entry, "frame_index")[:, 0]
+        where, rate = f"{entry.data}: episode {entry.index}", self.layout.rate_hz
+        if not np.array_equal(number, np.arange(len(number))):
+            raise Broken(
+                f"{where}: frame_index: expected 0 to {len(number) - 1} in order, got {number[:5].tolist()}..."
+            )
+        seconds = times[-1] - times[0]
+        if (np.diff(times) <= 0).any() or abs(seconds * rate / (len(times) - 1) - 1) > LOOSE:
+            raise Broken(
+                f"{where}: timestamp: {len(times)} rows take {seconds:.3f} s; expected {rate:g} a second, rising"
+            )
+        return times
+
+    def _column(self, entry: Entry, key: str) -> np.ndarray:
+        """The rows of ``entry`` in one column, float64 ``(N, width)``."""
+        table = self._table(entry.data)
+        for name in ("episode_index", key):
+            if name not in table:
+                raise Broken(f"{entry.data}: the column {name!r} is missing; there: {', '.join(sorted(table))}")
+        there = np.flatnonzero(table["episode_index"] == entry.index)
+        if len(there) != entry.length:
+            raise Broken(f"{entry.data}: has {len(there)} rows of episode {entry.index}, meta/ says {entry.length}")
+        if len(there) < 2:
+            raise Broken(f"{entry.data}: episode {entry.index} has {len(there)} rows; a step needs two")
+        told, found = self.layout.kinds.get(key, "numbers"), table[key].dtype
+        if found.kind not in "fiub" or told.rstrip("0123456789") not in (found.name.rstrip("0123456789"), "numbers"):
+            raise Broken(f"{entry.data}: column {key!r}: expected {told}, got {found}")
+        return numbers(table[key][there], f"{entry.data}: column {key!r}", self.layout.widths.get(key, 1))
+
+    def _table(self, path: Path) -> dict[str, np.ndarray]:
+        """The columns of numbers in a file; the last file is kept, for episodes that follow each other lie together."""
+        import pyarrow.parquet as pq
+
+        if self._rows is None or self._rows[0] != path:
+            with blaming(str(path)):
+                self.layout.verify(path)
+                file = pq.ParquetFile(path, page_checksum_verification=True)
+                names = [name for name in file.schema_arrow.names if name in self._columns]
+                table = file.read(names)
+            self._rows = path, {name: _to_numpy(table.column(name), f"{path}: column {name!r}") for name in names}
+        return self._rows[1]
+
+    def _frames(self, entry: Entry, cameras: Sequence[str], times: np.ndarray) -> Iterator[Images]:
+        views = [self._film(entry, c, times) if c in entry.films else self._pictures(entry, c) for c in cameras]
+        return zip(*views, strict=True)
+
+    def _film(self, entry: Entry, camera: str, times: np.ndarray) -> Iterator[np.ndarray]:
+        """The frame of each row, from the film of many episodes or of one."""
+        path, begin = entry.films[camera]
+        with blaming(str(path)):
+            self.layout.verify(path)
+        film, reach = read_film(path, begin), 0.5 / self.layout.rate_hz
+        for row, wanted in enumerate(begin + times):
+            found = next((shown for shown in film if shown[0] >= wanted - reach), None)
+            if found is None or found[0] > wanted + reach:
+                raise Broken(f"{path}: has no frame at {wanted:.3f} s, row {row} of episode {entry.index}")
+            yield found[1]
+
+    def _pictures(self, entry: Entry, camera: str) -> Iterator[np.ndarray]:
+        """Images that lie in the rows themselves, as encoded files."""
+        import imageio.v3 as iio
+        import pyarrow.parquet as pq
+
+        where = f"{entry.data}: column {camera!r}"
+        with blaming(where):
+            mine = [("episode_index", "=", entry.index)]
+            table = pq.read_table(entry.data, columns=[camera], filters=mine, page_checksum_verification=True)
+        for row, value in enumerate(table.column(camera)):
+            with blaming(f"{where}, row {row}"):
+                image = iio.imread(io.BytesIO(value.as_py()["bytes"]), mode="RGB")
+            yield image
+
+
+def _to_numpy(column: Any, where: str) -> np.ndarray:
+    """An arrow column as ``(N,)`` or, for lists of equal length, ``(N, width)``; of objects where it is neither."""
+    import pyarrow.compute
+
+    with blaming(where):
+        whole = column.combine_chunks()
+        empty = np.array([None] * len(whole), object)
+        if "list" not in str(whole.type):
+            return empty if whole.null_count else whole.to_numpy(zero_copy_only=False)
+        lengths = pyarrow.compute.unique(pyarrow.compute.list_value_length(whole)).to_pylist()
+        values = whole.flatten()
+        if len(lengths) > 1 or None in lengths or values.null_count:
+            return empty
+        return values.to_numpy(zero_copy_only=False).reshape(len(whole), -1)

@@ -1,0 +1,1 @@
+"""Trained worlds: open, register and describe them."""

@@ -1,0 +1,1 @@
+"""What every program needs: devices, progress, interrupts, files, optional imports."""

@@ -1,0 +1,1 @@
+"""Files of a world folder: manifest, weights, hub."""

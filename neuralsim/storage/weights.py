@@ -1,0 +1,172 @@
+"""model_file: a model from its ``config.json`` and safetensors, with everything checked that a stranger's files may hold.
+
+The class is given, never looked up by what a file says. Nothing is allocated that the weights' own size does not explain.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch.overrides import TorchFunctionMode
+
+from neuralsim.spec import WorldSpec
+from neuralsim.storage.manifest import CONFIG, WEIGHTS, read_object
+from neuralsim.storage.quantization import SCALE, unpack
+from neuralsim.world_model import WorldModel
+
+Model = TypeVar("Model", bound=WorldModel)
+HIDDEN = {"_class_name", "_diffusers_version", "_name_or_path", "_commit_hash"}
+"""What diffusers writes into a config beside the constructor's arguments."""
+LEAST_ALLOWANCE, ALLOWANCE = 64_000_000, 16
+"""Bytes that a model may allocate while it is built: this much, and so many times what its weights take in float32."""
+FACTORIES = {"empty", "zeros", "ones", "full", "rand", "randn", "randint", "arange", "linspace", "eye"}
+"""Functions of torch that make tensors from sizes."""
+
+
+def read_model(folder: Path, kind: type[Model], config: Mapping[str, Any]) -> Model:
+    """The ``kind`` that ``config``, which is config.json's, and the weights in ``folder`` describe; a ValueError names the
+    file and what is wrong with it. Touches no global random state."""
+    check_config(folder / CONFIG, kind, config)
+    name = kind.__name__
+    try:
+        tensors = unpack(load_file(folder / WEIGHTS))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{folder}: not a world ({WEIGHTS} is missing); World(model).save(folder) makes one"
+        ) from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{folder}: {CONFIG} and {WEIGHTS} do not make a {name}: {WEIGHTS}: {error}") from error
+    limit = LEAST_ALLOWANCE + ALLOWANCE * 4 * sum(tensor.numel() for tensor in tensors.values())
+    try:
+        # A new model draws its first weights from the global generator.
+        with torch.random.fork_rng(devices=[]), _Allowance(limit):
+            model: Any = kind.from_config(dict(config))
+    except Exception as error:  # constructors raise what they like
+        reason = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{folder}: {CONFIG} and {WEIGHTS} do not make a {name}: {CONFIG}: {reason:.500}") from error
+    own = model.state_dict()
+    parameters = {name for name, _ in model.named_parameters()}
+    wrong = [f"{n}: {w}" for n in sorted(own.keys() | tensors.keys()) if (w := _wrong(own, tensors, n, parameters))]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise ValueError(
+            f"{folder}: {CONFIG} and {WEIGHTS} do not make a {name}: {WEIGHTS}: {wrong[0]}{more}; "
+            "if another version of NeuralSim wrote it, use that one or train anew"
+        )
+    model.load_state_dict(tensors)
+    return model
+
+
+def read_packed(folder: Path, kind: type[Model]) -> Model | None:
+    """The ``kind`` in ``folder``, where its weights are packed (see neuralsim.storage.quantization); None where they are not,
+    which diffusers reads by itself. Raises ValueError as ``read_model`` does."""
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        return None
+    with safe_open(weights, framework="pt") as file:
+        if not any(name.endswith(SCALE) for name in file.keys()):  # noqa: SIM118 (no dict)
+            return None
+    return read_model(folder, kind, read_object(folder / CONFIG))
+
+
+def check_config(path: Path, kind: type[WorldModel], config: Mapping[str, Any]) -> None:
+    """Raise a ValueError for keys that ``kind`` does not take, and values of another type than it and WorldSpec declare."""
+    taken = [name for name in inspect.signature(kind.__init__).parameters if name != "self"]
+    if unknown := sorted(config.keys() - HIDDEN - set(taken)):
+        raise ValueError(
+            f"{path}: unknown key {unknown[0]!r}; {kind.__name__} takes {', '.join(taken)}. A newer NeuralSim may have written it"
+        )
+    _check_types(path, "", config, _hints(kind.__init__))
+    spec = config.get("spec")
+    if isinstance(spec, dict) and spec.keys() <= {f.name for f in fields(WorldSpec)}:
+        _check_types(path, "spec.", spec, _hints(WorldSpec))
+        name = spec.get("name", "")
+        if not name.isprintable() or ".." in name or any(sign in name for sign in "/\\"):
+            raise ValueError(f"{path}: spec.name: expected a plain word, got {name!r}")
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether ``value``, as JSON gives it, is what ``hint`` declares; a hint that says nothing of JSON fits all. Numbers
+    must be finite, and true is no number."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, one) for one in inner)
+    if origin is typing.Literal:
+        return value in inner
+    if origin in (list, tuple):
+        kind = inner[0] if inner else Any
+        return isinstance(value, list) and all(fits(one, kind) for one in value)
+    if origin is dict or hint is dict:
+        return isinstance(value, dict)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (str, bool, type(None)):
+        return isinstance(value, hint)
+    return True
+
+
+def _check_types(path: Path, prefix: str, values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        if name in hints and not fits(value, hints[name]):
+            declared = getattr(hints[name], "__name__", None) if not typing.get_args(hints[name]) else None
+            raise ValueError(f"{path}: {prefix}{name}: expected {declared or hints[name]}, got {value!r:.80}")
+
+
+def _hints(declared: Any) -> Mapping[str, Any]:
+    try:
+        return typing.get_type_hints(declared)
+    except Exception:  # a third party's annotations need not mean anything at run time
+        return {}
+
+
+def _wrong(
+    own: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], name: str, parameters: set[str]
+) -> str | None:
+    """What is wrong with the tensor of that name in the file, beside the model's own."""
+    if name not in tensors:
+        return "missing"
+    if name not in own:
+        return "the model has no such tensor"
+    came, expected = tensors[name], own[name]
+    if came.shape != expected.shape:
+        return f"expected shape {tuple(expected.shape)}, got {tuple(came.shape)}"
+    if came.dtype != expected.dtype and not (came.is_floating_point() and expected.is_floating_point()):
+        return f"expected {expected.dtype}, got {came.dtype}"
+    if came.is_floating_point():
+        numbers = came.float()
+        if bool(numbers.isnan().any()):
+            return "holds NaN"
+        if name in parameters and bool(numbers.isinf().any()):  # a buffer may be a limit that is never reached
+            return "holds infinity"
+    return None
+
+
+class _Allowance(TorchFunctionMode):
+    """While it lasts, tensors may be made up to ``limit`` bytes; then a ValueError."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.left = self.limit = limit
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        given = kwargs or {}
+        if getattr(func, "__name__", "") in FACTORIES:
+            sizes = {k: v for k, v in given.items() if k not in ("out", "generator", "pin_memory")}
+            self.left -= func(*args, **{**sizes, "device": "meta"}).nbytes  # a tensor without memory
+            if self.left < 0:
+                raise ValueError(
+                    f"asks for a model of more than {self.limit / 1e6:.0f} MB, which weights of this size do not explain"
+                )
+        return func(*args, **given)

@@ -1,0 +1,298 @@
+"""VideoCurriculum: how a VideoWAM learns. The codec on single frames; the dynamics on tokens, on the model's own rollouts; the
+readings (reward, end, state) on true and imagined tokens.
+
+Video without actions teaches codec and dynamics too: the model is then told that somebody acted, and not how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from neuralsim.data.episode import EpisodeStore, WindowSampler
+from neuralsim.models.codec import to_pixels
+from neuralsim.models.roles import DISCOUNT
+from neuralsim.models.video_wam import VideoWAM
+from neuralsim.runtime.device import arithmetic
+from neuralsim.training.losses import distance, forcing_losses, joint_losses, reading_losses, rollout_losses
+from neuralsim.training.recipes import VideoRecipe
+from neuralsim.training.stages import Curriculum, Losses, Run, Stage
+from neuralsim.training.token_dataset import TokenWindows, encode_store
+
+STILL, DIFFERENT = 0.15, 0.1
+"""A camera counts as still where at most this share of a frame differs from the median one, by this much of the range of a
+pixel. Measured on 253 frames each: TwoRoom 0.006, Push-T 0.035, CarRacing 0.31."""
+
+
+class VideoCurriculum(Curriculum):
+    """See the module's text."""
+
+    model: VideoWAM
+
+    def __init__(self, recipe: VideoRecipe, run: Run) -> None:
+        self.run = run
+        self.recipe = recipe = self._fit_to_camera(recipe)
+        names = run.store.info.state_names if recipe.read_states else ()
+        self.model = VideoWAM.build(run.store.spec, recipe.codec, recipe.stream, names, recipe.joint)
+
+    @property
+    def makers(self) -> dict[str, Callable[[], Stage]]:
+        """See Curriculum."""
+        joint = {"joint": self._joint} if self.recipe.joint is not None else {}
+        return {"codec": self._codec, "dynamics": self._dynamics, "readings": self._readings, **joint}
+
+    def begin(self) -> None:
+        """The median frame is the background; what is told of states is standardised."""
+        self.model.codec.background.copy_(self.run.median_frame())
+        draws = np.random.default_rng([self.run.seed, 1005])
+        states = WindowSampler(self.run.store, 1).sample(4096, draws).states
+        if states is not None and self.model.probe is not None:
+            self.model.probe.fit(torch.as_tensor(states[:, 0]).to(self.run.device))
+
+    def finish(self, stage: str) -> None:
+        """After the codec stage: mean and spread of the numbers, and how badly the codec may redraw what it knows."""
+        if stage != "codec":
+            return
+        codec, run = self.model.codec, self.run
+        draws = np.random.default_rng([run.seed, 1002])
+        frames = torch.as_tensor(WindowSampler(run.store, 1).sample(2048, draws).frames[:, 0]).to(run.device)
+        with torch.no_grad(), arithmetic(run.dtype, run.device):
+            numbers = torch.cat([codec.numbers(to_pixels(part)) for part in frames.split(256)]).float()
+            codec.mean.copy_(numbers.mean(0))
+            codec.std.copy_(numbers.std(0).clamp(min=1e-3))
+            wrong = torch.cat([codec.redraw_error(part, codec.encode(part)) for part in frames.split(256)])
+        self.model.redraw_limit.copy_(wrong.quantile(0.999))
+
+    def redraw(self, stage: str, frames: torch.Tensor, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Redrawn by the codec, or dreamt to the end."""
+        if stage == "codec":
+            return frames[:, 0], self.model.codec.decode(self.model.codec.encode(frames[:, 0]))
+        return self.dream_last(frames, actions)
+
+    # -- stages
+
+    def _codec(self) -> Stage:
+        codec, recipe, run = self.model.codec, self.recipe, self.run
+        windows = WindowSampler(run.store, 1)
+
+        def loss(step: int, draws: np.random.Generator) -> Losses:
+            frames = torch.as_tensor(windows.sample(recipe.codec_stage.batch, draws).frames[:, 0]).to(run.device)
+            noise = run.noise(draws, len(frames)).normal(codec.tokens * codec.size)
+            return {"pixels": codec.loss(frames, noise, recipe.place_jitter, recipe.emphasis).mean()}
+
+        return Stage("codec", recipe.codec_stage, list(codec.parameters()), loss)
+
+    def _fit_to_camera(self, recipe: VideoRecipe) -> VideoRecipe:
+        """The recipe, with what it has for a moving camera where the data's is one."""
+        if (moving := recipe.moving) is None:
+            return recipe
+        draws = np.random.default_rng([self.run.seed, 1004])
+        frames = WindowSampler(self.run.store, 1).sample(256, draws).frames[:, 0].astype(np.float32)
+        differs = np.abs(frames - np.median(frames, 0)).max(-1) > 255 * DIFFERENT
+        if differs.mean() <= STILL:
+            return recipe
+        return replace(recipe, codec=moving.codec, emphasis=moving.emphasis, place_jitter=moving.jitter)
+
+    def _tokens(self) -> torch.Tensor:
+        run, codec = self.run, self.model.codec
+
+        def encode(frames: torch.Tensor) -> torch.Tensor:
+            return codec.encode(frames[:, 0])
+
+        return encode_store(encode, codec.state_dict(), run.store, run.cache, run.dtype, run.device, run.bar)
+
+    def _dynamics(self) -> Stage:
+        model, recipe, stage, run = self.model, self.recipe, self.recipe.dynamics_stage, self.run
+        every = _Windows(self.run.store, self._tokens())
+        scale = every.typical_change()
+        forcing_length = model.past + recipe.stream.window
+
+        def loss(step: int, draws: np.random.Generator) -> Losses:
+            windows = every.draw(draws)
+            if step % recipe.forcing_every == 0:
+                frames = min(forcing_length, windows.longest + 1)
+                rows = max(1, stage.batch // frames)
+                clip = windows.sample(rows, frames, draws, run.device)
+                losses = forcing_losses(model, clip.tokens, clip.actions, run.noise(draws, rows))
+                return {k: 0.1 * v.mean() / scale for k, v in losses.items()}
+            length = recipe.rollout[min(step * len(recipe.rollout) // stage.steps, len(recipe.rollout) - 1)]
+            length = min(length, windows.longest)
+            rows = max(1, stage.batch // length)
+            sampler = step % recipe.sampler_every == recipe.sampler_every - 1
+            alone = bool(draws.random() < recipe.alone) and not sampler
+            context = 1 if alone else int(draws.integers(1, model.past + 2))
+            context = min(context, windows.longest + 1 - length)
+            clip = windows.sample(rows, context + length, draws, run.device)
+            noise = run.noise(draws, rows)
+            chunk = int(draws.integers(1, model.past + 1)) if sampler else 1
+            with denoising(model, int(draws.integers(1, 5)) if sampler else 1):
+                losses, _ = rollout_losses(
+                    model, clip.tokens, clip.actions, context, noise, recipe.token_jitter, alone, chunk
+                )
+            # By other ways a dream strays further; its gradients must not drown those of the way that is used.
+            weight = 0.25 if sampler else 1.0
+            return {"dynamics": weight * losses["dynamics"].mean() / scale, "doubt": 0.1 * losses["doubt"].mean()}
+
+        moved = [*model.stream.parameters(), *model.error_head.parameters()]
+        return Stage("dynamics", stage, moved, loss)
+
+    def _readings(self) -> Stage:
+        model, recipe, stage, run = self.model, self.recipe, self.recipe.readings_stage, self.run
+        every = _Windows(self.run.store, self._tokens())
+        length = min(12, every.first.longest)
+
+        def loss(step: int, draws: np.random.Generator) -> Losses:
+            """Half true tokens, half dreamt ones; half of each from windows in which something was achieved."""
+            rows = max(1, stage.batch // (2 * length))
+            clip = every.first.sample(2 * rows, length + 1, draws, run.device, rewarding=True)
+            with torch.no_grad():
+                noise = run.noise(draws, len(clip.tokens))
+                _, dreamt = rollout_losses(model, clip.tokens, clip.actions, 1, noise, recipe.token_jitter)
+            tokens = torch.cat([clip.tokens[:, 1:], dreamt]).flatten(0, 1).float()
+            reward, terminated = (x.repeat(2, 1).flatten() for x in (clip.rewards, clip.terminated))
+            losses = {
+                k: v.mean() for k, v in reading_losses(model.reward_head, tokens.flatten(1), reward, terminated).items()
+            }
+            if clip.states is not None and model.probe is not None:
+                # A dream is read as what it shows, be it true or not: so only true tokens, a little off.
+                seen = clip.tokens.flatten(0, 1).flatten(1).float()
+                seen = seen + recipe.token_jitter * run.noise(draws, len(seen)).normal(seen.shape[1])
+                losses["state"] = distance(model.told(seen), model.probe.standard(clip.states.flatten(0, 1))).mean()
+            return losses
+
+        moved = [*model.reward_head.parameters()]
+        if model.probe is not None and model.state_head is not None:
+            moved += [*model.probe.parameters(), *model.state_head.parameters()]
+        return Stage("readings", stage, moved, loss)
+
+    def _joint(self) -> Stage:
+        model, recipe, run = self.model, self.recipe, self.run
+        stage, joint = recipe.joint_stage, model.joint
+        assert joint is not None
+        assert model.value_head is not None
+        mix = JointMix(run.store, self._tokens(), recipe)
+        value_head = model.value_head
+
+        def loss(step: int, draws: np.random.Generator) -> Losses:
+            windows, role = mix.draw(draws)
+            context = int(draws.choice([1, 2, model.past + 1]))  # a long history costs more than the chunk itself
+            rows = stage.batch if role in ("act", "foresee") else stage.batch // 2  # the others have twice the tokens
+            clip = windows.sample(rows, context + joint.chunk, draws, run.device)
+            assert clip.at is not None
+            noise = run.noise(draws, rows)
+            tokens = clip.tokens.clone()
+            jitter = noise.normal(tokens[0, :context].numel(), stream=1)
+            tokens[:, :context] += recipe.token_jitter * jitter.view(tokens[:, :context].shape)
+            found = joint_losses(model, tokens, clip.actions, mix.aim[clip.at[:, 0]], context, noise, role)
+            losses = {name: part.mean() for name, part in found.items()}
+            worth = mix.worth[clip.at[:, context - 1]].to(run.device)
+            if (known := torch.isfinite(worth)).any():
+                told = value_head(tokens[:, context - 1].flatten(1)).float()[:, 0]
+                losses["value"] = F.binary_cross_entropy_with_logits(told[known], worth[known])
+            return losses
+
+        return Stage("joint", stage, [*joint.parameters(), *value_head.parameters()], loss)
+
+
+class JointMix:
+    """What the joint stage learns from: demonstrations, play, and video whose actions are withheld; a role at a time.
+
+    ``aim`` int64 and ``worth`` float32 per frame of the store: 1 where a demonstrator acts; and what the frame is worth to
+    him, ``DISCOUNT`` to the number of steps until his first success, 0 where there is none, NaN for everybody else.
+    """
+
+    ROLES: ClassVar[dict[str, dict[str, float]]] = {
+        "demonstrations": {"act": 0.65, "dream": 0.12, "infer": 0.12, "foresee": 0.11},
+        "play": {"act": 0.05, "dream": 0.1, "infer": 0.45, "simulate": 0.4},
+        "video": {"foresee": 1.0},
+    }
+    """How often each is asked what: to act is the hardest to learn, and only demonstrations show it."""
+
+    def __init__(self, store: EpisodeStore, tokens: torch.Tensor, recipe: VideoRecipe) -> None:
+        kept = store.split(held_out=False)
+        who = [str(store.provenance(int(i)).get("policy")) for i in kept]
+        shown = np.array(
+            [name == recipe.demonstrator or name.startswith(f"{recipe.demonstrator}-") for name in who], bool
+        )
+        acted = store.acted(kept)
+        if not (shown & acted).any():
+            raise ValueError(
+                f"{store.folder}: no training episodes of policy {recipe.demonstrator!r} to learn acting from; collect some with "
+                f"'neuralsim collect {store.spec.name} --policy {recipe.demonstrator} --out FOLDER' and add --also FOLDER"
+            )
+        parts = (("demonstrations", shown & acted, True), ("play", ~shown & acted, True), ("video", ~acted, False))
+        self._parts = [
+            (recipe.joint_mix[name], name, TokenWindows(store, tokens, told, kept[chosen]))
+            for name, chosen, told in parts
+            if chosen.any() and recipe.joint_mix[name] > 0
+        ]
+        self.aim = torch.zeros(len(tokens), dtype=torch.int64)
+        self.worth = torch.full((len(tokens),), torch.nan)
+        firsts, _ = store.offsets()
+        for i, known in zip(kept[shown], acted[shown], strict=True):
+            first, t = int(firsts[i]), int(store.lengths[i])
+            self.aim[first : first + t + 1] = 1
+            if known:
+                self.worth[first : first + t + 1] = _worth(store[int(i)].terminated)
+
+    def draw(self, draws: np.random.Generator) -> tuple[TokenWindows, str]:
+        """Whose windows a step is made of, and in which role: of video without actions only frames can be asked."""
+        odds = np.cumsum([share for share, _, _ in self._parts])
+        _, name, windows = self._parts[int(np.searchsorted(odds, draws.random() * odds[-1], side="right"))]
+        roles = self.ROLES[name]
+        return windows, str(draws.choice(list(roles), p=list(roles.values())))
+
+
+def _worth(terminated: np.ndarray) -> torch.Tensor:
+    """Per frame of an episode of T steps, ``(T+1,)``: DISCOUNT to the steps until success; 1 from there on."""
+    ends = np.flatnonzero(terminated)
+    if not len(ends):
+        return torch.zeros(len(terminated) + 1)
+    left = np.maximum(ends[0] + 1 - np.arange(len(terminated) + 1), 0)
+    return torch.from_numpy(DISCOUNT**left).float()
+
+
+class _Windows:
+    """Windows of the episodes whose actions are known, and of those that are video alone, as many as each has frames."""
+
+    def __init__(self, store: EpisodeStore, tokens: torch.Tensor) -> None:
+        kept = store.split(held_out=False)
+        acted = store.acted(kept)
+        kinds = [kind for kind in (True, False) if (acted == kind).any()]
+        if not kinds:
+            raise ValueError(
+                f"{store.folder}: no training episodes (those whose seed is a multiple of 20 are held out)"
+            )
+        self._parts = [TokenWindows(store, tokens, kind) for kind in kinds]
+        self._share = float(store.lengths[kept[acted == kinds[0]]].sum() / store.lengths[kept].sum())
+
+    @property
+    def first(self) -> TokenWindows:
+        """Those with actions, where there are any."""
+        return self._parts[0]
+
+    def draw(self, draws: np.random.Generator) -> TokenWindows:
+        """One of the two kinds."""
+        alone = len(self._parts) == 1
+        return self._parts[0 if alone or draws.random() < self._share else 1]
+
+    def typical_change(self) -> float:
+        """See TokenWindows; over all."""
+        shares = [self._share, 1 - self._share]
+        return sum(share * part.typical_change() for share, part in zip(shares, self._parts, strict=False))
+
+
+@contextmanager
+def denoising(model: VideoWAM, steps: int) -> Iterator[None]:
+    """``model`` denoises in so many passes."""
+    before, model.denoise_steps = model.denoise_steps, steps
+    try:
+        yield
+    finally:
+        model.denoise_steps = before

@@ -1,0 +1,69 @@
+"""Promises of the video model: it looks at what it draws now and then, row by row, and never while it learns."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from neuralsim.models.video_wam import VideoWAM
+from neuralsim.noise import Noise
+
+
+def with_look(model: VideoWAM, look_every: int) -> VideoWAM:
+    """The same sizes, another habit of looking."""
+    sizes = {k: v for k, v in model.config.items() if not k.startswith("_")}
+    return VideoWAM(**sizes | {"look_every": look_every})
+
+
+@pytest.fixture
+def looking(tiny_model: VideoWAM) -> VideoWAM:
+    """A model that looks at every third step, on its own weights."""
+    model = with_look(tiny_model, 3).eval()
+    model.load_state_dict(tiny_model.state_dict())
+    return model
+
+
+def begin(model: VideoWAM, rows: int) -> tuple[object, Noise]:
+    frames = torch.randint(0, 256, (rows, 1, *model.spec.frame_shape), generator=torch.Generator().manual_seed(0))
+    return model.encode(frames.to(torch.uint8), torch.zeros(rows, 0, model.spec.action_size)), Noise.from_seeds(
+        range(rows)
+    )
+
+
+@torch.inference_mode()
+def test_every_so_often_tokens_are_read_off_the_drawn_frame(looking: VideoWAM, tiny_model: VideoWAM) -> None:
+    tiny_model.look_every = 10**9
+    (ours, rng), (plain, _) = begin(looking, 2), begin(tiny_model, 2)
+    push = torch.full((2, looking.spec.action_size), 0.5)
+    for step in range(1, 4):
+        ours, plain = looking.step(ours, push, rng.advance(step)), tiny_model.step(plain, push, rng.advance(step))
+        if step < 3:
+            assert torch.equal(ours.tokens, plain.tokens), "looked too early"
+    read = looking.codec.encode(looking.codec.decode(plain.tokens))
+    torch.testing.assert_close(ours.tokens, read)
+    assert not torch.allclose(ours.tokens, plain.tokens), "looking changed nothing: this tests nothing"
+    assert ours.unseen.tolist() == [0, 0]
+
+
+@torch.inference_mode()
+def test_each_row_looks_at_its_own_time(looking: VideoWAM) -> None:
+    state, rng = begin(looking, 2)
+    push = torch.full((2, looking.spec.action_size), 0.5)
+    early = looking.step(state, push, rng)
+    mixed = state.where(torch.tensor([False, True]), early)  # the second row is one step ahead
+    for step in range(2):
+        mixed = looking.step(mixed, push, rng.advance(step))
+    assert mixed.unseen.tolist() == [2, 0]
+
+
+def test_a_model_that_learns_does_not_look(looking: VideoWAM) -> None:
+    looking.train()
+    state, rng = begin(looking, 1)
+    for step in range(4):
+        state = looking.step(state, torch.zeros(1, looking.spec.action_size), rng.advance(step))
+    assert state.unseen.tolist() == [4]
+
+
+def test_looking_less_than_once_a_step_is_an_error(tiny_model: VideoWAM) -> None:
+    with pytest.raises(ValueError, match="look_every must be 1 or more, got 0"):
+        with_look(tiny_model, 0)

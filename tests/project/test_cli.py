@@ -1,0 +1,273 @@
+"""Promises of the command line: every command has help, wrong words exit with 2 and a line that helps, figures go to JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import neuralsim
+from neuralsim import cli
+from neuralsim.data.episode import EpisodeStore
+
+COMMANDS = tuple(cli.COMMANDS)
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr of ``neuralsim WORDS``."""
+    try:
+        code = cli.main([str(w) for w in words])
+    except SystemExit as exit:  # tyro's way
+        code = int(exit.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+# -- help --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    assert all(f"  {name} " in out for name in COMMANDS)
+    assert run(capsys) == (0, out, "")
+    assert run(capsys, "--version")[1] == f"neuralsim {neuralsim.__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    code, out, _ = run(capsys, command, "--help")
+    assert code == 0
+    assert f"neuralsim {command}" in out
+    assert "(default:" in out
+
+
+def test_every_option_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    import tyro
+
+    from neuralsim.agents.collection.collect import Collect
+    from neuralsim.agents.demo import Demo
+    from neuralsim.agents.evaluation.policy import Evaluate
+    from neuralsim.agents.evaluation.ranking import Rank
+    from neuralsim.agents.evaluation.world import Measure
+    from neuralsim.agents.planning.config import Planning
+    from neuralsim.agents.rl.compare import Compare
+    from neuralsim.agents.rl.config import Reinforce
+    from neuralsim.agents.serving.serve import Serve
+    from neuralsim.agents.teleop.player import Play
+    from neuralsim.agents.teleop.record import Record
+    from neuralsim.data.inspect import Data
+    from neuralsim.formats.exporter import Export
+    from neuralsim.formats.importer import Import
+    from neuralsim.training.recipes import Train
+
+    learning = (Reinforce, Evaluate, Rank, Compare, Record, Serve)
+    for config in (Collect, Demo, Measure, Play, Train, Planning, cli.Bench, cli.Info, Import, Export, Data, *learning):
+        with pytest.raises(SystemExit):
+            tyro.cli(config, args=["--help"])
+        lines = [line.strip("│ ") for line in capsys.readouterr().out.splitlines() if line.startswith("│ -")]
+        assert [line for line in lines if len(line.split()) <= 2 and "-h" not in line] == []
+
+
+def test_help_is_quick_and_loads_no_torch() -> None:
+    program = (
+        "import sys, time; begin = time.perf_counter()\n"
+        "from neuralsim.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "print('seconds', time.perf_counter() - begin, 'torch' in sys.modules)"
+    )
+    for words in (["--help"], ["collect", "--help"], ["collect", "pusht", "--episodes", "none"]):
+        ran = [
+            subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
+            for _ in range(2)
+        ]
+        seconds, torch = zip(*(r.stdout.split()[-2:] for r in ran), strict=True)
+        assert min(map(float, seconds)) < 1.0
+        assert set(torch) == {"False"}
+
+
+# -- wrong words -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["colect"], "did you mean 'collect'"),
+        (["dance"], "'neuralsim --help' lists them"),
+        (["collect", "puhst"], "no collector for world 'puhst' (did you mean 'pusht'?)"),
+        (["collect", "--episodes", "-3"], "--episodes: expected 1 or more, got -3"),
+        (["collect", "--episods", "3"], "--episodes"),
+        (["collect", "--size", "65"], "multiple of 8"),
+        (["train", "pusht-vido", "--data", "nowhere"], "did you mean 'pusht-video'"),
+        (["train", "pusht-video-mini", "--data", "nowhere", "--out", "{tmp}/run"], "no episode store here"),
+        (["demo", "nowhere"], "world 'nowhere'"),
+        (["demo", "--steps", "0"], "--steps: expected 1 or more"),
+        (["play", "nowhere", "--headless", "--script", "0 quit"], "world 'nowhere'"),
+        (["measure", "nowhere"], "world 'nowhere'"),
+        (["bench", "nowhere"], "world 'nowhere'"),
+        (["train", "pusht-video", "--stages", "readings", "--data", "nowhere"], "no episode store here"),
+        (["train", "pusht-video", "--effort", "0"], "--effort: expected a number above 0"),
+        (["rl", "puhst"], "no true world 'puhst'"),
+        (["rl", "pusht", "--task", "puhs"], "did you mean 'push'"),
+        (["rl", "pusht", "--steps", "0"], "--steps: expected 1 or more, got 0"),
+        (
+            ["rl", "tworoom", "--algo", "clone", "--out", "{tmp}/run"],
+            "--algo clone: say with --data which demonstrations",
+        ),
+        (["evaluate", "pusht", "--policy", "nowhere.zip"], "policy 'nowhere.zip': no such file"),
+        (["rank", "pusht"], "--policies"),
+        (["compare", "--runs", "{tmp}"], "is a run of 'neuralsim rl'"),
+        (["info", "nowhere"], "world 'nowhere'"),
+        (["data"], "--store"),
+        (["data", "nowhere"], "no episode store here"),
+        (["data", "export", "store", "x-v0"], "neuralsim export STORE --to minari:ID"),
+        (["data", "import", "x-v0", "store"], "neuralsim import minari:ID --out STORE"),
+        (["export", "--to", "minari:x-v0"], "--store"),
+        (["export", "nowhere", "--to", "minari:x-v0"], "no episode store here"),
+        (["export", "store", "--to", "mianri:x-v0"], "expected lerobot:folder/ or minari:my/dataset-v0"),
+        (["import", "lerobt:x"], "did you mean 'lerobot'"),
+        (["import", "lerobot:nowhere"], "nowhere: no LeRobotDataset here"),
+        (["import", "minari:nowhere-v0", "--root", "{tmp}"], "no local Minari dataset 'nowhere-v0'"),
+    ],
+)
+def test_a_wrong_word_exits_with_2_and_a_line_that_helps(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str], line: str
+) -> None:
+    code, out, err = run(capsys, *(w.format(tmp=tmp_path) for w in words))
+    assert code == 2
+    assert line in " ".join(err.replace("│", " ").split())
+    assert "Traceback" not in out + err
+
+
+def test_debugging_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEURALSIM_DEBUG", "1")
+    with pytest.raises(FileNotFoundError):
+        cli.main(["demo", "nowhere"])
+
+
+def test_errors_of_the_system_are_told_whole(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, _, err = run(capsys, "collect", "--out", tmp_path / "file" / "store")
+    assert code == 2
+    assert str(tmp_path / "file") in err
+
+
+# -- the commands ------------------------------------------------------------------------------------------------------------------
+
+
+def test_collect_info_and_minari_there_and_back(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    store, copy, root = tmp_path / "store", tmp_path / "copy", tmp_path / "minari"
+    words = ("collect", "pusht", "--episodes", 22, "--steps", 3, "--size", 16, "--workers", 1, "--out", store)
+    code, out, _ = run(capsys, *words, "--json", tmp_path / "collect.json")
+    assert code == 0
+    assert "22 episodes, 88 frames; 22 of them now" in out
+    assert json.loads((tmp_path / "collect.json").read_text())["collected_now"] == 22
+    assert "nothing to add" in run(capsys, *words)[1]
+
+    code, out, _ = run(capsys, "info", store, "--json", tmp_path / "info.json")
+    assert code == 0
+    facts = json.loads((tmp_path / "info.json").read_text())
+    assert facts["episodes"] == 22
+    assert facts["held_out_episodes"] == 2
+    assert facts["windows_per_second"] > 100
+
+    assert run(capsys, "export", store, "--to", "minari:test/pushes-v0", "--root", root)[0] == 0
+    assert run(capsys, "import", "minari:test/pushes-v0", "--out", copy, "--root", root)[0] == 0
+    ours, theirs = EpisodeStore(store), EpisodeStore(copy)
+    assert ours.info == theirs.info
+    assert all((a.frames == b.frames).all() for a, b in zip(ours, theirs, strict=True))
+    assert [ours.provenance(i) for i in range(22)] == [theirs.provenance(i) for i in range(22)]
+
+
+def test_demo_writes_a_video_a_picture_and_figures(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_world: Path
+) -> None:
+    import imageio.v3 as iio
+
+    words = ("demo", tiny_world, "--steps", 12, "--out", tmp_path, "--json", tmp_path / "demo.json")
+    code, out, _ = run(capsys, *words)
+    assert code == 0
+    assert str(tmp_path / "demo.mp4") in out
+    assert str(tmp_path / "demo.png") in out
+    video = iio.imread(tmp_path / "demo.mp4", plugin="pyav")
+    assert len(video) == 13
+    assert video.std() > 10
+    assert iio.imread(tmp_path / "demo.png").std() > 10
+    figures = json.loads((tmp_path / "demo.json").read_text())
+    assert [a["step"] for a in figures["agreement"]] == [1, 5, 10, 12]
+    run(capsys, *words)
+    again = json.loads((tmp_path / "demo.json").read_text())
+    assert again["agreement"] == figures["agreement"]
+
+
+def test_play_bench_and_info_of_a_world(capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_world: Path) -> None:
+    script = "0 down RIGHT; 0.5 quit"
+    words = ("play", tiny_world, "--headless", "--script", script, "--out", tmp_path, "--json", tmp_path / "play.json")
+    assert run(capsys, *words)[0] == 0
+    assert json.loads((tmp_path / "play.json").read_text())["steps"] >= 4
+
+    code, out, _ = run(capsys, "info", tiny_world)
+    assert code == 0
+    assert "VideoWAM" in out
+
+    assert run(capsys, "info")[0] == 0
+
+
+def test_measure_with_own_episodes(capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_world: Path) -> None:
+    store = tmp_path / "store"
+    assert run(capsys, "collect", "--episodes", 2, "--steps", 30, "--workers", 1, "--out", store)[0] == 0
+    words = ("measure", tiny_world, "--data", store, "--all-held-out", "--rollouts", 4, "--horizons", 1, 10)
+    code, out, _ = run(capsys, *words, "--out", tmp_path / "out", "--json", tmp_path / "measure.json")
+    assert code == 0
+    assert json.loads((tmp_path / "measure.json").read_text())["rows"]
+    assert (tmp_path / "out" / "measure.png").is_file()
+    assert "misses its bar" in out  # random weights
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+    words = [
+        "collect",
+        "--episodes",
+        "3000",
+        "--size",
+        "8",
+        "--steps",
+        "20",
+        "--workers",
+        "2",
+        "--out",
+        str(tmp_path / "s"),
+    ]
+    with subprocess.Popen(
+        [sys.executable, "-m", "neuralsim.cli", *words], stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("s/shard-*")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: parent and workers alike
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == cli.INTERRUPTED
+    assert "interrupted. Whole shards are kept; the same command goes on." in err
+    assert "Traceback" not in err
+    assert len(EpisodeStore(tmp_path / "s")) % 100 == 0
+    assert not list(tmp_path.glob("s/.writing-*"))
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "neuralsim.cli", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0

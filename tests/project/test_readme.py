@@ -1,0 +1,68 @@
+"""Promises of the README: its Python runs as it stands, its commands and files exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from neuralsim import cli
+from neuralsim.pretrained.world import list_worlds
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "README.md").read_text()
+PYTHON = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+SHELL = [
+    line.split("#")[0].strip()
+    for block in re.findall(r"^```bash\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+    for line in block.splitlines()
+]
+needs_shipped_world = pytest.mark.skipif("pusht" not in list_worlds(), reason="no trained world lies in assets/ yet")
+
+
+@needs_shipped_world
+@pytest.mark.parametrize("number", range(len(PYTHON)))
+def test_its_python_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(PYTHON[number], f"README.md, block {number}", "exec"), {"__name__": "readme"})
+
+
+def test_it_has_the_twenty_lines() -> None:
+    assert len(PYTHON) >= 4
+    assert len([line for line in PYTHON[0].splitlines() if line.strip()]) <= 21
+
+
+@pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("neuralsim")])
+def test_its_commands_exist_and_know_their_options(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    _, command, *rest = shlex.split(line)
+    assert command in cli.COMMANDS
+    words = [rest[0], "--help"] if command == "data" else ["--help"]
+    with pytest.raises(SystemExit):
+        cli.main([command, *words])
+    options = capsys.readouterr().out
+    assert [word for word in rest if word.startswith("--") and word not in options] == []
+
+
+def test_its_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"`?make (\w+)", TEXT)
+    assert {"demo", "test"} <= set(targets)
+    assert [t for t in targets if not re.search(rf"^{t}:", makefile, re.MULTILINE)] == []
+
+
+def test_its_links_and_folders_exist() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", re.sub(r"<!--.*?-->", "", TEXT, flags=re.DOTALL))
+    folders = re.findall(r"^(\w+/) ", TEXT, re.MULTILINE)
+    assert len(folders) == 5
+    assert [p for p in links + folders if not (ROOT / p).exists()] == []
+
+
+def test_its_keys_are_the_plays() -> None:
+    from neuralsim.agents.teleop.window import KEYS
+
+    described = " ".join(re.findall(r"^\| (.*) \|$", TEXT, re.MULTILINE)).lower()
+    for key, _ in KEYS:
+        for name in key.lower().replace(",", " ").split():
+            assert name in described or name in "+-" or name == "esc", key

@@ -1,0 +1,25 @@
+"""The README's tutorial in miniature: a world nobody has seen is collected, learned and planned in, from nothing."""
+
+from pathlib import Path
+
+from neuralsim.agents.collection.collect import Collect, collect
+from neuralsim.agents.planning.evaluate import Planning, plan
+from neuralsim.training.recipes import Train
+from neuralsim.training.trainer import train
+
+
+def test_a_world_trained_from_nothing_is_good_enough_to_plan_in(tmp_path: Path) -> None:
+    data = tmp_path / "tworoom"
+    for _ in collect(Collect(world="tworoom", out=data, episodes=60, steps=60, workers=1)):
+        pass
+    world = train(Train(recipe="tworoom-latent-mini", data=data, out=tmp_path / "run", threads=1))
+    held_out = tmp_path / "held-out"
+    for _ in collect(Collect(world="tworoom", out=held_out, episodes=41, steps=40, seed=1, workers=1)):
+        pass
+    report, files = plan(
+        Planning("tworoom", episodes=8, model=str(world), rounds=4, data=held_out, out=tmp_path / "plan", video=1)
+    )
+    rows = {row.key: row.value for row in report.rows}
+    reached, luck = rows["planner_success"], rows["random_success"]
+    assert reached >= luck + 0.25, f"the planner reached {reached:.2f} of its goals, random actions {luck:.2f}"
+    assert {path.suffix for path in files} == {".json", ".mp4", ".png"}
