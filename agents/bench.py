@@ -24,19 +24,19 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from neuralsim.agents.collection.collect import Collect, collect
+from neuralsim.agents.collection.collect import CollectConfig, collect
 from neuralsim.agents.evaluation.world import training_record
 from neuralsim.agents.policies.judges import find_judge
-from neuralsim.agents.policies.registry import COLLECTORS
+from neuralsim.agents.policies.registry import SCRIPTED_POLICIES
 from neuralsim.agents.rl.algorithms import build
-from neuralsim.agents.rl.vec_envs import dream_ground
+from neuralsim.agents.rl.vec_envs import make_imagined_vec_env
 from neuralsim.data.episode import EpisodeStore, WindowSampler
-from neuralsim.envs.gym_adapter.env import true_env_of
+from neuralsim.envs.gym_adapter.env import real_env_of
 from neuralsim.envs.imagined.sb3_vec_env import ImaginedVecEnv
-from neuralsim.envs.tasks.rl_task import WISHES, find_wish
+from neuralsim.envs.tasks.rl_task import RL_TASKS, find_task
 from neuralsim.envs.wrappers.features import FeatureEnv
 from neuralsim.evaluation.long_horizon import random_keys
-from neuralsim.evaluation.report import Bar, Report, Row, circumstances, resident_megabytes
+from neuralsim.evaluation.report import Metric, Report, Target, circumstances, resident_megabytes
 from neuralsim.imagination import Imagination
 from neuralsim.models.latent_world import LatentWorld
 from neuralsim.noise import Noise
@@ -50,15 +50,15 @@ WINDOW = 16
 ENV_ID = "neuralsim/PushT-v0"
 
 BARS = {
-    "env_1": Bar(least=30),
-    "env_32": Bar(least=300),
-    "fork_32": Bar(most=5),
-    "true_ratio": Bar(least=0.7),
-    "import": Bar(most=0.3),
-    "windows": Bar(least=1500),
+    "env_1": Target(least=30),
+    "env_32": Target(least=300),
+    "fork_32": Target(most=5),
+    "true_ratio": Target(least=0.7),
+    "import": Target(most=0.3),
+    "windows": Target(least=1500),
 }
 """What a shipped world must reach on two CPU cores."""
-COMPACT_BARS = {"features_256": Bar(least=20_000), "ppo_256": Bar(least=5_000)}
+COMPACT_BARS = {"features_256": Target(least=20_000), "ppo_256": Target(least=5_000)}
 """What a compact world must reach besides."""
 
 
@@ -106,7 +106,7 @@ def run_bench(world: World, seconds: float = 2.0, store: EpisodeStore | None = N
         raise ValueError(
             f"bench: the world in {world.folder} has no starts.npz, so its environments cannot begin by themselves"
         )
-    rows: list[Row] = []
+    rows: list[Metric] = []
     console = Console(stderr=True, quiet=not show)
     with console.status("matrix product") as status:
         for name, part in (
@@ -119,14 +119,14 @@ def run_bench(world: World, seconds: float = 2.0, store: EpisodeStore | None = N
             ("reading", lambda s: _reading(world, s, store)),
             ("import", lambda s: _import()),
         ):
-            if name == "learning" and not (isinstance(world.model, LatentWorld) and world.spec.name in WISHES):
+            if name == "learning" and not (isinstance(world.model, LatentWorld) and world.spec.name in RL_TASKS):
                 continue
             status.update(name)
             rows += part(seconds)
             gc.collect()
     if isinstance(world.model, LatentWorld):
         rows = [replace(row, bar=COMPACT_BARS.get(row.key, row.bar)) for row in rows]
-    rows.append(Row("memory", "memory of this process", resident_megabytes(), unit="MB"))
+    rows.append(Metric("memory", "memory of this process", resident_megabytes(), unit="MB"))
     return Report(
         f"speed of {world.spec.name}",
         tuple(rows),
@@ -134,17 +134,17 @@ def run_bench(world: World, seconds: float = 2.0, store: EpisodeStore | None = N
     )
 
 
-def _rate(key: str, label: str, timing: Timing, count: float, unit: str) -> Row:
+def _rate(key: str, label: str, timing: Timing, count: float, unit: str) -> Metric:
     """Things a second, ``count`` of them per call."""
     value, median = count / timing.best, count / timing.median
-    return Row(key, label, value, unit=unit, median=median, better="high", bar=BARS.get(key))
+    return Metric(key, label, value, unit=unit, median=median, better="high", bar=BARS.get(key))
 
 
-def _milliseconds(key: str, label: str, timing: Timing) -> Row:
-    return Row(key, label, 1e3 * timing.best, unit="ms", median=1e3 * timing.median, better="low", bar=BARS.get(key))
+def _milliseconds(key: str, label: str, timing: Timing) -> Metric:
+    return Metric(key, label, 1e3 * timing.best, unit="ms", median=1e3 * timing.median, better="low", bar=BARS.get(key))
 
 
-def _reference(seconds: float) -> Iterator[Row]:
+def _reference(seconds: float) -> Iterator[Metric]:
     n = 1024
     for dtype, name in ((torch.float32, "float32"), (torch.bfloat16, "bfloat16")):
         a = torch.ones(n, n, dtype=dtype)
@@ -161,7 +161,7 @@ def _actions(world: World, rows: int) -> Iterator[np.ndarray]:
         yield from keys
 
 
-def _environments(world: World, seconds: float) -> Iterator[Row]:
+def _environments(world: World, seconds: float) -> Iterator[Metric]:
     # No dream ends, so that steps are timed and not resets; the task, if there is one, is judged all the same.
     judged = {"reward", "terminated"} <= set(world.model.head_names)
     settings: dict[str, Any] = {
@@ -197,7 +197,7 @@ def _environments(world: World, seconds: float) -> Iterator[Row]:
     sb3.close()
 
 
-def _bare(world: World, seconds: float) -> Iterator[Row]:
+def _bare(world: World, seconds: float) -> Iterator[Metric]:
     model, starts = world.model, world.starts
     assert starts is not None
     with inference(model.device, pick_dtype("auto", model.device)):
@@ -223,7 +223,7 @@ def _bare(world: World, seconds: float) -> Iterator[Row]:
             )
 
 
-def _snapshots(world: World, seconds: float) -> Iterator[Row]:
+def _snapshots(world: World, seconds: float) -> Iterator[Metric]:
     imagination = Imagination(world.model, num_slots=1, starts=world.starts, horizon=None, uncertainty_limit=math.inf)
     imagination.reset(seeds=0)
     snap = imagination.snapshot()
@@ -235,11 +235,11 @@ def _snapshots(world: World, seconds: float) -> Iterator[Row]:
     yield _milliseconds("restore", "restore", restore)
 
 
-def _learning(world: World, seconds: float) -> Iterator[Row]:
+def _learning(world: World, seconds: float) -> Iterator[Metric]:
     """What a second of learning brings: PPO as 'neuralsim rl' runs it, updates and all, in imagination; and what the true
     simulator would give it of the same observations."""
-    wish, slots = find_wish(world.spec.name), 256
-    ground = dream_ground(world, wish, wish.starts(slots, 0, world.spec.height), slots, "features")
+    rl_task, slots = find_task(world.spec.name), 256
+    ground = make_imagined_vec_env(world, rl_task, rl_task.starts(slots, 0, world.spec.height), slots, "features")
     ppo, _ = build("ppo", ground, False, 0, str(world.model.device))
     steps = ppo.n_steps * slots
 
@@ -249,7 +249,7 @@ def _learning(world: World, seconds: float) -> Iterator[Row]:
     (timing,) = time_calls([learn], seconds, repeats=3)
     label = f"PPO in imagination, end to end, features, {slots} slots"
     yield _rate("ppo_256", label, timing, steps, "steps/s")
-    env, keys = FeatureEnv(wish.env(world.spec.height), world.model), _actions(world, 1)
+    env, keys = FeatureEnv(rl_task.env(world.spec.height), world.model), _actions(world, 1)
     env.reset(seed=0)
 
     def step() -> None:
@@ -261,13 +261,13 @@ def _learning(world: World, seconds: float) -> Iterator[Row]:
     yield _rate("true_features", "true simulator, step and features, one process", timing, 1, "steps/s")
 
 
-def _true(world: World, seconds: float) -> Iterator[Row]:
+def _true(world: World, seconds: float) -> Iterator[Metric]:
     """The true world, where it can be made."""
     if world.spec.name == "pusht":
         yield from _true_pusht(seconds)
         return
     try:
-        env = true_env_of(world.spec, training_record(world).get("source"))
+        env = real_env_of(world.spec, training_record(world).get("source"))
     except ValueError:
         return
     env.reset(seed=0)
@@ -283,7 +283,7 @@ def _true(world: World, seconds: float) -> Iterator[Row]:
     env.close()
 
 
-def _true_pusht(seconds: float) -> Iterator[Row]:
+def _true_pusht(seconds: float) -> Iterator[Metric]:
     """Our true Push-T against the bare simulator, the same pushes, frames of the same size, taking turns."""
     from gym_pusht.envs.pusht import PushTEnv as GymPushT
 
@@ -307,7 +307,7 @@ def _true_pusht(seconds: float) -> Iterator[Row]:
     mine, theirs = time_calls([step_ours, step_bare], 2 * seconds)
     yield _rate("true", "true simulator, step and frame", mine, 1, "steps/s")
     yield _rate("bare", "bare gym-pusht, step and frame", theirs, 1, "steps/s")
-    yield Row(
+    yield Metric(
         "true_ratio",
         "true simulator over bare gym-pusht",
         theirs.best / mine.best,
@@ -319,7 +319,7 @@ def _true_pusht(seconds: float) -> Iterator[Row]:
     bare.close()
 
 
-def _reading(world: World, seconds: float, store: EpisodeStore | None) -> Iterator[Row]:
+def _reading(world: World, seconds: float, store: EpisodeStore | None) -> Iterator[Metric]:
     judge = find_judge(world.spec)
     with _episodes(world, store) as episodes:
         if episodes is None:
@@ -346,9 +346,9 @@ def _episodes(world: World, store: EpisodeStore | None) -> Iterator[EpisodeStore
         yield store
     elif trained and (Path(trained) / "store.json").is_file():
         yield EpisodeStore(trained)
-    elif world.spec.name in COLLECTORS and world.spec.height == world.spec.width:
+    elif world.spec.name in SCRIPTED_POLICIES and world.spec.height == world.spec.width:
         with tempfile.TemporaryDirectory(prefix="neuralsim-bench-") as folder:
-            config = Collect(
+            config = CollectConfig(
                 world.spec.name, out=Path(folder), episodes=4, steps=40, seed=1, size=world.spec.height, workers=1
             )
             for _ in collect(config):
@@ -358,7 +358,7 @@ def _episodes(world: World, store: EpisodeStore | None) -> Iterator[EpisodeStore
         yield None
 
 
-def _import() -> Iterator[Row]:
+def _import() -> Iterator[Metric]:
     """What ``import neuralsim`` costs a fresh process that has torch and gymnasium already."""
     program = "import time, torch, gymnasium; begin = time.perf_counter(); import neuralsim; print(time.perf_counter() - begin)"
     times = [
@@ -369,7 +369,7 @@ def _import() -> Iterator[Row]:
         )
         for _ in range(2)
     ]
-    yield Row(
+    yield Metric(
         "import",
         "import neuralsim, beyond torch and gymnasium",
         min(times),

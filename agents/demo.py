@@ -14,17 +14,17 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from neuralsim.agents.collection.collect import Collect, collect_episode
+from neuralsim.agents.collection.collect import CollectConfig, collect_episode
 from neuralsim.agents.collection.held_out import HELD_OUT_SEED
 from neuralsim.agents.evaluation.world import training_record
 from neuralsim.agents.policies.judges import find_judge
-from neuralsim.agents.policies.registry import COLLECTORS
+from neuralsim.agents.policies.registry import SCRIPTED_POLICIES
 from neuralsim.agents.teleop.recorder import VideoWriter
 from neuralsim.data.episode import EpisodeStore, write_atomically
 from neuralsim.evaluation.plots import draw_strip
 from neuralsim.evaluation.rollouts import Rollouts, Windows, roll_out, sample_windows
 from neuralsim.evaluation.statistics import squared_error
-from neuralsim.evaluation.world_metrics import Judge, pixel_headlines
+from neuralsim.evaluation.world_metrics import WorldMetrics, pixel_headlines
 from neuralsim.pretrained.world import World, open_world
 
 HORIZONS = (1, 5, 10, 20, 30, 45, 60)
@@ -38,7 +38,7 @@ GAP = 8
 
 
 @dataclass(frozen=True)
-class Demo:
+class DemoConfig:
     """Dream an episode beside the true one: same start, same actions."""
 
     world: str = "pusht"
@@ -104,7 +104,7 @@ class DemoReport:
         return json.dumps(asdict(self), indent=1)
 
 
-def demo(config: Demo) -> DemoReport:
+def demo(config: DemoConfig) -> DemoReport:
     """Dream, compare, write. The dream sees the episode's first frames, then only its actions. Raises ValueError where nothing says
     which episodes to show."""
     world = open_world(config.world, config.device)
@@ -151,14 +151,14 @@ def demo(config: Demo) -> DemoReport:
 
 
 @contextmanager
-def _candidates(config: Demo, world: World) -> Iterator[Windows]:
+def _candidates(config: DemoConfig, world: World) -> Iterator[Windows]:
     """Windows of episodes that the world has not learned from."""
     spec, rng = world.spec, np.random.default_rng(config.seed)
     trained: str = training_record(world).get("store", "")
-    if config.data is None and spec.name in COLLECTORS and spec.height == spec.width:
+    if config.data is None and spec.name in SCRIPTED_POLICIES and spec.height == spec.width:
         with tempfile.TemporaryDirectory(prefix="neuralsim-demo-") as folder:
             steps = spec.context - 1 + config.steps
-            collection = Collect(spec.name, out=Path(folder), steps=steps, seed=HELD_OUT_SEED, size=spec.height)
+            collection = CollectConfig(spec.name, out=Path(folder), steps=steps, seed=HELD_OUT_SEED, size=spec.height)
             collector = collection.collector
             first = CANDIDATES * config.seed
             episodes = [collect_episode(collection, first + i) for i in range(CANDIDATES)]
@@ -191,13 +191,13 @@ def _liveliest(windows: Windows) -> Windows:
     return windows.index(np.array([int(np.sqrt(change).mean(1).argmax())]))
 
 
-def _name(window: Windows, config: Demo) -> str:
+def _name(window: Windows, config: DemoConfig) -> str:
     episode, start = int(window.episodes[0]), int(window.starts[0])
     played = config.data is None and window.store.folder.name.startswith("neuralsim-demo-")
     return "an episode played anew" if played else f"{window.store.folder}, episode {episode} from step {start}"
 
 
-def _agreement(r: Rollouts, judge: Judge | None, steps: list[int]) -> tuple[Agreement, ...]:
+def _agreement(r: Rollouts, judge: WorldMetrics | None, steps: list[int]) -> tuple[Agreement, ...]:
     figures = (*pixel_headlines(r), *(judge.headlines(r) if judge is not None else ()))
     told = []
     for step in steps:

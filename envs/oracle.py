@@ -30,9 +30,9 @@ from neuralsim.envs.pusht.env import (
     PushTRealEnv,
     pusht_spec,
 )
-from neuralsim.envs.pusht.state_estimator import BAR, STEM, PushTReader
+from neuralsim.envs.pusht.state_estimator import BAR, STEM, PushTStateEstimator
 from neuralsim.envs.tworoom import env as tworoom
-from neuralsim.envs.tworoom.state_estimator import TwoRoomReader
+from neuralsim.envs.tworoom.state_estimator import TwoRoomStateEstimator
 from neuralsim.noise import Noise
 from neuralsim.spec import WorldSpec
 from neuralsim.world_model import State, WorldModel
@@ -228,8 +228,8 @@ class PushTSimulator:
         return torch.stack(columns, 1) / half
 
     @cached_property
-    def _reader(self) -> PushTReader:
-        return PushTReader(self.spec.height)
+    def _reader(self) -> PushTStateEstimator:
+        return PushTStateEstimator(self.spec.height)
 
     def _pushed(self, state: np.ndarray, action: np.ndarray) -> np.ndarray:
         self._env.advance(state, action)
@@ -280,7 +280,7 @@ class TwoRoomSimulator:
 
     def __init__(self, size: int, context: int) -> None:
         self.spec = tworoom.tworoom_spec(size, context)
-        self._reader = TwoRoomReader(size)
+        self._reader = TwoRoomStateEstimator(size)
 
     def step(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
         """See Simulator."""

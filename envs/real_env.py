@@ -1,4 +1,4 @@
-"""TrueEnv: what every true world has in common behind NeuralSim's spaces."""
+"""RealEnv: what every true world has in common behind NeuralSim's spaces."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gymnasium import spaces
 from neuralsim.spec import WorldSpec
 
 
-class TrueEnv(gym.Env[np.ndarray, np.ndarray], ABC):
+class RealEnv(gym.Env[np.ndarray, np.ndarray], ABC):
     """A true world that shows its state and starts from any: ``reset(options={"state": (s,)})``.
 
     Observation: the frame, uint8 ``(size, size, 3)``, or with ``observation="state"`` the state, float32 ``(s,)`` within

@@ -85,9 +85,9 @@ def overview() -> str:
 
 
 def _demo(words: list[str]) -> None:
-    from neuralsim.agents.demo import Demo, demo
+    from neuralsim.agents.demo import DemoConfig, demo
 
-    report = demo(_parse(Demo, "demo", words, "world"))
+    report = demo(_parse(DemoConfig, "demo", words, "world"))
     _print(report.table())
     print(f"{report.steps} steps of dream and truth in {report.seconds:.1f} s")
     print(f"video    {report.video}\npicture  {report.picture}")
@@ -95,17 +95,17 @@ def _demo(words: list[str]) -> None:
 
 def _play(words: list[str]) -> None:
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-    from neuralsim.agents.teleop.player import Play, play
+    from neuralsim.agents.teleop.player import PlayConfig, play
 
-    play(_parse(Play, "play", words, "world"))
+    play(_parse(PlayConfig, "play", words, "world"))
 
 
 def _collect(words: list[str]) -> None:
-    from neuralsim.agents.collection.collect import Collect, collect
+    from neuralsim.agents.collection.collect import CollectConfig, collect
     from neuralsim.data.episode import EpisodeStore
 
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # frames are drawn for nobody, also where there is no screen
-    config = _parse(Collect, "collect", words, "world")
+    config = _parse(CollectConfig, "collect", words, "world")
     for remark in config.collector.remarks(config.size):
         print(remark)
     before, frames, seconds = -1, 0, 0.0
@@ -134,9 +134,9 @@ def _collect(words: list[str]) -> None:
 
 def _record(words: list[str]) -> None:
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-    from neuralsim.agents.teleop.record import Record, record
+    from neuralsim.agents.teleop.record import RecordConfig, record
 
-    report = record(_parse(Record, "record", words, "real"))
+    report = record(_parse(RecordConfig, "record", words, "real"))
     print(f"{report.store}: {report.kept} episodes kept, {report.steps_kept} steps; {report.episodes} episodes in all")
 
 
@@ -152,14 +152,16 @@ def _frames(store: Any) -> int:
 
 def _train(words: list[str]) -> None:
     from neuralsim.runtime.interrupt import Stopped
-    from neuralsim.training.recipes import Train
-    from neuralsim.training.time_estimate import forecast
+    from neuralsim.training.recipes import TrainConfig
+    from neuralsim.training.time_estimate import estimate_time
     from neuralsim.training.trainer import Trainer
 
-    config = _parse(Train, "train", words, "recipe")
+    config = _parse(TrainConfig, "train", words, "recipe")
     try:
         trainer = Trainer(config)
-        print(f"{trainer.recipe.name} on {trainer.store.folder}: {len(trainer.store)} episodes; {forecast(trainer)}")
+        print(
+            f"{trainer.recipe.name} on {trainer.store.folder}: {len(trainer.store)} episodes; {estimate_time(trainer)}"
+        )
         world = trainer.run()
     except Stopped as stop:
         print(stop, file=sys.stderr)
@@ -171,30 +173,30 @@ def _train(words: list[str]) -> None:
 
 
 def _measure(words: list[str]) -> None:
-    from neuralsim.agents.evaluation.world import Measure, measure_world
+    from neuralsim.agents.evaluation.world import MeasureConfig, measure_world
 
-    report, files = measure_world(_parse(Measure, "measure", words, "world"))
+    report, files = measure_world(_parse(MeasureConfig, "measure", words, "world"))
     _tell(report, files)
 
 
 def _plan(words: list[str]) -> None:
     _draw_for_nobody()
-    from neuralsim.agents.planning.config import Planning
+    from neuralsim.agents.planning.config import PlanConfig
     from neuralsim.agents.planning.evaluate import plan
 
-    report, files = plan(_parse(Planning, "plan", words, "world"), show=True)
+    report, files = plan(_parse(PlanConfig, "plan", words, "world"), show=True)
     _tell(report, files)
 
 
 def _rl(words: list[str]) -> None:
     _draw_for_nobody()
-    from neuralsim.agents.rl.config import Reinforce
+    from neuralsim.agents.rl.config import RLConfig
     from neuralsim.agents.rl.learning_curve import summary
-    from neuralsim.agents.rl.train import reinforce
+    from neuralsim.agents.rl.train import train_agent
     from neuralsim.runtime.interrupt import Stopped
 
     try:
-        curve, files = reinforce(_parse(Reinforce, "rl", words, "world"), show=True)
+        curve, files = train_agent(_parse(RLConfig, "rl", words, "world"), show=True)
     except Stopped as stop:
         print(stop, file=sys.stderr)
         raise KeyboardInterrupt from stop
@@ -203,47 +205,47 @@ def _rl(words: list[str]) -> None:
 
 def _evaluate(words: list[str]) -> None:
     _draw_for_nobody()
-    from neuralsim.agents.evaluation.policy import Evaluate, transfer
+    from neuralsim.agents.evaluation.policy import EvaluateConfig, evaluate_transfer
 
-    report, files = transfer(_parse(Evaluate, "evaluate", words, "world"), show=True)
+    report, files = evaluate_transfer(_parse(EvaluateConfig, "evaluate", words, "world"), show=True)
     _tell(report, files)
 
 
 def _rank(words: list[str]) -> None:
     _draw_for_nobody()
-    from neuralsim.agents.evaluation.ranking import Rank, rank
+    from neuralsim.agents.evaluation.ranking import RankConfig, rank
 
-    ranking, report, files = rank(_parse(Rank, "rank", words, "world"), show=True)
+    ranking, report, files = rank(_parse(RankConfig, "rank", words, "world"), show=True)
     _tell(report, files, ranking.tables(report))
 
 
 def _compare(words: list[str]) -> None:
-    from neuralsim.agents.rl.compare import Compare, compare
+    from neuralsim.agents.rl.compare import CompareConfig, compare
 
     folders = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
     runs = ["--runs", *folders] if folders else []
-    comparison, report, files = compare(_parse(Compare, "compare", [*runs, *words[len(folders) :]]))
+    comparison, report, files = compare(_parse(CompareConfig, "compare", [*runs, *words[len(folders) :]]))
     _tell(report, files, comparison.tables(report))
 
 
 def _roles(words: list[str]) -> None:
     _draw_for_nobody()
-    from neuralsim.agents.evaluation.roles import Roles, tell_roles
+    from neuralsim.agents.evaluation.roles import RolesConfig, measure_roles
 
-    report, files = tell_roles(_parse(Roles, "roles", words, "world"), show=True)
+    report, files = measure_roles(_parse(RolesConfig, "roles", words, "world"), show=True)
     _tell(report, files)
 
 
 def _safety(words: list[str]) -> None:
     _draw_for_nobody()
-    from neuralsim.agents.safety.evaluate import Safety, try_safety
+    from neuralsim.agents.safety.evaluate import SafetyConfig, measure_safety
 
-    report, files = try_safety(_parse(Safety, "safety", words, "world"), show=True)
+    report, files = measure_safety(_parse(SafetyConfig, "safety", words, "world"), show=True)
     _tell(report, files)
 
 
 @dataclass(frozen=True)
-class Bench:
+class BenchConfig:
     """Measure how fast a world dreams on this machine."""
 
     world: str = "pusht"
@@ -259,7 +261,7 @@ class Bench:
 
 
 def _bench(words: list[str]) -> None:
-    config = _parse(Bench, "bench", words, "world")
+    config = _parse(BenchConfig, "bench", words, "world")
     from neuralsim.agents.bench import run_bench
     from neuralsim.data.episode import EpisodeStore
     from neuralsim.pretrained.world import open_world
@@ -270,16 +272,16 @@ def _bench(words: list[str]) -> None:
 
 
 def _card(words: list[str]) -> None:
-    from neuralsim.pretrained.card import Card, write_card
+    from neuralsim.pretrained.card import CardConfig, write_card
 
-    print(f"wrote {write_card(_parse(Card, 'card', words, 'world'))}")
+    print(f"wrote {write_card(_parse(CardConfig, 'card', words, 'world'))}")
 
 
 def _import(words: list[str]) -> None:
     from neuralsim.data.episode import EpisodeStore
-    from neuralsim.formats.importer import Import, Importer
+    from neuralsim.formats.importer import ImportConfig, Importer
 
-    config = _parse(Import, "import", words, "source")
+    config = _parse(ImportConfig, "import", words, "source")
     importer = Importer(config)
     report = importer.report
     told = [print(remark) for remark in report.remarks]
@@ -301,9 +303,9 @@ def _import(words: list[str]) -> None:
 
 
 def _export(words: list[str]) -> None:
-    from neuralsim.formats.exporter import Export, export
+    from neuralsim.formats.exporter import ExportConfig, export
 
-    config = _parse(Export, "export", words, "store")
+    config = _parse(ExportConfig, "export", words, "store")
     store = config.open()
     env_id = "neuralsim/PushTReal-v0" if store.spec.name == "pusht" else None
     with _progress() as bar:
@@ -317,13 +319,13 @@ def _export(words: list[str]) -> None:
 
 def _data(words: list[str]) -> None:
     from neuralsim.data.episode import EpisodeStore
-    from neuralsim.data.inspect import Data, describe_data, draw_strips, find_store
+    from neuralsim.data.inspect import DataConfig, describe_data, draw_strips, find_store
 
     if words[:1] == ["export"] and len(words) > 1:
         raise ValueError("'neuralsim data export STORE ID' is now 'neuralsim export STORE --to minari:ID'")
     if words[:1] == ["import"] and len(words) > 1:
         raise ValueError("'neuralsim data import ID STORE' is now 'neuralsim import minari:ID --out STORE'")
-    config = _parse(Data, "data", words, "store")
+    config = _parse(DataConfig, "data", words, "store")
     store = EpisodeStore(find_store(config.store))
     facts = describe_data(store)
     if len(store):
@@ -339,9 +341,9 @@ def _data(words: list[str]) -> None:
 
 def _drive(words: list[str]) -> None:
     _draw_for_nobody()
-    from neuralsim.agents.robot.run import CTRL_C, Drive, drive
+    from neuralsim.agents.robot.run import CTRL_C, DriveConfig, drive
 
-    driven = drive(_parse(Drive, "drive", words, "world"), show=True)
+    driven = drive(_parse(DriveConfig, "drive", words, "world"), show=True)
     _tell(driven.report, driven.files)
     if driven.stopped == CTRL_C:
         raise KeyboardInterrupt
@@ -351,28 +353,28 @@ def _drive(words: list[str]) -> None:
 
 def _robot_sim(words: list[str]) -> None:
     _draw_for_nobody()
-    from neuralsim.envs.pusht.robot_server import RobotSim, robot_sim
+    from neuralsim.envs.pusht.robot_server import RobotSimConfig, robot_sim
 
-    config = _parse(RobotSim, "robot-sim", words)
+    config = _parse(RobotSimConfig, "robot-sim", words)
     robot_sim(config, lambda address: print(f"robot pusht ({config.pace}) at {address} - ctrl-C ends it", flush=True))
 
 
 def _heads(words: list[str]) -> None:
     _draw_for_nobody()
-    from neuralsim.agents.heads.evaluate import Heads, heads
+    from neuralsim.agents.heads.evaluate import HeadsConfig, evaluate_heads
 
-    report, files = heads(_parse(Heads, "heads", words, "world"), show=True)
+    report, files = evaluate_heads(_parse(HeadsConfig, "heads", words, "world"), show=True)
     _tell(report, files)
 
 
 def _serve(words: list[str]) -> None:
-    from neuralsim.agents.serving.serve import Serve, serve
+    from neuralsim.agents.serving.serve import ServeConfig, serve
 
-    serve(_parse(Serve, "serve", words, "world"), lambda line: print(line, flush=True))
+    serve(_parse(ServeConfig, "serve", words, "world"), lambda line: print(line, flush=True))
 
 
 @dataclass(frozen=True)
-class Info:
+class InfoConfig:
     """Tell about this installation, a world, or an episode store."""
 
     what: str | None = None
@@ -382,7 +384,7 @@ class Info:
 
 
 def _info(words: list[str]) -> None:
-    config = _parse(Info, "info", words, "what")
+    config = _parse(InfoConfig, "info", words, "what")
     from neuralsim.data.inspect import describe
 
     facts = describe(config.what)
@@ -484,12 +486,24 @@ def _parse(kind: type[Config], name: str, words: Sequence[str], *subjects: str) 
     """``words`` as a ``kind``; its first words, as far as they are no options, fill in ``subjects``. Exits with 2 on others."""
     import tyro
 
-    rest, flags = list(words), []
+    rest, flags = _renamed(kind, words), []
     for subject in subjects:
         if rest and not rest[0].startswith("-"):
             flags += [f"--{subject}", rest.pop(0)]
     usage = " ".join((f"neuralsim {name}", *(f"[{subject.upper()}]" for subject in subjects)))
     return tyro.cli(kind, prog=usage, args=[*flags, *rest])
+
+
+def _renamed(kind: type[Any], words: Sequence[str]) -> list[str]:
+    """Replace the flags that ``kind.OLD_FLAGS`` maps to a new name, with one line on stderr for each."""
+    old: Mapping[str, str] = getattr(kind, "OLD_FLAGS", {})
+    new = []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag in old:
+            print(f"neuralsim: {flag} is now {old[flag]}; the old name goes in the next version", file=sys.stderr)
+        new.append(old.get(flag, flag) + equals + value)
+    return new
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

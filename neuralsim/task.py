@@ -158,7 +158,7 @@ class GoalImage:
 
 @dataclass(frozen=True)
 class FunctionTask:
-    """Your own wish: ``function(before, action, after)`` returns the reward ``(b,)``, or reward and terminated, each
+    """Your own rl_task: ``function(before, action, after)`` returns the reward ``(b,)``, or reward and terminated, each
     ``(b,)``.
 
     ``before`` and ``after`` are Views: ``after.features`` costs nothing, ``after.frame`` decodes. Arrays, tensors and

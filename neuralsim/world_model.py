@@ -21,7 +21,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from neuralsim.noise import Noise
 from neuralsim.spec import WorldSpec
 from neuralsim.storage.hub import HubId, fetch
-from neuralsim.storage.resolve import settle
+from neuralsim.storage.resolve import resolve
 
 HUB_WORDS = {"revision", "token", "cache_dir", "force_download", "local_files_only", "proxies"}
 """Arguments of diffusers' ``from_pretrained`` that speak of the hub."""
@@ -83,7 +83,7 @@ class WorldModel(ModelMixin, ConfigMixin, ABC):
         for those); a FileNotFoundError for anything else."""
         from neuralsim.storage.weights import read_packed  # it knows this module
 
-        place = settle(pretrained_model_name_or_path)
+        place = resolve(pretrained_model_name_or_path)
         if isinstance(place, HubId) and not kwargs.keys() & HUB_WORDS:
             place = fetch(place)
         if isinstance(place, Path) and (model := read_packed(place, cls)) is not None:

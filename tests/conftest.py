@@ -19,13 +19,13 @@ import pytest
 import torch
 from diffusers.configuration_utils import register_to_config
 
-from neuralsim.agents.collection.collect import Collect, collect
+from neuralsim.agents.collection.collect import CollectConfig, collect
 from neuralsim.models.video_wam import CodecConfig, StreamConfig, VideoWAM
 from neuralsim.noise import Noise
 from neuralsim.pretrained.world import Starts, World
 from neuralsim.spec import WorldSpec
 from neuralsim.task import LearnedTask
-from neuralsim.training.recipes import Train
+from neuralsim.training.recipes import TrainConfig
 from neuralsim.training.trainer import train
 from neuralsim.world_model import State, WorldModel
 
@@ -88,7 +88,7 @@ def true_starts(count: int, seed: int = 0) -> Starts:
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """44 short episodes of Push-T, three of them held out; not to be written to."""
     folder = tmp_path_factory.mktemp("data") / "pusht"
-    for _ in collect(Collect(out=folder, episodes=44, steps=30, workers=1)):
+    for _ in collect(CollectConfig(out=folder, episodes=44, steps=30, workers=1)):
         pass
     return folder
 
@@ -97,7 +97,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """21 short episodes of Push-T's expert."""
     folder = tmp_path_factory.mktemp("data") / "demos"
-    for _ in collect(Collect(out=folder, episodes=21, steps=16, workers=1, policy="oracle", near_goal=0.0, seed=3)):
+    for _ in collect(
+        CollectConfig(out=folder, episodes=21, steps=16, workers=1, policy="oracle", near_goal=0.0, seed=3)
+    ):
         pass
     return folder
 
@@ -106,7 +108,7 @@ def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wam(store: Path, demonstrations: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A miniature that answers in all roles, trained in seconds."""
     out = tmp_path_factory.mktemp("run") / "wam"
-    return train(Train(recipe="pusht-wam-mini", data=store, also=(demonstrations,), out=out, threads=1))
+    return train(TrainConfig(recipe="pusht-wam-mini", data=store, also=(demonstrations,), out=out, threads=1))
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

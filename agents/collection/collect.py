@@ -24,7 +24,7 @@ import numpy as np
 
 import neuralsim
 from neuralsim.agents.policies.policy_source import PolicySource
-from neuralsim.agents.policies.registry import Collector, find_collector
+from neuralsim.agents.policies.registry import ScriptedPolicies, find_scripted_policies
 from neuralsim.data.episode import Episode, EpisodeStore, knows_actions
 
 EPISODES_PER_SHARD = 100
@@ -38,7 +38,7 @@ SPARE_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class Collect:
+class CollectConfig:
     """Collect episodes of a true world, or of any registered Gymnasium environment."""
 
     world: str = "pusht"
@@ -95,22 +95,22 @@ class Collect:
             raise ValueError(f"--near-goal: episodes of {self.env or self.world} begin by seed alone; leave it out")
 
     @property
-    def collector(self) -> Collector:
+    def collector(self) -> ScriptedPolicies:
         """How the world's episodes are made."""
         if self.env is None:
             self._check_env_alone()
-            return find_collector(self.world)
-        if self.world != Collect.world:
+            return find_scripted_policies(self.world)
+        if self.world != CollectConfig.world:
             raise ValueError(f"--env {self.env}: is instead of a world, got world {self.world!r} too; give one of them")
         from neuralsim.agents.policies.gym_collector import gym_collector
-        from neuralsim.envs.gym_adapter.env import GymWorld
+        from neuralsim.envs.gym_adapter.env import GymEnvConfig
 
         names = ("env", "env_kwargs", "frames", "fit", "repeat", "rate", "action_names")
-        return gym_collector(GymWorld(*(getattr(self, name) for name in names)))
+        return gym_collector(GymEnvConfig(*(getattr(self, name) for name in names)))
 
     def _check_env_alone(self) -> None:
         for name in ("env_kwargs", "frames", "fit", "repeat", "rate", "action_names"):
-            if getattr(self, name) != getattr(Collect, name):
+            if getattr(self, name) != getattr(CollectConfig, name):
                 raise ValueError(f"--{name.replace('_', '-')}: is for --env; world {self.world!r} has its own")
 
     @property
@@ -147,7 +147,7 @@ class Collect:
         return made | {"steps": self.most_steps} if made else {}
 
 
-def collect_episode(config: Collect, index: int, env: gym.Env[np.ndarray, Any] | None = None) -> Episode:
+def collect_episode(config: CollectConfig, index: int, env: gym.Env[np.ndarray, Any] | None = None) -> Episode:
     """Episode ``index`` of the collection: at most ``config.most_steps`` steps of ``config.policy``. It goes on after success
     in worlds that can be put at a state; seeded ones end it.
 
@@ -162,7 +162,7 @@ def collect_episode(config: Collect, index: int, env: gym.Env[np.ndarray, Any] |
             made.close()
 
 
-def _play(config: Collect, collector: Collector, env: gym.Env[np.ndarray, Any], index: int) -> Episode:
+def _play(config: CollectConfig, collector: ScriptedPolicies, env: gym.Env[np.ndarray, Any], index: int) -> Episode:
     rng, near_goal = _begin(config, index)
     policy = PolicySource(config.policy).policy(collector, env, int(rng.integers(2**31)))
     if collector.seeded:
@@ -205,7 +205,7 @@ def _play(config: Collect, collector: Collector, env: gym.Env[np.ndarray, Any], 
     )
 
 
-def collect(config: Collect) -> Generator[tuple[int, int, float], None, None]:
+def collect(config: CollectConfig) -> Generator[tuple[int, int, float], None, None]:
     """Run the collection; yields (episodes done, episodes wanted, seconds) first and after every shard.
 
     Interrupt or kill it and call again to resume. A later call may ask for more episodes: what is there stays, a short
@@ -233,7 +233,7 @@ def collect(config: Collect) -> Generator[tuple[int, int, float], None, None]:
             yield done, config.episodes, time.perf_counter() - begin
 
 
-def _run(jobs: list[tuple[Collect, int]], workers: int) -> Iterator[int]:
+def _run(jobs: list[tuple[CollectConfig, int]], workers: int) -> Iterator[int]:
     if workers <= 1:
         yield from map(_collect_shard, jobs)
         return
@@ -246,14 +246,14 @@ def _run(jobs: list[tuple[Collect, int]], workers: int) -> Iterator[int]:
         pool.join()
 
 
-def _collect_shard(job: tuple[Collect, int]) -> int:
+def _collect_shard(job: tuple[CollectConfig, int]) -> int:
     """Write shard number ``job[1]``, or fill it up; returns how many episodes were made."""
     config, shard = job
     with _shards_locked(config.folder, fcntl.LOCK_SH):
         return _make_shard(config, shard)
 
 
-def _make_shard(config: Collect, shard: int) -> int:
+def _make_shard(config: CollectConfig, shard: int) -> int:
     store = EpisodeStore(config.folder)
     collector = config.collector
     env = None if collector.anew else collector.env(config.size)
@@ -280,21 +280,21 @@ def _make_shard(config: Collect, shard: int) -> int:
     return len(indices) - len(old)
 
 
-def _begin(config: Collect, index: int) -> tuple[np.random.Generator, bool]:
+def _begin(config: CollectConfig, index: int) -> tuple[np.random.Generator, bool]:
     """Episode ``index``'s generator, and whether the episode starts near the goal."""
     rng = np.random.default_rng([config.seed, index])
     return rng, not config.collector.seeded and bool(rng.random() < config.near_share)
 
 
-def _policy_name(config: Collect, near_goal: bool) -> str:
+def _policy_name(config: CollectConfig, near_goal: bool) -> str:
     return PolicySource(config.policy).name + ("-near-goal" if near_goal else "")
 
 
-def _indices(config: Collect, shard: int) -> range:
+def _indices(config: CollectConfig, shard: int) -> range:
     return range(shard * config.per_shard, min((shard + 1) * config.per_shard, config.episodes))
 
 
-def _check_source(store: EpisodeStore, config: Collect) -> None:
+def _check_source(store: EpisodeStore, config: CollectConfig) -> None:
     """A ValueError where ``store`` says of its environment something else than ``config``."""
     there, asked = store.info.source, config.source
     if not len(store) or there == asked:
@@ -311,7 +311,7 @@ def _check_source(store: EpisodeStore, config: Collect) -> None:
     )
 
 
-def _check_same_collection(store: EpisodeStore, config: Collect) -> set[int]:
+def _check_same_collection(store: EpisodeStore, config: CollectConfig) -> set[int]:
     """The indices of the episodes that ``store`` has, each of which ``config`` would have made."""
     present = set()
     for i in range(len(store)):
@@ -342,7 +342,7 @@ def _ended(store: EpisodeStore, i: int) -> bool:
     return bool(store.info.source) or bool(store[i].terminated[-1])
 
 
-def _check_space(folder: Path, config: Collect, episodes: int) -> None:
+def _check_space(folder: Path, config: CollectConfig, episodes: int) -> None:
     """An OSError before the first episode is better than one after the thousandth."""
     needed, free = episodes * config.bytes_per_episode, shutil.disk_usage(folder).free
     if episodes and needed + SPARE_BYTES > free:

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from neuralsim.agents.collection.collect import Collect, collect
+from neuralsim.agents.collection.collect import CollectConfig, collect
 from neuralsim.data.episode import EpisodeStore
-from neuralsim.envs.gym_adapter.env import GymWorld
+from neuralsim.envs.gym_adapter.env import GymEnvConfig
 from neuralsim.spec import WorldSpec
 
 HELD_OUT_SEED = 1_000_000
@@ -33,7 +33,7 @@ def demonstration_store(
     progress: Callable[[int, int], None] | None = None,
 ) -> EpisodeStore:
     """The store of held-out demonstrations of Push-T in ``folder``, made or completed first where episodes are missing."""
-    config = Collect(
+    config = CollectConfig(
         out=Path(folder), episodes=episodes, seed=seed, size=size, policy="oracle", near_goal=0.0, workers=workers
     )
     return _collected(config, progress)
@@ -55,7 +55,7 @@ def held_out_store(
     ``steps``: actions in each, as many as the world's collections have by default. ``near_goal`` is the share of episodes that
     begin near the goal, if another than usual.
     """
-    config = Collect(
+    config = CollectConfig(
         world, out=Path(folder), episodes=episodes, steps=steps, seed=HELD_OUT_SEED, size=size, workers=workers
     )
     if near_goal is not None:
@@ -72,9 +72,9 @@ def held_out_again(
 ) -> EpisodeStore:
     """Held-out episodes of a world whose episodes were collected from a Gymnasium environment: ``source`` is their store's
     ``info.source``. They lie in data/<ID>-held-out; all of them are held out."""
-    world = GymWorld.of(spec, source)
+    world = GymEnvConfig.of(spec, source)
     shape = "" if (spec.height, spec.width) == (64, 64) else f"-{spec.height}x{spec.width}"
-    config = Collect(
+    config = CollectConfig(
         env=world.env,
         env_kwargs=world.kwargs,
         frames=world.frames,
@@ -92,7 +92,7 @@ def held_out_again(
     return _collected(config, progress)
 
 
-def _collected(config: Collect, progress: Callable[[int, int], None] | None) -> EpisodeStore:
+def _collected(config: CollectConfig, progress: Callable[[int, int], None] | None) -> EpisodeStore:
     for done, wanted, _ in collect(config):
         if progress:
             progress(done, wanted)

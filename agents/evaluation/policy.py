@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from neuralsim.agents.evaluation.paired_evaluation import Contest
+from neuralsim.agents.evaluation.paired_evaluation import PairedEvaluation
 from neuralsim.agents.evaluation.policy_video import film_policy
-from neuralsim.agents.evaluation.rollout import Tally
-from neuralsim.agents.policies.resolve import find_contender, model_name, note_of
-from neuralsim.envs.tasks.rl_task import wish_for
-from neuralsim.evaluation.report import Report, Row, circumstances, row_of
+from neuralsim.agents.evaluation.rollout import PolicyEvalResult
+from neuralsim.agents.policies.resolve import model_name, note_of, resolve_policy
+from neuralsim.envs.tasks.rl_task import task_for
+from neuralsim.evaluation.report import Metric, Report, circumstances, metric_of
 from neuralsim.evaluation.statistics import Bootstrap, mean
 from neuralsim.runtime.progress import progress
 
@@ -23,7 +23,7 @@ FILMED = 4
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class EvaluateConfig:
     """Try a policy in the true simulator and in imagination, from the same starts."""
 
     world: str = "pusht"
@@ -64,62 +64,62 @@ class Evaluate:
             raise ValueError(f"--doubt-limit: expected a number above 0, got {self.doubt_limit:g}")
 
 
-def transfer(config: Evaluate, show: bool = False) -> tuple[Report, list[Path]]:
+def evaluate_transfer(config: EvaluateConfig, show: bool = False) -> tuple[Report, list[Path]]:
     """The figures, and the files written. Raises ValueError or FileNotFoundError for a policy, task or world that does not do."""
     note = note_of(config.policy)
-    contender = find_contender(config.policy, config.world, config.model, seed=config.seed, device=config.device)
-    wish = wish_for(config.world, config.task or note.task or None, config.device)
+    contender = resolve_policy(config.policy, config.world, config.model, seed=config.seed, device=config.device)
+    rl_task = task_for(config.world, config.task or note.task or None, config.device)
     if config.real:
-        wish.true_world()  # says why there is none
-    contest = Contest(wish, config.episodes, config.seed, config.doubt_limit, not config.stochastic)
+        rl_task.true_world()  # says why there is none
+    contest = PairedEvaluation(rl_task, config.episodes, config.seed, config.doubt_limit, not config.stochastic)
     sides = {"true": contest.true, "imagined": contest.imagined}
     if config.real:
         del sides["imagined"]
-    elif config.imagined or wish.truth is None:
+    elif config.imagined or rl_task.truth is None:
         del sides["true"]
     with progress(show) as bar:
         task = bar.add_task("episodes", total=len(sides) * config.episodes)
         found = {name: side(contender, lambda n: bar.advance(task, n)) for name, side in sides.items()}
-    rows = [row for name, tally in found.items() for row in _rows(name, tally, wish.outcome)]
+    rows = [row for name, tally in found.items() for row in _rows(name, tally, rl_task.outcome)]
     if len(found) == 2:
-        rows += _gap_rows(found["imagined"], found["true"], wish.outcome)
+        rows += _gap_rows(found["imagined"], found["true"], rl_task.outcome)
     about = {
         "policy": config.policy,
-        "steps_allowed": wish.horizon,
+        "steps_allowed": rl_task.horizon,
         "model": config.model or model_name(config.world, note),
         "trained_steps": note.steps or None,
         "actions": "drawn" if config.stochastic else "likeliest",
         "doubt_limit": config.doubt_limit,
         "seed": config.seed,
     }
-    if wish.truth is None:
-        about["true_world"] = f"not known, figures are imagined alone: {wish.unknown}"
-    report = Report(f"a policy in {wish.world}: {wish.name}", tuple(rows), about | circumstances())
+    if rl_task.truth is None:
+        about["true_world"] = f"not known, figures are imagined alone: {rl_task.unknown}"
+    report = Report(f"a policy in {rl_task.world}: {rl_task.name}", tuple(rows), about | circumstances())
     files = []
     if config.video is not None:
         starts = replace(contest, episodes=min(FILMED, config.episodes)).starts(contender.world)
-        shown = film_policy(config.video, contender.make(), contender.world, wish, starts, contender.sees)
+        shown = film_policy(config.video, contender.make(), contender.world, rl_task, starts, contender.sees)
         files.append(shown)
     if config.json is not None:
         files.append(report.save(config.json))
     return report, files
 
 
-def _rows(side: str, tally: Tally, outcome: str) -> Iterator[Row]:
+def _rows(side: str, tally: PolicyEvalResult, outcome: str) -> Iterator[Metric]:
     starts = Bootstrap(np.arange(len(tally)))
-    yield row_of(tally.mean_return(), f"{side}_return", f"{side}: return", better="high")
+    yield metric_of(tally.mean_return(), f"{side}_return", f"{side}: return", better="high")
     better = "high" if outcome == "success" else ""
-    yield row_of(tally.success_share(), f"{side}_{outcome}", f"{side}: {outcome}", better=better)
-    yield row_of(starts(mean, tally.lengths.astype(np.float64)), f"{side}_length", f"{side}: length", unit="steps")
+    yield metric_of(tally.success_share(), f"{side}_{outcome}", f"{side}: {outcome}", better=better)
+    yield metric_of(starts(mean, tally.lengths.astype(np.float64)), f"{side}_length", f"{side}: length", unit="steps")
     if side == "imagined" and tally.doubted.any():
-        yield row_of(
+        yield metric_of(
             starts.share(tally.doubted.astype(np.float64)), "doubted", "imagined: doubted by the world", better="low"
         )
 
 
-def _gap_rows(imagined: Tally, true: Tally, outcome: str) -> Iterator[Row]:
+def _gap_rows(imagined: PolicyEvalResult, true: PolicyEvalResult, outcome: str) -> Iterator[Metric]:
     """Imagined minus true, start by start."""
     starts = Bootstrap(np.arange(len(true)))
     for name, key in (("return", "returns"), (outcome, "success")):
         gap = getattr(imagined, key).astype(np.float64) - getattr(true, key)
-        yield row_of(starts(mean, gap), f"gap_{name}", f"gap: imagined - true {name}")
+        yield metric_of(starts(mean, gap), f"gap_{name}", f"gap: imagined - true {name}")

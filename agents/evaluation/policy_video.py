@@ -7,11 +7,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from neuralsim.agents.evaluation.eval_envs import Arena, DreamArena, Observation, TrueArena
+from neuralsim.agents.evaluation.eval_envs import EvalEnv, ImaginedEvalEnv, Observation, RealEvalEnv
 from neuralsim.agents.evaluation.rollout import evaluate
 from neuralsim.agents.policies.policy import Policy
 from neuralsim.agents.teleop.recorder import VideoWriter
-from neuralsim.envs.tasks.rl_task import Wish
+from neuralsim.envs.tasks.rl_task import RLTask
 from neuralsim.pretrained.world import Starts, World
 
 SCALE = 4
@@ -24,14 +24,16 @@ HOLD = 10
 
 
 def film_policy(
-    path: Path, policy: Policy, world: World, wish: Wish, starts: Starts, observation: Observation = "features"
+    path: Path, policy: Policy, world: World, rl_task: RLTask, starts: Starts, observation: Observation = "features"
 ) -> Path:
     """Write ``path`` (mp4): one column per start, truth (where it is known) above, dream below; a picture's frame turns green when
     the wish came true there, and grey when the episode ended otherwise."""
     n = len(starts)
-    arenas: dict[str, Arena] = {} if wish.truth is None else {"truth": TrueArena(world, wish, starts, n, observation)}
-    arenas["dream"] = DreamArena(world, wish, starts, n, observation, float("inf"))
-    shots = {name: _play(arena, policy, wish.outcome == "success") for name, arena in arenas.items()}
+    eval_envs: dict[str, EvalEnv] = (
+        {} if rl_task.truth is None else {"truth": RealEvalEnv(world, rl_task, starts, n, observation)}
+    )
+    eval_envs["dream"] = ImaginedEvalEnv(world, rl_task, starts, n, observation, float("inf"))
+    shots = {name: _play(eval_env, policy, rl_task.outcome == "success") for name, eval_env in eval_envs.items()}
     video = VideoWriter(path, world.spec.rate_hz)
     try:
         length = max(len(shot) for shot in shots.values())
@@ -43,15 +45,15 @@ def film_policy(
     return path
 
 
-def _play(arena: Arena, policy: Policy, wins: bool) -> list[list[np.ndarray]]:
+def _play(eval_env: EvalEnv, policy: Policy, wins: bool) -> list[list[np.ndarray]]:
     """The arena's pictures after each step, framed by what became of them."""
     shots: list[list[np.ndarray]] = []
 
     def look(live: np.ndarray, won: np.ndarray) -> None:
         colours = [GREEN if w and wins else WHITE if alive else GREY for w, alive in zip(won, live, strict=True)]
-        shots.append([_framed(f, c) for f, c in zip(arena.frames(), colours, strict=True)])
+        shots.append([_framed(f, c) for f, c in zip(eval_env.frames(), colours, strict=True)])
 
-    evaluate(policy, arena, arena.slots, watch=look)
+    evaluate(policy, eval_env, eval_env.n_envs, watch=look)
     return shots
 
 

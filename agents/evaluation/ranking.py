@@ -11,25 +11,25 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from neuralsim.agents.evaluation.paired_evaluation import Contest
+from neuralsim.agents.evaluation.paired_evaluation import PairedEvaluation
 from neuralsim.agents.evaluation.plots import Score, draw_ranking
-from neuralsim.agents.evaluation.rollout import Tally
-from neuralsim.agents.policies.resolve import Contender, find_contender, note_of, short_names
-from neuralsim.envs.tasks.rl_task import Wish, learned_name, wish_for
-from neuralsim.evaluation.report import Bar, Report, Row, circumstances, row_of
+from neuralsim.agents.evaluation.rollout import PolicyEvalResult
+from neuralsim.agents.policies.resolve import CandidatePolicy, note_of, resolve_policy, short_names
+from neuralsim.envs.tasks.rl_task import RLTask, learned_name, task_for
+from neuralsim.evaluation.report import Metric, Report, Target, circumstances, metric_of
 from neuralsim.evaluation.statistics import CrossedBootstrap, Estimate, mmrv, pearson, rank_correlation
 from neuralsim.runtime.progress import progress
 
 ENOUGH = 8
 """With fewer policies than this, correlations tell little."""
-BAR = Bar(least=0.9)
+BAR = Target(least=0.9)
 """What the correlation of imagined and true success must reach."""
 KINDS = {"success": "success", "return": "returns"}
-"""What is compared, and where a Tally keeps it. Success only where a wish knows one, see ``Wish.outcome``."""
+"""What is compared, and where a Tally keeps it. Success only where a wish knows one, see ``RLTask.outcome``."""
 
 
 @dataclass(frozen=True)
-class Rank:
+class RankConfig:
     """Try policies in imagination and in truth, and see whether both put them in the same order."""
 
     world: str = "pusht"
@@ -74,8 +74,8 @@ class Ranking:
     kinds: what is compared, the most important first."""
 
     names: tuple[str, ...]
-    imagined: tuple[Tally, ...]
-    true: tuple[Tally, ...]
+    imagined: tuple[PolicyEvalResult, ...]
+    true: tuple[PolicyEvalResult, ...]
     seed: int = 0
     kinds: tuple[str, ...] = tuple(KINDS)
 
@@ -86,7 +86,7 @@ class Ranking:
         for name in ("names", "imagined", "true"):
             object.__setattr__(self, name, tuple(getattr(self, name)[i] for i in order))
 
-    def agreement(self) -> Iterator[Row]:
+    def agreement(self) -> Iterator[Metric]:
         """How well imagination and truth agree, with intervals over policies and starts."""
         resample = CrossedBootstrap(len(self.names), len(self.true[0]), seed=self.seed)
         for kind in self.kinds:
@@ -94,9 +94,9 @@ class Ranking:
             imagined, true = (np.array([getattr(t, name) for t in side], float) for side in (self.imagined, self.true))
             bar = BAR if kind == self.kinds[0] and len(self.names) >= ENOUGH else None
             linear, order, worst = (resample(f, imagined, true) for f in (pearson, rank_correlation, mmrv))
-            yield row_of(linear, f"pearson_{kind}", f"{kind}: Pearson's correlation", better="high", bar=bar)
-            yield row_of(order, f"spearman_{kind}", f"{kind}: Spearman's rank correlation", better="high")
-            yield row_of(worst, f"mmrv_{kind}", f"{kind}: mean maximum rank violation", better="low")
+            yield metric_of(linear, f"pearson_{kind}", f"{kind}: Pearson's correlation", better="high", bar=bar)
+            yield metric_of(order, f"spearman_{kind}", f"{kind}: Spearman's rank correlation", better="high")
+            yield metric_of(worst, f"mmrv_{kind}", f"{kind}: mean maximum rank violation", better="low")
 
     def scores(self, kind: str) -> list[Score]:
         """Each policy's imagined and true ``kind`` (success or return)."""
@@ -128,18 +128,18 @@ class Ranking:
             for score in self.scores(kind):
                 for side, found in (("imagined", score.imagined), ("true", score.true)):
                     rows.append(
-                        row_of(found, f"{side}_{kind}/{score.name}", f"{score.name}: {side} {kind}", better="high")
+                        metric_of(found, f"{side}_{kind}/{score.name}", f"{score.name}: {side} {kind}", better="high")
                     )
         return Report(title, tuple(rows), about)
 
 
-def rank(config: Rank, show: bool = False) -> tuple[Ranking, Report, list[Path]]:
+def rank(config: RankConfig, show: bool = False) -> tuple[Ranking, Report, list[Path]]:
     """Try everybody; returns what came of it, the figures, and the files written. Raises ValueError or FileNotFoundError for
     policies, a task or a world that do not do, before anything runs."""
     contenders = _contenders(config)
-    wish = _wish(config)
-    wish.true_world()  # says why there is none
-    contest = Contest(wish, config.episodes, config.seed, config.doubt_limit, not config.stochastic)
+    rl_task = _wish(config)
+    rl_task.true_world()  # says why there is none
+    contest = PairedEvaluation(rl_task, config.episodes, config.seed, config.doubt_limit, not config.stochastic)
     imagined, true = [], []
     with progress(show) as bar:
         task = bar.add_task("episodes", total=2 * config.episodes * len(contenders))
@@ -147,11 +147,11 @@ def rank(config: Rank, show: bool = False) -> tuple[Ranking, Report, list[Path]]
             bar.update(task, description=contender.name)
             imagined.append(contest.imagined(contender, lambda n: bar.advance(task, n)))
             true.append(contest.true(contender, lambda n: bar.advance(task, n)))
-    kinds = tuple(KINDS) if wish.outcome == "success" else ("return",)
+    kinds = tuple(KINDS) if rl_task.outcome == "success" else ("return",)
     ranking = Ranking(tuple(c.name for c in contenders), tuple(imagined), tuple(true), config.seed, kinds)
     about: dict[str, object] = {
-        "task": wish.name,
-        "steps_allowed": wish.horizon,
+        "task": rl_task.name,
+        "steps_allowed": rl_task.horizon,
         "model": ", ".join(
             sorted({str(c.world.folder.name if c.world.folder else c.world.spec.name) for c in contenders})
         ),
@@ -163,11 +163,11 @@ def rank(config: Rank, show: bool = False) -> tuple[Ranking, Report, list[Path]]
         **circumstances(),
         "policies": dict(zip(short_names(config.policies), config.policies, strict=True)),
     }
-    report = ranking.report(f"ranking of policies in {wish.world}", about)
-    folder = config.out or Path("runs/rank") / f"{wish.world}-{wish.name}".replace("/", "-")
+    report = ranking.report(f"ranking of policies in {rl_task.world}", about)
+    folder = config.out or Path("runs/rank") / f"{rl_task.world}-{rl_task.name}".replace("/", "-")
     folder.mkdir(parents=True, exist_ok=True)
     picture = folder / "rank.png"
-    words = f"{wish.world}, {wish.name}: {len(contenders)} policies, {config.episodes} attempts each"
+    words = f"{rl_task.world}, {rl_task.name}: {len(contenders)} policies, {config.episodes} attempts each"
     draw_ranking(picture, words, {kind: ranking.scores(kind) for kind in kinds}, _captions(report, kinds))
     files = [report.save(folder / "rank.json"), picture]
     if config.json is not None:
@@ -175,26 +175,26 @@ def rank(config: Rank, show: bool = False) -> tuple[Ranking, Report, list[Path]]
     return ranking, report, files
 
 
-def _wish(config: Rank) -> Wish:
+def _wish(config: RankConfig) -> RLTask:
     notes = {source: note_of(source) for source in config.policies}
     tasks = {note.task: source for source, note in notes.items() if note.task}
     if config.task is None and len(tasks) > 1:
         said = ", ".join(f"{source} for {task}" for task, source in tasks.items())
         raise ValueError(f"--policies: trained for different tasks ({said}); say with --task what is to be done")
-    return wish_for(config.world, config.task or next(iter(tasks), None), config.device)
+    return task_for(config.world, config.task or next(iter(tasks), None), config.device)
 
 
-def _contenders(config: Rank) -> list[Contender]:
+def _contenders(config: RankConfig) -> list[CandidatePolicy]:
     """Those who need no file are imagined where the first of the others is."""
     models = [note.model for source in config.policies if (note := note_of(source)).model]
     own, contenders = learned_name(config.world) == config.world, []
     for source, name in zip(config.policies, short_names(config.policies), strict=True):
         model = config.model or (None if own else note_of(source).model or next(iter(models), None))
-        contenders.append(find_contender(source, config.world, model, name, config.seed, config.device))
+        contenders.append(resolve_policy(source, config.world, model, name, config.seed, config.device))
     return contenders
 
 
-def _estimate(tally: Tally, kind: str) -> Estimate:
+def _estimate(tally: PolicyEvalResult, kind: str) -> Estimate:
     return tally.success_share() if kind == "success" else tally.mean_return()
 
 

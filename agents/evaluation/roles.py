@@ -18,10 +18,10 @@ from neuralsim.envs.pusht.executability import Execution, executability_rows, ex
 from neuralsim.envs.pusht.replay import film, heeded, replay
 from neuralsim.envs.pusht.role_metrics import pose_rows, spread_rows
 from neuralsim.envs.pusht.scene_metrics import MOVED, beyond
-from neuralsim.envs.pusht.state_estimator import PushTReader
-from neuralsim.evaluation.moments import Moments, choose_windows
+from neuralsim.envs.pusht.state_estimator import PushTStateEstimator
+from neuralsim.evaluation.moments import RoleQueries, choose_windows
 from neuralsim.evaluation.plots import draw_films
-from neuralsim.evaluation.report import Report, Row, circumstances
+from neuralsim.evaluation.report import Metric, Report, circumstances
 from neuralsim.evaluation.role_metrics import (
     act_rows,
     closure_rows,
@@ -32,7 +32,7 @@ from neuralsim.evaluation.role_metrics import (
     simulate_rows,
     value_rows,
 )
-from neuralsim.evaluation.role_predictions import Answers
+from neuralsim.evaluation.role_predictions import RolePredictions
 from neuralsim.evaluation.statistics import Bootstrap
 from neuralsim.models.roles import PASSES, joint_of
 from neuralsim.models.video_wam import VideoWAM
@@ -49,7 +49,7 @@ MIX = {
 
 
 @dataclass(frozen=True)
-class Roles:
+class RolesConfig:
     """Ask one checkpoint in every role, on held-out episodes of Push-T, and test that each answer follows what it is given."""
 
     world: str = "pusht"
@@ -80,14 +80,14 @@ class Roles:
                 raise ValueError(f"--{name}: expected {least} or more, got {getattr(self, name)}")
 
 
-def tell_roles(config: Roles, show: bool = False) -> tuple[Report, list[Path]]:
+def measure_roles(config: RolesConfig, show: bool = False) -> tuple[Report, list[Path]]:
     """The table, and the files written. Raises ValueError for a world that simulates only or is not Push-T, and for stores without
     states or episodes that training has not seen."""
     world = open_world(config.world, config.device)
     model, joint = joint_of(world.model)
     if world.spec.name != "pusht" or world.spec.height != world.spec.width:
         raise ValueError(f"roles: are told beside Push-T's simulator alone, got a world of {world.spec.name!r}")
-    truth, reader = PushTRealEnv(size=world.spec.height), PushTReader(world.spec.height)
+    truth, reader = PushTRealEnv(size=world.spec.height), PushTStateEstimator(world.spec.height)
     played, shown = _stores(config, world, show)
     play, demos = (_answers(config, world, model, store, joint.chunk, aim) for aim, store in enumerate((played, shown)))
     with progress(show) as bar:
@@ -113,13 +113,13 @@ def tell_roles(config: Roles, show: bool = False) -> tuple[Report, list[Path]]:
 
 def _rows(
     world: World,
-    play: Answers,
-    demos: Answers,
+    play: RolePredictions,
+    demos: RolePredictions,
     foreseen: Execution,
     truth: PushTRealEnv,
-    reader: PushTReader,
+    reader: PushTStateEstimator,
     tick: Callable[[str, int, int], None],
-) -> list[Row]:
+) -> list[Metric]:
     """All rows, role by role."""
     playing, showing = (Bootstrap(x.moments.episodes, seed=x.seed) for x in (play, demos))
     actions, states = play.moments.actions.cpu().numpy(), play.moments.states
@@ -127,7 +127,7 @@ def _rows(
     others = actions[play.moments.others]
     own, other = (replay(truth, states[:, 0], x) for x in (actions, others))
     told, told_otherwise = heeded(own, actions), heeded(other, others)
-    roles: Sequence[tuple[str, Callable[[], Iterator[Row]]]] = (
+    roles: Sequence[tuple[str, Callable[[], Iterator[Metric]]]] = (
         ("simulate", lambda: simulate_rows(play, playing)),
         ("simulate", lambda: spread_rows(play, own[:, -1], other[:, -1], reader, playing)),
         ("act", lambda: act_rows(demos, showing)),
@@ -147,21 +147,21 @@ def _rows(
     return rows + _mix_rows(training_record(world))
 
 
-def _count(moments: Moments) -> str:
+def _count(moments: RoleQueries) -> str:
     return f"{len(moments)} in {len(np.unique(moments.episodes))} episodes"
 
 
-def _mix_rows(record: Mapping[str, Any]) -> list[Row]:
+def _mix_rows(record: Mapping[str, Any]) -> list[Metric]:
     """What the joint stage's batches were made of, as far as it is on record."""
     mix = (record.get("recipe") or {}).get("joint_mix") or {}
     return [
-        Row(f"mix/{name}", f"trained on: {told} (share of batches, where there is any)", 100 * mix[name], "%")
+        Metric(f"mix/{name}", f"trained on: {told} (share of batches, where there is any)", 100 * mix[name], "%")
         for name, told in MIX.items()
         if name in mix
     ]
 
 
-def _stores(config: Roles, world: World, show: bool) -> tuple[EpisodeStore, EpisodeStore]:
+def _stores(config: RolesConfig, world: World, show: bool) -> tuple[EpisodeStore, EpisodeStore]:
     """Play and demonstrations, collected where they are missing."""
     size = world.spec.height
     with progress(show) as bar:
@@ -183,7 +183,9 @@ def _stores(config: Roles, world: World, show: bool) -> tuple[EpisodeStore, Epis
     return play, demos
 
 
-def _answers(config: Roles, world: World, model: VideoWAM, store: EpisodeStore, chunk: int, aim: int) -> Answers:
+def _answers(
+    config: RolesConfig, world: World, model: VideoWAM, store: EpisodeStore, chunk: int, aim: int
+) -> RolePredictions:
     """Answers about moments of ``store`` that training has not seen; of demonstrations (``aim`` 1) before their success."""
     if store.spec.frame_shape != model.spec.frame_shape or store.spec.action_names != model.spec.action_names:
         raise ValueError(f"{store.folder}: holds episodes of {store.spec}, the model is of {model.spec}")
@@ -191,10 +193,10 @@ def _answers(config: Roles, world: World, model: VideoWAM, store: EpisodeStore, 
     windows = choose_windows(
         store, config.windows, model.spec.context, chunk, rng, _unseen(world, store), underway=aim == 1
     )
-    moments = Moments.take(model, windows, config.precision)
+    moments = RoleQueries.take(model, windows, config.precision)
     if moments.states is None:
         raise ValueError(f"{store.folder}: the simulator is put at true states, and these episodes do not know theirs")
-    return Answers(model, moments, aim, config.passes, config.seed, config.precision)
+    return RolePredictions(model, moments, aim, config.passes, config.seed, config.precision)
 
 
 def _unseen(world: World, store: EpisodeStore) -> bool:
@@ -208,7 +210,7 @@ def _unseen(world: World, store: EpisodeStore) -> bool:
     return bool(seen) and -1 not in own and own.isdisjoint(seen)
 
 
-def _draw(path: Path, demos: Answers, foreseen: Execution, truth: PushTRealEnv) -> Path:
+def _draw(path: Path, demos: RolePredictions, foreseen: Execution, truth: PushTRealEnv) -> Path:
     """True future frames, foreseen ones, and those of the replay, where the true block moves; of different episodes as far as
     possible."""
     moments, k = demos.moments, demos.moments.steps

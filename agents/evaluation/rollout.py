@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from neuralsim.agents.evaluation.eval_envs import Arena
+from neuralsim.agents.evaluation.eval_envs import EvalEnv
 from neuralsim.agents.policies.policy import Policy
 from neuralsim.envs.wrappers.discrete_actions import as_actions
 from neuralsim.evaluation.statistics import Bootstrap, Estimate, mean
@@ -21,7 +21,7 @@ SLOTS = 64
 
 
 @dataclass(frozen=True)
-class Tally:
+class PolicyEvalResult:
     """What happened in n episodes, by start: sum of rewards, steps taken, whether the wish came true, whether its world
     came to doubt its dream. All ``(n,)``."""
 
@@ -34,7 +34,7 @@ class Tally:
         return len(self.returns)
 
     @classmethod
-    def join(cls, parts: list[Tally]) -> Self:
+    def join(cls, parts: list[PolicyEvalResult]) -> Self:
         """Tallies one after the other."""
         return cls(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)})
 
@@ -62,29 +62,31 @@ class RandomPolicy:
 
 def evaluate(
     policy: Policy,
-    arena: Arena,
+    eval_env: EvalEnv,
     episodes: int,
     deterministic: bool = True,
     tick: Callable[[int], None] | None = None,
     watch: Watch | None = None,
-) -> Tally:
-    """``policy`` from starts 0 to ``episodes`` - 1 of ``arena``, once each; actions are clipped to [-1, 1], and whole numbers
+) -> PolicyEvalResult:
+    """``policy`` from starts 0 to ``episodes`` - 1 of ``eval_env``, once each; actions are clipped to [-1, 1], and whole numbers
     are moves (see neuralsim.envs.wrappers.discrete_actions) or the world's own choices. ``tick`` is told of each wave's episodes; ``watch``
     of every step."""
     parts = []
-    for first in range(0, episodes, arena.slots):
-        count = min(arena.slots, episodes - first)
-        parts.append(_wave(policy, arena, np.arange(first, first + count), deterministic, watch))
+    for first in range(0, episodes, eval_env.n_envs):
+        count = min(eval_env.n_envs, episodes - first)
+        parts.append(_wave(policy, eval_env, np.arange(first, first + count), deterministic, watch))
         if tick:
             tick(count)
-    return Tally.join(parts)
+    return PolicyEvalResult.join(parts)
 
 
-def _wave(policy: Policy, arena: Arena, starts: np.ndarray, deterministic: bool, watch: Watch | None) -> Tally:
-    n = arena.slots
+def _wave(
+    policy: Policy, eval_env: EvalEnv, starts: np.ndarray, deterministic: bool, watch: Watch | None
+) -> PolicyEvalResult:
+    n = eval_env.n_envs
     which = np.concatenate([starts, np.full(n - len(starts), starts[0])])
     live = np.arange(n) < len(starts)
-    observation = arena.begin(which)
+    observation = eval_env.begin(which)
     returns, lengths = np.zeros(n), np.zeros(n, np.int64)
     success, doubted = np.zeros(n, bool), np.zeros(n, bool)
     memory, begun = None, np.ones(n, bool)
@@ -92,14 +94,14 @@ def _wave(policy: Policy, arena: Arena, starts: np.ndarray, deterministic: bool,
         watch(live, success)
     while live.any():
         chosen, memory = policy.predict(observation, memory, begun, deterministic)
-        heard = arena.step(as_actions(chosen, arena.spec.action_size, arena.spec.action_choices), live)
+        heard = eval_env.step(as_actions(chosen, eval_env.spec.action_size, eval_env.spec.action_choices), live)
         returns += np.where(live, heard.reward, 0)
         lengths += live
         success |= live & heard.success
         doubted |= live & heard.doubted
         live = live & ~(heard.terminated | heard.truncated)
-        observation, begun = arena.observe(), np.zeros(n, bool)
+        observation, begun = eval_env.observe(), np.zeros(n, bool)
         if watch:
             watch(live, success)
     kept = slice(0, len(starts))
-    return Tally(returns[kept], lengths[kept], success[kept], doubted[kept])
+    return PolicyEvalResult(returns[kept], lengths[kept], success[kept], doubted[kept])

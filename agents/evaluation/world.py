@@ -12,12 +12,13 @@ import numpy as np
 
 from neuralsim.agents.collection.held_out import held_out_again, held_out_folder, held_out_store
 from neuralsim.agents.policies.judges import find_drivers, find_judge
-from neuralsim.agents.policies.registry import COLLECTORS, find_collector
+from neuralsim.agents.policies.registry import SCRIPTED_POLICIES, find_scripted_policies
 from neuralsim.data.episode import EpisodeStore
-from neuralsim.evaluation.evaluate import MeasureConfig, measure
-from neuralsim.evaluation.long_horizon import LongPlayConfig, long_play
-from neuralsim.evaluation.report import Report, Row
-from neuralsim.evaluation.world_metrics import Judge
+from neuralsim.evaluation.config import EvalConfig
+from neuralsim.evaluation.evaluate import evaluate_world_model
+from neuralsim.evaluation.long_horizon import LongHorizonConfig, evaluate_long_horizon
+from neuralsim.evaluation.report import Metric, Report
+from neuralsim.evaluation.world_metrics import WorldMetrics
 from neuralsim.pretrained.world import World, open_world
 from neuralsim.runtime.progress import progress
 from neuralsim.storage.manifest import TRAINING
@@ -27,7 +28,7 @@ FRESH_STEPS = 25_600
 
 
 @dataclass(frozen=True)
-class Measure(MeasureConfig):
+class MeasureConfig(EvalConfig):
     """Measure how true a world's dreams are, on episodes it has never seen."""
 
     world: str = "pusht"
@@ -60,7 +61,7 @@ class Measure(MeasureConfig):
             raise ValueError(f"--episodes: expected 1 or more, got {self.episodes}")
 
 
-def measure_world(config: Measure) -> tuple[Report, list[Path]]:
+def measure_world(config: MeasureConfig) -> tuple[Report, list[Path]]:
     """All figures as one Report, and the files written. Raises ValueError where nothing says which episodes to measure on, or
     for long play of a world without start states."""
     world = open_world(config.world, config.device)
@@ -70,26 +71,26 @@ def measure_world(config: Measure) -> tuple[Report, list[Path]]:
     store, near, fresh = _episodes(config, world)
     if fresh:
         config = replace(config, all_held_out=True)
-    measurement = measure(world.model, store, judge, config, near, show=True)
-    curves, strip = measurement.draw(config.out / "measure.png")
+    measurement = evaluate_world_model(world.model, store, judge, config, near, show=True)
+    curves, strip = measurement.draw(config.out / "evaluate_world_model.png")
     report: Report = measurement
     if config.minutes:
         rows = _long_play(world, judge, config)
         report = Report(measurement.title, (*measurement.rows, *rows), measurement.circumstances)
-    files = [report.save(config.out / "measure.json"), curves, *([strip] if strip else [])]
+    files = [report.save(config.out / "evaluate_world_model.json"), curves, *([strip] if strip else [])]
     if config.json is not None:
         files.append(report.save(config.json))
     return report, files
 
 
-def _episodes(config: Measure, world: World) -> tuple[EpisodeStore, EpisodeStore | None, bool]:
+def _episodes(config: MeasureConfig, world: World) -> tuple[EpisodeStore, EpisodeStore | None, bool]:
     """The episodes to measure on, further ones near the end where a world knows how to begin there, and whether all of them are
     held out."""
     spec = world.spec
     if config.data is not None:
         return EpisodeStore(config.data), None, False
-    if spec.name in COLLECTORS and spec.height == spec.width:
-        near = None if find_collector(spec.name).seeded else _fresh(config, world, 1.0)
+    if spec.name in SCRIPTED_POLICIES and spec.height == spec.width:
+        near = None if find_scripted_policies(spec.name).seeded else _fresh(config, world, 1.0)
         return _fresh(config, world), near, True
     record = training_record(world)
     source = record.get("source") or {}
@@ -118,11 +119,11 @@ def training_record(world: World) -> Mapping[str, Any]:
     return json.loads(path.read_text()) if path is not None and path.is_file() else {}
 
 
-def _fresh(config: Measure, world: World, near_goal: float | None = None) -> EpisodeStore:
+def _fresh(config: MeasureConfig, world: World, near_goal: float | None = None) -> EpisodeStore:
     folder = held_out_folder(world.spec.name, world.spec.height)
     if near_goal is not None:
         folder = folder.with_name(folder.name.replace("-held-out", "-held-out-near"))
-    episodes = config.episodes or max(1, FRESH_STEPS // find_collector(world.spec.name).steps)
+    episodes = config.episodes or max(1, FRESH_STEPS // find_scripted_policies(world.spec.name).steps)
     with progress() as bar:
         task = bar.add_task("held-out episodes", total=episodes)
         return held_out_store(
@@ -135,23 +136,23 @@ def _fresh(config: Measure, world: World, near_goal: float | None = None) -> Epi
         )
 
 
-def _long_play(world: World, judge: Judge | None, config: Measure) -> list[Row]:
+def _long_play(world: World, judge: WorldMetrics | None, config: MeasureConfig) -> list[Metric]:
     """The rows of long play under random keys, and of each driver."""
     starts = world.starts
     assert starts is not None
     steps = max(1, round(config.minutes * 60 * world.spec.rate_hz))
     chosen = np.arange(config.dreams) % len(starts)
-    rows: list[Row] = []
+    rows: list[Metric] = []
     with progress() as bar:
         for name, driver in {"": None, **find_drivers(world.spec)}.items():
             task = bar.add_task(f"long play{', ' if name else ''}{name}", total=steps * config.dreams)
-            rows += long_play(
+            rows += evaluate_long_horizon(
                 world.model,
                 starts.frames[chosen],
                 starts.actions[chosen],
                 judge,
                 None if starts.states is None else starts.states[chosen, -1].astype(np.float64),
-                LongPlayConfig(steps=steps, seed=config.seed, precision=config.precision),
+                LongHorizonConfig(steps=steps, seed=config.seed, precision=config.precision),
                 lambda n, task=task: bar.advance(task, n),  # type: ignore[misc]
                 driver,
                 name,

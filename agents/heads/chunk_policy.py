@@ -1,6 +1,6 @@
-"""ChunkPolicy: what policy heads have in common. They are shown the newest frames and propose the next few actions at once.
+"""ActionChunkPolicy: what policy heads have in common. They are shown the newest frames and propose the next few actions at once.
 
-``ChunkRunner`` gives such a policy Stable-Baselines3's ``predict``, so that it drives whatever a policy can drive.
+``ActionChunkBroker`` gives such a policy Stable-Baselines3's ``predict``, so that it drives whatever a policy can drive.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from neuralsim.spec import WorldSpec
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class ObservationHistory:
     """What has been seen and done of late: frames uint8 ``(b, t, h, w, 3)``, the newest last, t at most the spec's context; actions
     ``(b, t-1, a)``, what was really done between them."""
 
@@ -27,19 +27,19 @@ class Seen:
         return len(self.frames)
 
     @classmethod
-    def first(cls, frames: np.ndarray, spec: WorldSpec) -> Seen:
+    def first(cls, frames: np.ndarray, spec: WorldSpec) -> ObservationHistory:
         """The beginning of histories: ``frames`` ``(b, h, w, 3)``."""
         actions = np.zeros((len(frames), 0, spec.action_size), spec.action_dtype)
         return cls(spec.check_frames(frames)[:, None], actions)
 
-    def then(self, actions: np.ndarray, frames: np.ndarray, context: int) -> Seen:
+    def then(self, actions: np.ndarray, frames: np.ndarray, context: int) -> ObservationHistory:
         """After ``actions`` ``(b, a)`` led to ``frames`` ``(b, h, w, 3)``; no more than ``context`` frames are kept."""
         joined = np.concatenate([self.frames, frames[:, None]], 1)[:, -context:]
         done = np.concatenate([self.actions, actions[:, None]], 1)
-        return Seen(joined, done[:, done.shape[1] - (joined.shape[1] - 1) :])
+        return ObservationHistory(joined, done[:, done.shape[1] - (joined.shape[1] - 1) :])
 
 
-class ChunkPolicy(Protocol):
+class ActionChunkPolicy(Protocol):
     """Proposes ``chunk`` actions at once, for worlds of ``spec``."""
 
     @property
@@ -48,7 +48,9 @@ class ChunkPolicy(Protocol):
     @property
     def chunk(self) -> int: ...
 
-    def propose(self, seen: Seen, seeds: Sequence[int], prefix: np.ndarray | None = None) -> np.ndarray:
+    def predict_action_chunk(
+        self, seen: ObservationHistory, seeds: Sequence[int], prefix: np.ndarray | None = None
+    ) -> np.ndarray:
         """Actions ``(b, chunk, a)`` from the newest frame of ``seen`` on; row i is a function of ``seeds[i]`` and its own history.
 
         ``prefix`` ``(b, p, a)``, p less than ``chunk``: actions that are being done already and cannot be changed (real-time
@@ -58,18 +60,18 @@ class ChunkPolicy(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Underway:
-    """A ChunkRunner's memory of ``b`` episodes: their histories, of which the newest ``age`` ``(b,)`` frames count; the chunk under
+    """A ActionChunkBroker's memory of ``b`` episodes: their histories, of which the newest ``age`` ``(b,)`` frames count; the chunk under
     way ``(b, chunk, a)``, how many of its actions are ``done`` ``(b,)``, and how many chunks were ``made`` ``(b,)``."""
 
-    seen: Seen
+    seen: ObservationHistory
     age: np.ndarray
     chunk: np.ndarray
     done: np.ndarray
     made: np.ndarray
 
 
-class ChunkRunner:
-    """``head`` behind Stable-Baselines3's ``predict``: it looks, does ``execute`` actions (the head's own number by default), and
+class ActionChunkBroker:
+    """``head`` behind Stable-Baselines3's ``predict``: it looks, does ``n_action_steps`` actions (the head's own number by default), and
     looks again.
 
     Observations are frames ``(b, h, w, 3)`` or one ``(h, w, 3)``; what it remembers travels as the policy's ``state``. Row i's
@@ -78,15 +80,15 @@ class ChunkRunner:
 
     def __init__(
         self,
-        head: ChunkPolicy,
-        execute: int | None = None,
+        head: ActionChunkPolicy,
+        n_action_steps: int | None = None,
         seed: int = 0,
         tick: Callable[[int, float], None] | None = None,
     ) -> None:
         self.head, self.seed, self.tick = head, seed, tick
-        self.execute = getattr(head, "execute", head.chunk) if execute is None else execute
-        if not 1 <= self.execute <= head.chunk:
-            raise ValueError(f"execute: expected 1 to {head.chunk} (the head's chunk), got {execute}")
+        self.n_action_steps = getattr(head, "n_action_steps", head.chunk) if n_action_steps is None else n_action_steps
+        if not 1 <= self.n_action_steps <= head.chunk:
+            raise ValueError(f"execute: expected 1 to {head.chunk} (the head's chunk), got {n_action_steps}")
 
     def predict(
         self,
@@ -99,7 +101,7 @@ class ChunkRunner:
         single = np.ndim(observation) == 3
         frames = self.head.spec.check_frames(observation[None] if single else observation, "observation")
         memory = self._follow(frames, state, episode_start)
-        due = np.flatnonzero(memory.done >= self.execute)
+        due = np.flatnonzero(memory.done >= self.n_action_steps)
         for age in np.unique(memory.age[due]):
             self._decide(memory, due[memory.age[due] == age], int(age))
         actions = memory.chunk[np.arange(len(frames)), memory.done]
@@ -108,10 +110,10 @@ class ChunkRunner:
     def _decide(self, memory: Underway, rows: np.ndarray, age: int) -> None:
         """New chunks for ``rows``, whose histories are equally long; ``memory`` is ours alone as yet."""
         known = memory.seen.actions.shape[1]
-        seen = Seen(memory.seen.frames[rows, -age:], memory.seen.actions[rows, known - age + 1 :])
+        seen = ObservationHistory(memory.seen.frames[rows, -age:], memory.seen.actions[rows, known - age + 1 :])
         seeds = [self.seed + int(i) + 1_000_003 * int(memory.made[i]) for i in rows]
         began = time.perf_counter()
-        memory.chunk[rows], memory.done[rows] = self.head.propose(seen, seeds), 0
+        memory.chunk[rows], memory.done[rows] = self.head.predict_action_chunk(seen, seeds), 0
         memory.made[rows] += 1
         if self.tick:
             self.tick(len(rows), time.perf_counter() - began)
@@ -122,7 +124,7 @@ class ChunkRunner:
         if state is None or len(state.age) != n:
             context = spec.context
             past = np.repeat(frames[:, None], context, 1)
-            seen = Seen(past, np.zeros((n, context - 1, spec.action_size), spec.action_dtype))
+            seen = ObservationHistory(past, np.zeros((n, context - 1, spec.action_size), spec.action_dtype))
             empty = np.zeros((n, self.head.chunk, spec.action_size), spec.action_dtype)
             full = np.full(n, self.head.chunk)
             return Underway(seen, np.ones(n, np.int64), empty, full, np.zeros(n, np.int64))

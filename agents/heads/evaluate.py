@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from neuralsim.agents.evaluation.eval_envs import TrueArena
-from neuralsim.agents.evaluation.rollout import Tally, evaluate
-from neuralsim.agents.heads.chunk_policy import ChunkRunner
+from neuralsim.agents.evaluation.eval_envs import RealEvalEnv
+from neuralsim.agents.evaluation.rollout import PolicyEvalResult, evaluate
+from neuralsim.agents.heads.chunk_policy import ActionChunkBroker
 from neuralsim.agents.heads.training import KINDS, HeadBudget, train_head
 from neuralsim.agents.heads.wam_policies import NAMES, find_head
 from neuralsim.agents.planning.goal_trial import wilson
 from neuralsim.data.episode import EpisodeStore
-from neuralsim.envs.tasks.rl_task import Wish, wish_of
-from neuralsim.evaluation.report import Bar, Report, Row, circumstances
+from neuralsim.envs.tasks.rl_task import RLTask, task_of
+from neuralsim.evaluation.report import Metric, Report, Target, circumstances
 from neuralsim.evaluation.statistics import Estimate, student
 from neuralsim.models.roles import joint_of
 from neuralsim.pretrained.world import Starts, World, open_world
 from neuralsim.runtime.progress import progress
-from neuralsim.runtime.results_log import Journal
+from neuralsim.runtime.results_log import ResultsLog
 from neuralsim.training.token_dataset import fingerprint
 
 SHARE_OF_ORACLE = 0.8
@@ -32,9 +32,10 @@ LATENCY_MS = 50.0
 
 
 @dataclass(frozen=True)
-class Heads:
+class HeadsConfig:
     """Try the policy heads in the true simulator, from the same held-out starts: success, time per decision."""
 
+    OLD_FLAGS: ClassVar[dict[str, str]] = {"--execute": "--n-action-steps"}
     world: str = "pusht"
     """Name or folder of a world that answers in all roles."""
     task: str = "cover"
@@ -43,7 +44,7 @@ class Heads:
     """Which heads; post and bc are trained first where they are not yet in --out."""
     passes: tuple[int, ...] = (1, 4)
     """Denoising passes to try."""
-    execute: tuple[int, ...] = (4,)
+    n_action_steps: tuple[int, ...] = (4,)
     """How many actions of a chunk are done before looking again; several are tried with the joint head."""
     episodes: int = 200
     """Attempts, from starts as the true world's reset makes them."""
@@ -68,51 +69,51 @@ class Heads:
         for name, least in (("episodes", 1), ("steps", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name}: expected {least} or more, got {getattr(self, name)}")
-        for name in ("passes", "execute"):
+        for name in ("passes", "n_action_steps"):
             if not getattr(self, name) or min(getattr(self, name)) < 1:
                 raise ValueError(f"--{name}: expected numbers of 1 or more, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
-class Trial:
+class HeadTrial:
     """One head at one setting."""
 
     head: str
     passes: int
-    execute: int
+    n_action_steps: int
 
     @property
     def label(self) -> str:
         """For people."""
-        return f"{self.head}, {self.passes} pass{'es' if self.passes > 1 else ''}, {self.execute} of a chunk"
+        return f"{self.head}, {self.passes} pass{'es' if self.passes > 1 else ''}, {self.n_action_steps} of a chunk"
 
 
-def heads(config: Heads, show: bool = False) -> tuple[Report, list[Path]]:
+def evaluate_heads(config: HeadsConfig, show: bool = False) -> tuple[Report, list[Path]]:
     """The table, and the files written."""
     world = open_world(config.world, config.device)
     model, joint = joint_of(world.model)
     out = config.out or Path("runs") / "heads" / world.spec.name
-    wish = replace(wish_of(world, config.task), horizon=config.steps)
-    starts = wish.starts_in(world, config.episodes, config.seed)
+    rl_task = replace(task_of(world, config.task), horizon=config.steps)
+    starts = rl_task.starts_in(world, config.episodes, config.seed)
     demos = config.demos or Path("data") / f"{world.spec.name}-oracle"
     for name in sorted(set(config.heads) & set(KINDS)):
         if not (out / name / "config.json").is_file():
             train_head(name, model, EpisodeStore(demos), out, HeadBudget(), config.seed, show)
     settings = {"model": _weights(world), "seed": config.seed, "episodes": config.episodes, "steps": config.steps}
     trials = _trials(config, joint.chunk)
-    with Journal(out / "trials.jsonl", settings) as journal, progress(show) as bar:
+    with ResultsLog(out / "trials.jsonl", settings) as journal, progress(show) as bar:
         task = bar.add_task("attempts", total=config.episodes * (len(trials) + config.oracle))
         done = {line["name"]: line for line in journal.lines}
         for trial in trials:
             if trial.label not in done:
                 bar.update(task, description=trial.label)
-                found = _try(world, wish, starts, trial, out, config, lambda n: bar.advance(task, n))
+                found = _try(world, rl_task, starts, trial, out, config, lambda n: bar.advance(task, n))
                 journal.add({"name": trial.label, **found})
             else:
                 bar.advance(task, config.episodes)
         if config.oracle and "oracle" not in done:
             bar.update(task, description="oracle")
-            journal.add({"name": "oracle", **_demonstrator(wish, starts, config, lambda n: bar.advance(task, n))})
+            journal.add({"name": "oracle", **_demonstrator(rl_task, starts, config, lambda n: bar.advance(task, n))})
         done = {line["name"]: line for line in journal.lines}
     report = Report(
         f"{world.spec.name}: policy heads from {config.episodes} held-out starts, at most {config.steps} steps",
@@ -124,36 +125,44 @@ def heads(config: Heads, show: bool = False) -> tuple[Report, list[Path]]:
     return report, [out / "trials.jsonl", *([config.json] if config.json else [])]
 
 
-def _trials(config: Heads, chunk: int) -> list[Trial]:
-    first = config.execute[0]
-    if max(config.execute) > chunk:
-        raise ValueError(f"--execute: the world's chunks have {chunk} actions, got {max(config.execute)}")
-    found = [Trial(head, passes, first) for head in config.heads for passes in config.passes]
-    return found + [Trial("joint", max(config.passes), n) for n in config.execute[1:]]
+def _trials(config: HeadsConfig, chunk: int) -> list[HeadTrial]:
+    first = config.n_action_steps[0]
+    if max(config.n_action_steps) > chunk:
+        raise ValueError(f"--n-action-steps: the world's chunks have {chunk} actions, got {max(config.n_action_steps)}")
+    found = [HeadTrial(head, passes, first) for head in config.heads for passes in config.passes]
+    return found + [HeadTrial("joint", max(config.passes), n) for n in config.n_action_steps[1:]]
 
 
 def _try(
-    world: World, wish: Wish, starts: Starts, trial: Trial, out: Path, config: Heads, tick: Callable[[int], None]
+    world: World,
+    rl_task: RLTask,
+    starts: Starts,
+    trial: HeadTrial,
+    out: Path,
+    config: HeadsConfig,
+    tick: Callable[[int], None],
 ) -> dict[str, Any]:
     """One head from all starts; and how long one decision of one robot takes."""
-    head = find_head(trial.head, world, trial.passes, trial.execute, out)
-    arena = TrueArena(world, wish, starts, min(64, config.episodes), "pixels")
-    tally = evaluate(ChunkRunner(head, seed=config.seed), arena, config.episodes, tick=tick)
+    head = find_head(trial.head, world, trial.passes, trial.n_action_steps, out)
+    eval_env = RealEvalEnv(world, rl_task, starts, min(64, config.episodes), "pixels")
+    tally = evaluate(ActionChunkBroker(head, seed=config.seed), eval_env, config.episodes, tick=tick)
     took: list[float] = []
-    alone = ChunkRunner(head, execute=1, seed=config.seed, tick=lambda _, seconds: took.append(1e3 * seconds))
+    alone = ActionChunkBroker(
+        head, n_action_steps=1, seed=config.seed, tick=lambda _, seconds: took.append(1e3 * seconds)
+    )
     memory = None
     for i in range(60):
         _, memory = alone.predict(starts.frames[i % len(starts), -1], memory)
     return _told(tally) | {"ms": [round(t, 2) for t in took[10:]]}
 
 
-def _demonstrator(wish: Wish, starts: Starts, config: Heads, tick: Callable[[int], None]) -> dict[str, Any]:
+def _demonstrator(rl_task: RLTask, starts: Starts, config: HeadsConfig, tick: Callable[[int], None]) -> dict[str, Any]:
     """Who demonstrated, from the same starts, under the same limit of steps."""
-    from neuralsim.agents.policies.registry import find_collector
+    from neuralsim.agents.policies.registry import find_scripted_policies
 
-    collector = find_collector(wish.world)
+    collector = find_scripted_policies(rl_task.world)
     if collector.expert is None or starts.states is None:
-        raise ValueError(f"nobody demonstrates world {wish.world!r}; leave out the oracle with --no-oracle")
+        raise ValueError(f"nobody demonstrates world {rl_task.world!r}; leave out the oracle with --no-oracle")
     success, lengths = np.zeros(config.episodes, bool), np.full(config.episodes, config.steps)
     env = collector.env(starts.frames.shape[2])
     for i, start in enumerate(starts.states[: config.episodes, -1].astype(np.float64)):
@@ -167,14 +176,14 @@ def _demonstrator(wish: Wish, starts: Starts, config: Heads, tick: Callable[[int
                 break
         tick(1)
     none = np.zeros(config.episodes)
-    return _told(Tally(none, lengths, success, none.astype(bool))) | {"ms": []}
+    return _told(PolicyEvalResult(none, lengths, success, none.astype(bool))) | {"ms": []}
 
 
-def _told(tally: Tally) -> dict[str, Any]:
+def _told(tally: PolicyEvalResult) -> dict[str, Any]:
     return {"success": tally.success.astype(int).tolist(), "lengths": tally.lengths.tolist()}
 
 
-def _rows(config: Heads, trials: Sequence[Trial], done: dict[str, dict[str, Any]]) -> Iterator[Row]:
+def _rows(config: HeadsConfig, trials: Sequence[HeadTrial], done: dict[str, dict[str, Any]]) -> Iterator[Metric]:
     """Success, steps of those that succeed, milliseconds per decision; then the best head's share of the oracle's success."""
 
     for name in [t.label for t in trials] + (["oracle"] if config.oracle else []):
@@ -187,30 +196,30 @@ def _rows(config: Heads, trials: Sequence[Trial], done: dict[str, dict[str, Any]
             )
         for quantile in (50, 99) if line["ms"] else ():
             one = name.startswith("joint, 1 pass,") and quantile == 50
-            yield Row(
+            yield Metric(
                 f"ms/{name}/p{quantile}",
                 f"{name}: decision, p{quantile}",
                 float(np.percentile(line["ms"], quantile)),
                 unit="ms",
                 n=len(line["ms"]),
                 better="low",
-                bar=Bar(most=LATENCY_MS) if one else None,
+                bar=Target(most=LATENCY_MS) if one else None,
             )
     rivals = {t.label: float(np.mean(done[t.label]["success"])) for t in trials if t.head != "bc"}
     if config.oracle and rivals:
         best = max(rivals, key=lambda name: rivals[name])
-        yield Row(
+        yield Metric(
             "share_of_oracle",
             f"best head ({best}) over the oracle",
             rivals[best] / max(float(np.mean(done["oracle"]["success"])), 1e-9),
             n=config.episodes,
             better="high",
-            bar=Bar(least=SHARE_OF_ORACLE),
+            bar=Target(least=SHARE_OF_ORACLE),
         )
 
 
-def _row(key: str, label: str, found: Estimate) -> Row:
-    return Row(key, label, found.value, low=found.low, high=found.high, n=found.n, better="high")
+def _row(key: str, label: str, found: Estimate) -> Metric:
+    return Metric(key, label, found.value, low=found.low, high=found.high, n=found.n, better="high")
 
 
 def _weights(world: World) -> str:

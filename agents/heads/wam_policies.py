@@ -17,7 +17,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from neuralsim.agents.heads.chunk_policy import ChunkPolicy, Seen
+from neuralsim.agents.heads.chunk_policy import ActionChunkPolicy, ObservationHistory
 from neuralsim.agents.heads.training import KINDS
 from neuralsim.models.flow_head import FlowHead
 from neuralsim.models.roles import DISCOUNT, PASSES, act, dream, foresee, infer, joint_of, value
@@ -42,28 +42,30 @@ BEST = "best"
 
 
 @dataclass(frozen=True, eq=False)
-class RoleHead:
-    """The model's own answer. ``way``: which role acts; ``passes``: of denoising; ``execute``: actions to do of a chunk."""
+class WAMPolicy:
+    """The model's own answer. ``way``: which role acts; ``passes``: of denoising; ``n_action_steps``: actions to do of a chunk."""
 
     model: VideoWAM
     way: Way = "joint"
     passes: int = PASSES
-    execute: int = EXECUTE
+    n_action_steps: int = EXECUTE
     precision: str = "auto"
     tries: int = TRIES
 
     @property
     def spec(self) -> WorldSpec:
-        """See ChunkPolicy."""
+        """See ActionChunkPolicy."""
         return self.model.spec
 
     @property
     def chunk(self) -> int:
-        """See ChunkPolicy."""
+        """See ActionChunkPolicy."""
         return joint_of(self.model)[1].chunk
 
-    def propose(self, seen: Seen, seeds: Sequence[int], prefix: np.ndarray | None = None) -> np.ndarray:
-        """See ChunkPolicy."""
+    def predict_action_chunk(
+        self, seen: ObservationHistory, seeds: Sequence[int], prefix: np.ndarray | None = None
+    ) -> np.ndarray:
+        """See ActionChunkPolicy."""
         return _proposed(self.model, self.precision, seen, seeds, prefix, self._chunk)
 
     def _chunk(self, state: VideoState, rng: Noise, prefix: torch.Tensor | None) -> torch.Tensor:
@@ -101,26 +103,30 @@ class TrainedHead:
     model: VideoWAM
     head: FlowHead
     passes: int = PASSES
-    execute: int = EXECUTE
+    n_action_steps: int = EXECUTE
     precision: str = "auto"
 
     @property
     def spec(self) -> WorldSpec:
-        """See ChunkPolicy."""
+        """See ActionChunkPolicy."""
         return self.model.spec
 
     @property
     def chunk(self) -> int:
-        """See ChunkPolicy."""
+        """See ActionChunkPolicy."""
         return self.head.chunk
 
-    def propose(self, seen: Seen, seeds: Sequence[int], prefix: np.ndarray | None = None) -> np.ndarray:
-        """See ChunkPolicy."""
+    def predict_action_chunk(
+        self, seen: ObservationHistory, seeds: Sequence[int], prefix: np.ndarray | None = None
+    ) -> np.ndarray:
+        """See ActionChunkPolicy."""
 
         def chunk(state: VideoState, rng: Noise, begun: torch.Tensor | None) -> torch.Tensor:
             frames = torch.tensor(seen.frames[:, -2:], device=state.tokens.device)
             tokens = self.model.codec.encode(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
-            return self.head.propose(self.head.context(self.model, tokens, state, rng), rng, self.passes, begun)
+            return self.head.predict_action_chunk(
+                self.head.context(self.model, tokens, state, rng), rng, self.passes, begun
+            )
 
         return _proposed(self.model, self.precision, seen, seeds, prefix, chunk)
 
@@ -129,7 +135,12 @@ Make = Callable[[VideoState, Noise, "torch.Tensor | None"], torch.Tensor]
 
 
 def _proposed(
-    model: VideoWAM, precision: str, seen: Seen, seeds: Sequence[int], prefix: np.ndarray | None, make: Make
+    model: VideoWAM,
+    precision: str,
+    seen: ObservationHistory,
+    seeds: Sequence[int],
+    prefix: np.ndarray | None,
+    make: Make,
 ) -> np.ndarray:
     """What heads have in common: histories become states, and chunks arrays."""
     device = torch.device(model.device)
@@ -147,8 +158,8 @@ def _proposed(
 
 
 def find_head(
-    name: str, world: World, passes: int | None = None, execute: int = EXECUTE, folder: Path | None = None
-) -> ChunkPolicy:
+    name: str, world: World, passes: int | None = None, n_action_steps: int = EXECUTE, folder: Path | None = None
+) -> ActionChunkPolicy:
     """The head called ``name`` on ``world``; "bc" and "post" are read from ``folder`` (runs/heads/<world> by default), where
     'neuralsim heads' puts them.
 
@@ -158,7 +169,7 @@ def find_head(
     name = BEST if name == "head" else name
     passes = passes or (FEW if name == "best" else PASSES)
     if name in WAYS:
-        return RoleHead(model, name, passes, execute)  # type: ignore[arg-type]
+        return WAMPolicy(model, name, passes, n_action_steps)  # type: ignore[arg-type]
     if name not in KINDS:
         near = difflib.get_close_matches(name, NAMES, 1, 0.5)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -169,4 +180,4 @@ def find_head(
     head = FlowHead.from_pretrained(place, low_cpu_mem_usage=False).float().to(model.device).eval()
     if head.chunk != joint_of(model)[1].chunk or head.actions != model.spec.action_width:
         raise ValueError(f"{place}: was trained beside another world; train it anew with 'neuralsim heads'")
-    return TrainedHead(model, head, passes, execute)
+    return TrainedHead(model, head, passes, n_action_steps)

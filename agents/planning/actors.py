@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from neuralsim.agents.planning.diagnostics import see
-from neuralsim.agents.planning.goal_trial import Decision
-from neuralsim.agents.planning.overlay import Thought
+from neuralsim.agents.planning.goal_trial import DecisionCost
+from neuralsim.agents.planning.overlay import ImaginedPaths
 from neuralsim.agents.planning.planner import Memory, Planner
-from neuralsim.agents.planning.solvers import Plan, Round
+from neuralsim.agents.planning.solvers import PlanResult, SolverIteration
 from neuralsim.envs.oracle import Oracle, OracleState
-from neuralsim.envs.real_env import TrueEnv
+from neuralsim.envs.real_env import RealEnv
 from neuralsim.noise import Noise
 from neuralsim.world_model import State, WorldModel
 
@@ -29,10 +29,10 @@ class PlannerActor(ABC):
 
     def __init__(self, planner: Planner) -> None:
         self.planner = planner
-        self._first: Round | None = None
+        self._first: SolverIteration | None = None
         planner.on_round = self._watch
 
-    def _watch(self, heard: Round) -> None:
+    def _watch(self, heard: SolverIteration) -> None:
         if heard.number == 0:
             self._first = heard
 
@@ -42,13 +42,13 @@ class PlannerActor(ABC):
         """What the planner remembers; None before the first action."""
 
     @property
-    def decisions(self) -> tuple[Decision, ...]:
+    def decisions(self) -> tuple[DecisionCost, ...]:
         """What each decision so far took."""
         made = () if self.memory is None else self.memory.decisions
-        return tuple(Decision(d.total_ms, d.evaluations, d.cost) for d in made)
+        return tuple(DecisionCost(d.total_ms, d.evaluations, d.cost) for d in made)
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> PlanResult:
         """See the class; a RuntimeError before the first action."""
         if self.memory is None or self.memory.plan is None:
             raise RuntimeError(f"{type(self).__name__}.plan before the first action: there is none yet")
@@ -71,7 +71,7 @@ class PlanActor(PlannerActor):
         self._memories: tuple[Memory, ...] | None = None
         self._frame: np.ndarray | None = None
 
-    def __call__(self, env: TrueEnv, step: int) -> np.ndarray:
+    def __call__(self, env: RealEnv, step: int) -> np.ndarray:
         """See Actor."""
         frame = env.frame(self.planner.spec.height)
         made = len(self.decisions)
@@ -103,12 +103,12 @@ class OracleActor(PlannerActor):
         self._queue = np.zeros((0, 0))
         self._state: np.ndarray | None = None
 
-    def __call__(self, env: TrueEnv, step: int) -> np.ndarray:
+    def __call__(self, env: RealEnv, step: int) -> np.ndarray:
         """See Actor."""
         if not len(self._queue):
             self._state = env.state()
             plan, self._memory = self.planner.decide(self._oracle.at(self._state), self._memory)
-            self._queue = plan.actions[: self.planner.execute].numpy()
+            self._queue = plan.actions[: self.planner.n_action_steps].numpy()
         action, self._queue = self._queue[0], self._queue[1:]
         return action
 
@@ -124,7 +124,7 @@ class OracleActor(PlannerActor):
 
 
 @torch.inference_mode()
-def imagine(model: WorldModel, oracle: Oracle, seen: State, plans: torch.Tensor) -> Thought:
+def imagine(model: WorldModel, oracle: Oracle, seen: State, plans: torch.Tensor) -> ImaginedPaths:
     """Dream ``plans`` ``(n l a)`` from ``seen`` again, this time to be looked at: where they lead, and the first one's end.
     Made after the decision, outside its time."""
     plans = plans.to(model.device)
@@ -140,7 +140,7 @@ def imagine(model: WorldModel, oracle: Oracle, seen: State, plans: torch.Tensor)
     start = _told(model, seen, oracle)
     here = oracle.simulator.read(model.decode(seen).cpu().numpy()) if start is None else start
     paths = np.concatenate([np.broadcast_to(here[:, None, :2], (n, 1, 2)), read[..., :2]], 1)
-    return Thought(paths, read[0, -1], model.decode(end)[0].cpu().numpy())
+    return ImaginedPaths(paths, read[0, -1], model.decode(end)[0].cpu().numpy())
 
 
 def _told(model: WorldModel, state: State, oracle: Oracle) -> np.ndarray | None:

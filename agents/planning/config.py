@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from neuralsim.agents.planning.goal_trial import BUDGET
-from neuralsim.agents.planning.solvers import CEM, ICEM, MPPI, RandomShooting, Search
+from neuralsim.agents.planning.solvers import CEM, ICEM, MPPI, RandomShooting, Solver
 
-SEARCHES: Mapping[str, type[Search]] = {"icem": ICEM, "cem": CEM, "mppi": MPPI, "random": RandomShooting}
+SEARCHES: Mapping[str, type[Solver]] = {"icem": ICEM, "cem": CEM, "mppi": MPPI, "random": RandomShooting}
 STANDARD_AHEAD = 25
 """Steps between start and goal for which there are bars."""
 
 
 @dataclass(frozen=True)
-class Planning:
+class PlanConfig:
     """Plan in a learned world and act in the true one: start and goal pairs, success, time per decision, controls. A world whose
     simulator begins by seed alone is planned for its own reward instead."""
 
+    OLD_FLAGS: ClassVar[dict[str, str]] = {"--execute": "--n-action-steps"}
     world: str = "pusht"
     """Name of a world (pusht, tworoom, carracing), or the folder of one of your own."""
     goal: str = "held-out"
@@ -46,7 +47,7 @@ class Planning:
     """Actions per plan; fewer towards the end, for no plan looks beyond the steps allowed."""
     block: int = 5
     """Actions that the model takes in one go."""
-    execute: int = 5
+    n_action_steps: int = 5
     """Actions carried out before the next decision."""
     controls: bool = True
     """Also try without planning: random actions, none, straight to the goal, and the demonstration again."""
@@ -81,7 +82,7 @@ class Planning:
         self.searcher  # noqa: B018 (says what is wrong with it)
 
     @property
-    def searcher(self) -> Search:
+    def searcher(self) -> Solver:
         """The search asked for."""
         kind = SEARCHES[self.search]
         changes = {k: v for k in ("candidates", "rounds", "elites", "knots") if (v := getattr(self, k)) is not None}

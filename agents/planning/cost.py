@@ -26,7 +26,7 @@ WHENS = ("end", "blocks", "steps")
 
 
 @dataclass(frozen=True)
-class Scoring:
+class CostConfig:
     """How plans are judged.
 
     when: "end", by the reward of the last step alone; "blocks", by the sum over the last steps of blocks; "steps", over
@@ -55,7 +55,7 @@ class Scoring:
             raise ValueError(f"uncertainty_penalty: expected at least 0, got {self.uncertainty_penalty!r}")
 
 
-class Scorer:
+class PlanCost:
     """Costs of plans that begin in ``state`` (one row), under ``noise`` (one row) and ``task``.
 
     Called with ``(n, l, a)``, on any device; answers float32 ``(n,)`` on the model's. A cost that is no number stays
@@ -68,7 +68,7 @@ class Scorer:
         task: Task,
         state: State,
         noise: Noise,
-        scoring: Scoring | None = None,
+        scoring: CostConfig | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         if len(state) != 1 or len(noise) != 1:
@@ -76,7 +76,7 @@ class Scorer:
                 f"Scorer: expected one state and its noise, got {len(state)} and {len(noise)}; plan from each by itself"
             )
         self.model, self.task, self.state, self.noise, self.dtype = model, task, state, noise, dtype
-        self.scoring = scoring or Scoring()
+        self.scoring = scoring or CostConfig()
         if not self.scoring.uncertainty_penalty:
             self.state = model.lean(state)
         self._crowd = self.state

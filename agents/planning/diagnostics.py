@@ -14,10 +14,10 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from neuralsim.agents.planning.cost import Scorer
-from neuralsim.agents.planning.goals import Pair
+from neuralsim.agents.planning.cost import PlanCost
+from neuralsim.agents.planning.goals import StartGoal
 from neuralsim.agents.planning.planner import Planner
-from neuralsim.agents.planning.solvers import Round
+from neuralsim.agents.planning.solvers import SolverIteration
 from neuralsim.envs.oracle import Oracle, OracleState
 from neuralsim.evaluation.statistics import rank_correlation
 from neuralsim.noise import Noise
@@ -33,7 +33,7 @@ SPREAD = 0.02
 
 
 @dataclass(frozen=True)
-class Gap:
+class OracleRegret:
     """What one pair tells. Distances in units from the goal, as the oracle's features have it: begun from, and reached in
     truth by the plan imagined and by the oracle's. ranks: lookahead (as text) -> Spearman's correlation of imagined and
     true costs, None where the candidates do not differ in truth."""
@@ -66,7 +66,7 @@ def goal_state(oracle: Oracle, goal: np.ndarray) -> Task:
     return FunctionTask(lambda before, action, after: -(after.features - aim).square().mean(-1).sqrt())
 
 
-def gap_of(pair: Pair, planner: Planner, oracle_planner: Planner, oracle: Oracle) -> Gap:
+def oracle_regret(pair: StartGoal, planner: Planner, oracle_planner: Planner, oracle: Oracle) -> OracleRegret:
     """Plan once from the pair's start in the world of ``planner`` and once in the truth, and carry both out."""
     start = oracle.at(pair.start)
     seen = see(planner.model, oracle.decode(start))
@@ -74,7 +74,7 @@ def gap_of(pair: Pair, planner: Planner, oracle_planner: Planner, oracle: Oracle
     ends = [_ends(oracle, start, plan[None]) for plan in plans]
     begun, imagined, true = (goal_distance(oracle, state, pair.goal) for state in (start, *ends))
     ranks = {str(k): rank_of(pair, planner, oracle, k) for k in LOOKAHEADS}
-    return Gap(pair.index, begun, imagined, true, ranks)
+    return OracleRegret(pair.index, begun, imagined, true, ranks)
 
 
 def goal_distance(oracle: Oracle, state: OracleState, goal: np.ndarray) -> float:
@@ -83,12 +83,12 @@ def goal_distance(oracle: Oracle, state: OracleState, goal: np.ndarray) -> float
     return float(off.square().view(-1, 2).sum(1).mean().sqrt()) * oracle.half_extent
 
 
-def rank_of(pair: Pair, planner: Planner, oracle: Oracle, lookahead: int) -> float | None:
+def rank_of(pair: StartGoal, planner: Planner, oracle: Oracle, lookahead: int) -> float | None:
     """Spearman's correlation between imagined and true costs of what the planner's search tries from the pair's start."""
     model, start = planner.model, oracle.at(pair.start)
     state, noise = see(model, oracle.decode(start)), Noise.from_seeds([planner.seed], model.device)
-    scorer = Scorer(model, planner.task, state, noise, planner.scoring, planner.dtype)
-    rounds: list[Round] = []
+    scorer = PlanCost(model, planner.task, state, noise, planner.scoring, planner.dtype)
+    rounds: list[SolverIteration] = []
     rng = torch.Generator().manual_seed(planner.seed)
     planner.search.plan(scorer, planner.action_space, lookahead, rng, on_round=rounds.append)
     candidates, imagined = _mixed(rounds)
@@ -122,7 +122,7 @@ def _ends(oracle: Oracle, start: OracleState, plans: torch.Tensor) -> OracleStat
     return oracle.jump(start.repeat(len(plans)), plans, Noise.from_seeds([0] * len(plans)))
 
 
-def _mixed(rounds: Sequence[Round]) -> tuple[torch.Tensor, torch.Tensor]:
+def _mixed(rounds: Sequence[SolverIteration]) -> tuple[torch.Tensor, torch.Tensor]:
     """Candidates of the first round and of the last, with the costs imagined."""
     parts = [(rounds[0], FIRST), (rounds[-1], LATE)] if len(rounds) > 1 else [(rounds[0], FIRST)]
     # A round begins with what was handed on from earlier ones; its draws come last.

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 
-class Belief(Protocol):
+class ActionDistribution(Protocol):
     """What a search asks of a distribution over control points."""
 
     @property
@@ -228,7 +228,9 @@ def anything(space: gym.Space, points: int, beta: float, floor: float = 0.0) -> 
     return Categorical(even(sizes).repeat(points, 1, 1), sizes, first, floor, beta)
 
 
-def about_rest(space: gym.Space, points: int, beta: float, sigma: float, floor: float, correlated: bool) -> Belief:
+def about_rest(
+    space: gym.Space, points: int, beta: float, sigma: float, floor: float, correlated: bool
+) -> ActionDistribution:
     """Normals about rest, of width ``sigma`` in half widths of the bounds; where actions are choices, all alike."""
     flat = anything(space, points, beta, floor)
     if isinstance(flat, Categorical):

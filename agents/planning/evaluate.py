@@ -9,43 +9,43 @@ from dataclasses import replace
 from pathlib import Path
 
 from neuralsim.agents.planning.actors import OracleActor
-from neuralsim.agents.planning.config import Planning
-from neuralsim.agents.planning.diagnostics import Gap, gap_of
-from neuralsim.agents.planning.goal_trial import CONTROLS, Attempt, attempt
-from neuralsim.agents.planning.goals import Pair
+from neuralsim.agents.planning.config import PlanConfig
+from neuralsim.agents.planning.diagnostics import OracleRegret, oracle_regret
+from neuralsim.agents.planning.goal_trial import CONTROLS, GoalTrial, attempt
+from neuralsim.agents.planning.goals import StartGoal
 from neuralsim.agents.planning.report import PLANNER, attempts_in, report_of
 from neuralsim.agents.planning.reward_trial import plan_outings
-from neuralsim.agents.planning.setup import ORACLE, Stage, open_stage, settle_course
-from neuralsim.agents.planning.thrift import Thrift, thrift_of
+from neuralsim.agents.planning.setup import ORACLE, PlanningSetup, open_setup, resolve_goal_task
+from neuralsim.agents.planning.thrift import SolverEfficiency, solver_efficiency
 from neuralsim.agents.planning.video import film
-from neuralsim.envs.real_env import TrueEnv
-from neuralsim.envs.tasks.goal_task import Course
+from neuralsim.envs.real_env import RealEnv
+from neuralsim.envs.tasks.goal_task import GoalTask
 from neuralsim.evaluation.report import Report
 from neuralsim.runtime.progress import progress
-from neuralsim.runtime.results_log import Journal
+from neuralsim.runtime.results_log import ResultsLog
 
 FILMABLE = 20
 """Pairs among which those to be filmed are looked for."""
 
-Work = Callable[[], Attempt | Gap | Thrift]
+Work = Callable[[], GoalTrial | OracleRegret | SolverEfficiency]
 """Something still to be done; what it returns goes into the journal."""
 
 
-def plan(config: Planning, show: bool = False) -> tuple[Report, list[Path]]:
+def plan(config: PlanConfig, show: bool = False) -> tuple[Report, list[Path]]:
     """Run the protocol, or where the world's simulator begins by seed alone, plan for its reward (see ``agents.outing``); returns
     the figures and the files written.
 
     Every finished attempt is kept at once: interrupt and call again to go on. Raises ValueError for a world, model, goal
     or search that does not do, before anything runs, and where ``config.folder`` holds attempts of other settings.
     """
-    settled = settle_course(config)
+    settled = resolve_goal_task(config)
     if settled is None:
         return plan_outings(config, show)
     config = settled
     with progress(show) as bar:
         task = bar.add_task("held-out episodes", visible=False)
-        stage = open_stage(config, lambda done, wanted: bar.update(task, completed=done, total=wanted, visible=True))
-    with Journal(config.folder / "attempts.jsonl", stage.settings, config.fresh) as journal:
+        stage = open_setup(config, lambda done, wanted: bar.update(task, completed=done, total=wanted, visible=True))
+    with ResultsLog(config.folder / "attempts.jsonl", stage.settings, config.fresh) as journal:
         missing = list(_missing(stage, journal))
         solved = [stage.solved(a) for a in attempts_in(journal) if a.actor == PLANNER]
         with progress(show) as bar:
@@ -53,7 +53,7 @@ def plan(config: Planning, show: bool = False) -> tuple[Report, list[Path]]:
             for kind, work in missing:
                 done = work()
                 journal.add({kind: done.to_dict()})
-                if isinstance(done, Attempt) and done.actor == PLANNER:
+                if isinstance(done, GoalTrial) and done.actor == PLANNER:
                     solved.append(stage.solved(done))
                 bar.update(task, advance=1, description=f"success {sum(solved)} of {len(solved)}")
         report = report_of(stage, journal)
@@ -66,7 +66,7 @@ def plan(config: Planning, show: bool = False) -> tuple[Report, list[Path]]:
     return report, files
 
 
-def _missing(stage: Stage, journal: Journal) -> Iterator[tuple[str, Work]]:
+def _missing(stage: PlanningSetup, journal: ResultsLog) -> Iterator[tuple[str, Work]]:
     """What is still to be done, in order: all of one pair before the next, what is slow last."""
     config = stage.config
     attempts = {(a.actor, a.pair) for a in attempts_in(journal)}
@@ -91,7 +91,7 @@ def _missing(stage: Stage, journal: Journal) -> Iterator[tuple[str, Work]]:
         yield from (("attempt", attempt_by(ORACLE, i)) for i in few if (ORACLE, i) not in attempts)
 
 
-def _attempt(stage: Stage, env: TrueEnv, name: str, pair: Pair) -> Attempt:
+def _attempt(stage: PlanningSetup, env: RealEnv, name: str, pair: StartGoal) -> GoalTrial:
     if name in CONTROLS:
         actor = CONTROLS[name](pair, stage.config.seed)
         return attempt(env, stage.course, pair, name, actor, stage.config.budget)
@@ -101,16 +101,16 @@ def _attempt(stage: Stage, env: TrueEnv, name: str, pair: Pair) -> Attempt:
     return replace(done, decisions=planning.decisions, load=load)
 
 
-def _gap(stage: Stage, index: int) -> Gap:
+def _gap(stage: PlanningSetup, index: int) -> OracleRegret:
     pair = stage.pair(index)
-    return gap_of(pair, stage.planner(pair), stage.oracle_planner(pair), stage.oracle)
+    return oracle_regret(pair, stage.planner(pair), stage.oracle_planner(pair), stage.oracle)
 
 
-def _thrift(stage: Stage, index: int) -> Thrift:
+def _thrift(stage: PlanningSetup, index: int) -> SolverEfficiency:
     pair = stage.pair(index)
-    return thrift_of(pair, lambda search: stage.planner(pair, search), stage.config.searcher, stage.oracle)
+    return solver_efficiency(pair, lambda search: stage.planner(pair, search), stage.config.searcher, stage.oracle)
 
 
-def _far_apart(pairs: list[Pair], course: Course) -> list[Pair]:
+def _far_apart(pairs: list[StartGoal], course: GoalTask) -> list[StartGoal]:
     """Those with most to do first."""
     return sorted(pairs, key=lambda p: -next(iter(course.measure(p.start, p.goal).values())))

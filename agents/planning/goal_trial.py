@@ -9,8 +9,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from neuralsim.agents.planning.goals import Pair
-from neuralsim.envs.tasks.goal_task import Course, TrueEnv
+from neuralsim.agents.planning.goals import StartGoal
+from neuralsim.envs.real_env import RealEnv
+from neuralsim.envs.tasks.goal_task import GoalTask
 from neuralsim.evaluation.statistics import Estimate
 
 BUDGET = 2
@@ -18,12 +19,12 @@ BUDGET = 2
 Z = 1.959963984540054
 """The standard normal's 97.5 % quantile."""
 
-Actor = Callable[[TrueEnv, int], np.ndarray]
+Actor = Callable[[RealEnv, int], np.ndarray]
 """The true environment (to look at) and the step number -> the action ``(a,)``."""
 
 
 @dataclass(frozen=True)
-class Decision:
+class DecisionCost:
     """What one decision took: milliseconds of wall time, and plans evaluated; and the plan's predicted cost."""
 
     ms: float
@@ -32,7 +33,7 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Attempt:
+class GoalTrial:
     """How one try went. solved_at: rule -> the first step after which it held, None for never; a goal reached once counts,
     as in the field. distances: at the end. An attempt ends with its budget, or when every rule has held."""
 
@@ -42,7 +43,7 @@ class Attempt:
     solved_at: Mapping[str, int | None]
     distances: Mapping[str, float]
     left_out: int
-    decisions: tuple[Decision, ...] = ()
+    decisions: tuple[DecisionCost, ...] = ()
     load: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -52,11 +53,13 @@ class Attempt:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of ``to_dict``."""
-        decisions = tuple(Decision(**d) for d in values.get("decisions", ()))
+        decisions = tuple(DecisionCost(**d) for d in values.get("decisions", ()))
         return cls(**{**values, "decisions": decisions})
 
 
-def play(env: TrueEnv, course: Course, pair: Pair, actor: Actor, budget: int) -> tuple[int, dict[str, int | None]]:
+def play(
+    env: RealEnv, course: GoalTask, pair: StartGoal, actor: Actor, budget: int
+) -> tuple[int, dict[str, int | None]]:
     """Let ``actor`` act from the pair's start; returns the steps taken, and for each rule the step after which it first
     held."""
     env.reset(options={"state": pair.start})
@@ -71,37 +74,37 @@ def play(env: TrueEnv, course: Course, pair: Pair, actor: Actor, budget: int) ->
     return budget, solved
 
 
-def attempt(env: TrueEnv, course: Course, pair: Pair, name: str, actor: Actor, budget: int) -> Attempt:
+def attempt(env: RealEnv, course: GoalTask, pair: StartGoal, name: str, actor: Actor, budget: int) -> GoalTrial:
     """The outcome of letting ``actor``, called ``name``, try."""
     steps, solved = play(env, course, pair, actor, budget)
-    return Attempt(name, pair.index, steps, solved, course.measure(env.state(), pair.goal), pair.left_out)
+    return GoalTrial(name, pair.index, steps, solved, course.measure(env.state(), pair.goal), pair.left_out)
 
 
 # -- controls ----------------------------------------------------------------------------------------------------------
 
 
-def do_nothing(pair: Pair, seed: int) -> Actor:
+def do_nothing(pair: StartGoal, seed: int) -> Actor:
     """Zeros."""
     return lambda env, step: np.zeros(env.spec_world.action_size, np.float32)
 
 
-def random_actions(pair: Pair, seed: int) -> Actor:
+def random_actions(pair: StartGoal, seed: int) -> Actor:
     """Uniform in the whole action space, anew at every step."""
     rng = np.random.default_rng([seed, pair.index])
     return lambda env, step: rng.uniform(-1, 1, env.spec_world.action_size).astype(np.float32)
 
 
-def straight_to_goal(pair: Pair, seed: int) -> Actor:
+def straight_to_goal(pair: StartGoal, seed: int) -> Actor:
     """What the actions move goes straight to its place at the goal, as fast as it can, whatever lies in between."""
 
-    def act(env: TrueEnv, step: int) -> np.ndarray:
+    def act(env: RealEnv, step: int) -> np.ndarray:
         wanted = (pair.goal[:2] - env.state()[:2]) / np.array(env.spec_world.action_scale)
         return (wanted / max(1.0, float(np.abs(wanted).max()))).astype(np.float32)
 
     return act
 
 
-def replay(pair: Pair, seed: int) -> Actor:
+def replay(pair: StartGoal, seed: int) -> Actor:
     """The demonstration's own actions, then nothing: what could be reached at all."""
     demonstration = pair.demonstration
     if demonstration is None:
@@ -109,7 +112,7 @@ def replay(pair: Pair, seed: int) -> Actor:
     return lambda env, step: demonstration[step] if step < len(demonstration) else np.zeros_like(demonstration[0])
 
 
-CONTROLS: Mapping[str, Callable[[Pair, int], Actor]] = {
+CONTROLS: Mapping[str, Callable[[StartGoal, int], Actor]] = {
     "random": random_actions,
     "do nothing": do_nothing,
     "straight to goal": straight_to_goal,
@@ -134,6 +137,6 @@ def wilson(successes: int, n: int) -> Estimate:
     return Estimate(share, max(0.0, middle - half), min(1.0, middle + half), n)
 
 
-def share_solved(attempts: Sequence[Attempt], rule: str) -> Estimate:
+def share_solved(attempts: Sequence[GoalTrial], rule: str) -> Estimate:
     """The share of ``attempts`` in which ``rule`` ever held."""
     return wilson(sum(a.solved_at[rule] is not None for a in attempts), len(attempts))

@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 
 from neuralsim.data.episode import EpisodeStore
-from neuralsim.envs.real_env import TrueEnv
-from neuralsim.envs.tasks.goal_task import Course
+from neuralsim.envs.real_env import RealEnv
+from neuralsim.envs.tasks.goal_task import GoalTask
 
 TRIES = 10_000
 """Draws for one pair before the source is given up: all its pairs seem to be solved at the start."""
@@ -19,7 +19,7 @@ FRESH = 2_000_003
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
+class StartGoal:
     """A start and a goal, true states float64 ``(s,)``, and the goal as it is seen, uint8 ``(h, w, 3)``.
 
     demonstration: actions ``(ahead, a)`` that once led from the one to the other, None where nobody knows any.
@@ -36,21 +36,21 @@ class Pair:
     origin: str
 
 
-class PairSource(Protocol):
+class StartGoalSource(Protocol):
     """Makes pairs by number."""
 
-    def __call__(self, index: int) -> Pair:
+    def __call__(self, index: int) -> StartGoal:
         """Pair ``index``."""
 
 
 @dataclass(frozen=True)
-class HeldOutPairs:
+class HeldOutStartGoals:
     """Start and goal ``ahead`` steps apart in one of ``episodes`` of ``store``; every such pair that is not solved at the
     start is equally likely."""
 
     store: EpisodeStore
     episodes: tuple[int, ...]
-    course: Course
+    course: GoalTask
     ahead: int
     seed: int
     _room: np.ndarray = field(init=False, repr=False)
@@ -69,8 +69,8 @@ class HeldOutPairs:
             )
         object.__setattr__(self, "_room", np.cumsum(room))
 
-    def __call__(self, index: int) -> Pair:
-        """See PairSource."""
+    def __call__(self, index: int) -> StartGoal:
+        """See StartGoalSource."""
         rng = np.random.default_rng([self.seed, index])
         for left_out in range(TRIES):
             window = int(rng.integers(self._room[-1]))
@@ -81,7 +81,7 @@ class HeldOutPairs:
                 raise ValueError(f"{self.store.folder}: episode {self.episodes[row]} does not know its true states")
             start, goal = (episode.states[i].astype(np.float64) for i in (step, step + self.ahead))
             if not self.course.solved(start, goal):
-                return Pair(
+                return StartGoal(
                     index,
                     start,
                     goal,
@@ -96,16 +96,16 @@ class HeldOutPairs:
 
 
 @dataclass(frozen=True)
-class RandomPairs:
+class RandomStartGoals:
     """A random start, and where the scripted explorer got to from there in ``ahead`` steps; drawn at ``size`` pixels."""
 
-    course: Course
+    course: GoalTask
     size: int
     ahead: int
     seed: int
 
-    def __call__(self, index: int) -> Pair:
-        """See PairSource."""
+    def __call__(self, index: int) -> StartGoal:
+        """See StartGoalSource."""
         rng = np.random.default_rng([FRESH, self.seed, index])
         env = self.course.make(self.size)
         for left_out in range(TRIES):
@@ -113,10 +113,10 @@ class RandomPairs:
             actions = self._explore(env, start, int(rng.integers(2**31)))
             goal = env.state()
             if not self.course.solved(start, goal):
-                return Pair(index, start, goal, env.frame(self.size), actions, left_out, "random")
+                return StartGoal(index, start, goal, env.frame(self.size), actions, left_out, "random")
         raise ValueError(f"world {self.course.world}: {TRIES} random pairs drawn, all solved at the start")
 
-    def _explore(self, env: TrueEnv, start: np.ndarray, seed: int) -> np.ndarray:
+    def _explore(self, env: RealEnv, start: np.ndarray, seed: int) -> np.ndarray:
         policy, memory, actions = self.course.collector.explorer(env, seed), None, []
         observation, _ = env.reset(options={"state": start})
         for _ in range(self.ahead):
@@ -127,20 +127,20 @@ class RandomPairs:
 
 
 @dataclass(frozen=True, eq=False)
-class PicturePairs:
+class ImageStartGoals:
     """Random starts, all with the goal that ``frame`` ``(h, w, 3)`` shows; ``goal`` ``(s,)`` is what was read off it."""
 
-    course: Course
+    course: GoalTask
     frame: np.ndarray
     goal: np.ndarray
     origin: Path
     seed: int
 
-    def __call__(self, index: int) -> Pair:
-        """See PairSource."""
+    def __call__(self, index: int) -> StartGoal:
+        """See StartGoalSource."""
         rng = np.random.default_rng([FRESH, self.seed, index])
         for left_out in range(TRIES):
             start = self.course.collector.start(rng, False)
             if not self.course.solved(start, self.goal):
-                return Pair(index, start, self.goal, self.frame, None, left_out, str(self.origin))
+                return StartGoal(index, start, self.goal, self.frame, None, left_out, str(self.origin))
         raise ValueError(f"{self.origin}: {TRIES} random starts drawn, all at the goal already")

@@ -20,9 +20,9 @@ from neuralsim.agents.teleop.window import (
     NIGHT,
     PLAIN,
     TITLE,
-    Painter,
+    PanelRenderer,
 )
-from neuralsim.envs.tasks.goal_task import EXTENT, Course
+from neuralsim.envs.tasks.goal_task import EXTENT, GoalTask
 
 PANEL = 352
 """Side of each of the three panels, in pixels."""
@@ -37,7 +37,7 @@ POOR = (150, 160, 190)
 
 
 @dataclass(frozen=True, eq=False)
-class Thought:
+class ImaginedPaths:
     """What a decision imagined. paths ``(e, k, 2)``: places of what the actions move, the best plan's first, from now to
     the plan's end. end ``(s,)``: the state in which the best plan is imagined to end. frame uint8 ``(h, w, 3)``: that end as the
     model draws it."""
@@ -55,7 +55,7 @@ class PlanScene:
     truth: np.ndarray
     goal_frame: np.ndarray
     goal: np.ndarray
-    thought: Thought
+    thought: ImaginedPaths
     reached: bool
     words: tuple[str, str, str, str]
 
@@ -63,9 +63,9 @@ class PlanScene:
 class PlanPainter:
     """Draws PlanScenes of one course as pictures ``(PANEL + ..., 3 * PANEL + ..., 3)`` with even sides."""
 
-    def __init__(self, course: Course) -> None:
+    def __init__(self, course: GoalTask) -> None:
         self.course = course
-        self.painter = Painter()
+        self.painter = PanelRenderer()
 
     def draw(self, scene: PlanScene) -> np.ndarray:
         """uint8 ``(h, w, 3)``."""

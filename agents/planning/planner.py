@@ -18,9 +18,9 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from neuralsim.agents.planning.cost import Scorer, Scoring, When
+from neuralsim.agents.planning.cost import CostConfig, PlanCost, When
 from neuralsim.agents.planning.distributions import anything
-from neuralsim.agents.planning.solvers import ICEM, Plan, Round, Search, Stop
+from neuralsim.agents.planning.solvers import ICEM, PlanResult, Solver, SolverIteration, Stop
 from neuralsim.noise import Noise
 from neuralsim.pretrained.world import World, open_world
 from neuralsim.runtime.device import pick_dtype
@@ -60,7 +60,7 @@ class Memory:
     frames: np.ndarray | None = None
     actions: np.ndarray | None = None
     queue: np.ndarray | None = None
-    plan: Plan | None = None
+    plan: PlanResult | None = None
     step: int = 0
     decisions: tuple[Decision, ...] = field(default=(), repr=False)
 
@@ -68,7 +68,7 @@ class Memory:
 class Planner:
     """Plans in ``world`` (a name, a folder, a World or a model) what ``task`` wishes for, by ``search``.
 
-    lookahead: actions per plan. block: actions per ``jump`` of the model. execute: actions executed per decision.
+    lookahead: actions per plan. block: actions per ``jump`` of the model. n_action_steps: actions executed per decision.
     budget_ms: a decision's time, reading the frames included; what is found by then counts, and the batch under way is
     finished (None: as long as the search takes). when, discount, uncertainty_penalty, chunk, rows: see Scoring. horizon:
     length of an episode, if known; plans then do not look beyond its end. proposals: plans worth trying from a state.
@@ -83,10 +83,10 @@ class Planner:
         self,
         world: str | os.PathLike[str] | World | WorldModel,
         task: Task,
-        search: Search | None = None,
+        search: Solver | None = None,
         lookahead: int = 25,
         block: int = 5,
-        execute: int = 5,
+        n_action_steps: int = 5,
         budget_ms: float | None = None,
         when: When = "end",
         discount: float = 1.0,
@@ -100,14 +100,19 @@ class Planner:
         rows: int = 1024,
         horizon: int | None = None,
         action_space: gym.Space | None = None,
-        on_round: Callable[[Round], object] | None = None,
+        on_round: Callable[[SolverIteration], object] | None = None,
         on_decision: Callable[[Decision], object] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        for name, count in (("lookahead", lookahead), ("block", block), ("execute", execute), ("horizon", horizon)):
+        for name, count in (
+            ("lookahead", lookahead),
+            ("block", block),
+            ("n_action_steps", n_action_steps),
+            ("horizon", horizon),
+        ):
             if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
                 raise ValueError(f"{name}: expected a whole number of at least 1, got {count!r}")
-        for name, count in (("block", block), ("execute", execute)):
+        for name, count in (("block", block), ("n_action_steps", n_action_steps)):
             if count > lookahead:
                 raise ValueError(f"{name}: expected at most the lookahead of {lookahead} actions, got {count}")
         if budget_ms is not None and not 0 < budget_ms < math.inf:
@@ -118,8 +123,8 @@ class Planner:
         self.model, self.spec = self.world.model, self.world.spec
         self.task = task
         self.search = search or ICEM()
-        self.scoring = Scoring(when, block, chunk, discount, uncertainty_penalty, rows)
-        self.lookahead, self.execute, self.horizon = lookahead, execute, horizon
+        self.scoring = CostConfig(when, block, chunk, discount, uncertainty_penalty, rows)
+        self.lookahead, self.n_action_steps, self.horizon = lookahead, n_action_steps, horizon
         self.budget_ms, self.proposals, self.seed = budget_ms, proposals, seed
         self.action_space = action_space or self.spec.action_space()
         self.dtype = pick_dtype(precision, self.model.device)
@@ -154,11 +159,11 @@ class Planner:
             actions = actions[:, 0]
         return actions[0] if single else actions, tuple(memory for _, memory in acted)
 
-    def decide(self, state: State, memory: Memory | None = None) -> tuple[Plan, Memory]:
+    def decide(self, state: State, memory: Memory | None = None) -> tuple[PlanResult, Memory]:
         """The plan from a state of the model (one row), and what to remember for the next decision, which is understood
-        to come ``execute`` actions later. For whoever knows the state and needs no frames."""
+        to come ``n_action_steps`` actions later. For whoever knows the state and needs no frames."""
         plan, memory = self._decide(state, memory or Memory(), self.clock())
-        return plan, replace(memory, queue=None, step=memory.step + len(plan.actions[: self.execute]))
+        return plan, replace(memory, queue=None, step=memory.step + len(plan.actions[: self.n_action_steps]))
 
     # -- one environment -----------------------------------------------------------------------------------------------
 
@@ -187,13 +192,13 @@ class Planner:
             past = self._no_actions if memory.actions is None else memory.actions[None]
             state = self._encode(frames[None], past[:, past.shape[1] - (len(frames) - 1) :])
             plan, memory = self._decide(state, memory, began)
-            queue = plan.actions[: self.execute].numpy()
+            queue = plan.actions[: self.n_action_steps].numpy()
         action = queue[0]
         actions = action[None] if memory.actions is None else np.concatenate([memory.actions, action[None]])
         actions = actions[-self.spec.context :]
         return action, replace(memory, frames=frames, actions=actions, queue=queue[1:], step=memory.step + 1)
 
-    def _decide(self, state: State, memory: Memory, began: float) -> tuple[Plan, Memory]:
+    def _decide(self, state: State, memory: Memory, began: float) -> tuple[PlanResult, Memory]:
         """The plan from ``state``, counting time from ``began``."""
         encoded = self.clock()
         lookahead = self.lookahead
@@ -201,12 +206,12 @@ class Planner:
             lookahead = max(1, min(lookahead, self.horizon - memory.step))
         noise, rng = self._luck(len(memory.decisions))
         plan = self.search.plan(
-            Scorer(self.model, self.task, state, noise, self.scoring, self.dtype),
+            PlanCost(self.model, self.task, state, noise, self.scoring, self.dtype),
             self.action_space,
             lookahead,
             rng,
             warm=memory.plan,
-            shift=self.execute,
+            shift=self.n_action_steps,
             proposals=None if self.proposals is None else self.proposals(state, lookahead),
             deadline=math.inf if self.budget_ms is None else began + self.budget_ms / 1000,
             batch=self.scoring.rows,
@@ -256,7 +261,7 @@ class Planner:
             self._check_goal(self._encode(frame[None, None], self._no_actions))
         starts = self.world.starts
         frame = np.zeros((1, *self.spec.frame_shape), np.uint8) if starts is None else starts.frames[0, -1:]
-        scorer = Scorer(
+        scorer = PlanCost(
             self.model,
             self.task,
             self._encode(frame[None], self._no_actions),

@@ -7,26 +7,26 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from neuralsim.agents.planning.config import STANDARD_AHEAD
-from neuralsim.agents.planning.diagnostics import LOOKAHEADS, Gap
-from neuralsim.agents.planning.goal_trial import CONTROLS, Attempt, Decision, share_solved
-from neuralsim.agents.planning.setup import ORACLE, Stage
-from neuralsim.agents.planning.thrift import FIELD, Thrift
-from neuralsim.evaluation.report import Bar, Report, Row, circumstances, row_of
+from neuralsim.agents.planning.diagnostics import LOOKAHEADS, OracleRegret
+from neuralsim.agents.planning.goal_trial import CONTROLS, DecisionCost, GoalTrial, share_solved
+from neuralsim.agents.planning.setup import ORACLE, PlanningSetup
+from neuralsim.agents.planning.thrift import FIELD, SolverEfficiency
+from neuralsim.evaluation.report import Metric, Report, Target, circumstances, metric_of
 from neuralsim.evaluation.statistics import Bootstrap, mean, median
-from neuralsim.runtime.results_log import Journal
+from neuralsim.runtime.results_log import ResultsLog
 
 PLANNER = "planner"
 """Who made an attempt that was planned in the world to plan in; the others are ORACLE and the controls."""
 BARS = {
-    "ms_p50": Bar(most=100),
-    ("rank", 10): Bar(least=0.8),
-    "thrift_cost": Bar(most=1.05),
-    "thrift_evaluations": Bar(most=0.1),
+    "ms_p50": Target(most=100),
+    ("rank", 10): Target(least=0.8),
+    "thrift_cost": Target(most=1.05),
+    "thrift_evaluations": Target(most=0.1),
 }
 """What planning must reach, beside the share of goals that each course asks for."""
 
 
-def report_of(stage: Stage, journal: Journal) -> Report:
+def report_of(stage: PlanningSetup, journal: ResultsLog) -> Report:
     """The figures of the first ``episodes`` pairs in ``journal``."""
     config = stage.config
     attempts = [a for a in attempts_in(journal) if a.pair < config.episodes]
@@ -38,9 +38,9 @@ def report_of(stage: Stage, journal: Journal) -> Report:
     ]
     for name in (ORACLE, *CONTROLS):
         rows += _success_rows(stage, by_actor[name], name)
-    gaps = [Gap.from_dict(line["gap"]) for line in journal.lines if "gap" in line]
+    gaps = [OracleRegret.from_dict(line["gap"]) for line in journal.lines if "gap" in line]
     rows += _gap_rows([g for g in gaps if g.pair < config.episodes])
-    thrifts = [Thrift.from_dict(line["thrift"]) for line in journal.lines if "thrift" in line]
+    thrifts = [SolverEfficiency.from_dict(line["thrift"]) for line in journal.lines if "thrift" in line]
     rows += _thrift_rows([t for t in thrifts if t.pair < config.episodes])
     left_out = sum(a.left_out for a in ours)
     loads = [a.load for a in ours if a.load is not None]
@@ -58,45 +58,45 @@ def report_of(stage: Stage, journal: Journal) -> Report:
     return Report(title, tuple(rows), {**about, **circumstances(), "settings": stage.settings})
 
 
-def attempts_in(journal: Journal) -> list[Attempt]:
+def attempts_in(journal: ResultsLog) -> list[GoalTrial]:
     """Every attempt in ``journal``, in order."""
-    return [Attempt.from_dict(line["attempt"]) for line in journal.lines if "attempt" in line]
+    return [GoalTrial.from_dict(line["attempt"]) for line in journal.lines if "attempt" in line]
 
 
-def _success_rows(stage: Stage, attempts: Sequence[Attempt], actor: str) -> Iterator[Row]:
+def _success_rows(stage: PlanningSetup, attempts: Sequence[GoalTrial], actor: str) -> Iterator[Metric]:
     """Shares by each rule, and for planners how far off they ended."""
     if not attempts:
         return
     standard = actor == PLANNER and stage.config.goal == "held-out" and stage.config.ahead == STANDARD_AHEAD
     key = actor.replace(" ", "_")
     for i, rule in enumerate(stage.course.rules):
-        bar = Bar(least=stage.course.least) if standard and i == 0 else None
+        bar = Target(least=stage.course.least) if standard and i == 0 else None
         name = "success" if i == 0 else f"success_{rule.replace(' ', '_')}"
         label = f"{actor}: reached the goal ({rule})"
-        yield row_of(share_solved(attempts, rule), f"{key}_{name}", label, better="high", bar=bar)
+        yield metric_of(share_solved(attempts, rule), f"{key}_{name}", label, better="high", bar=bar)
     if actor in (PLANNER, ORACLE):
         boot = Bootstrap(np.array([a.pair for a in attempts]))
         for name, (unit, _) in stage.course.distances.items():
             off = np.array([a.distances[name] for a in attempts])
             safe = name.replace(" ", "_").replace("'", "")
-            yield row_of(
+            yield metric_of(
                 boot(median, off), f"{key}_{safe}", f"{actor}: {name} off at the end, median", unit=unit, better="low"
             )
 
 
-def effort_rows(decisions: Sequence[Decision], timed: bool = False) -> Iterator[Row]:
+def effort_rows(decisions: Sequence[DecisionCost], timed: bool = False) -> Iterator[Metric]:
     """Time and evaluations per decision; ``timed``: whether there is a time to keep to."""
     if not decisions:
         return
     ms = np.array([d.ms for d in decisions])
     n, bar = len(decisions), BARS["ms_p50"] if timed else None
-    yield Row("ms_p50", "time per decision, p50", float(np.median(ms)), "ms", n=n, better="low", bar=bar)
-    yield Row("ms_p99", "time per decision, p99", float(np.quantile(ms, 0.99)), "ms", n=n, better="low")
+    yield Metric("ms_p50", "time per decision, p50", float(np.median(ms)), "ms", n=n, better="low", bar=bar)
+    yield Metric("ms_p99", "time per decision, p99", float(np.quantile(ms, 0.99)), "ms", n=n, better="low")
     tried = float(np.mean([d.evaluations for d in decisions]))
-    yield Row("evaluations", "plans evaluated per decision, mean", tried, n=n)
+    yield Metric("evaluations", "plans evaluated per decision, mean", tried, n=n)
 
 
-def _gap_rows(gaps: Sequence[Gap]) -> Iterator[Row]:
+def _gap_rows(gaps: Sequence[OracleRegret]) -> Iterator[Metric]:
     """Regret, and rank correlations with the number of starts that do not count."""
     if not gaps:
         return
@@ -107,15 +107,17 @@ def _gap_rows(gaps: Sequence[Gap]) -> Iterator[Row]:
         "regret_oracle": ("distance to the goal where the oracle's plan ends, mean", [g.oracle for g in gaps]),
     }
     for key, (label, values) in figures.items():
-        yield row_of(boot(mean, np.array(values)), key, label, unit="units", better="low" if key == "regret" else "")
+        yield metric_of(boot(mean, np.array(values)), key, label, unit="units", better="low" if key == "regret" else "")
     for lookahead in LOOKAHEADS:
         ranks = np.array([np.nan if (r := g.ranks[str(lookahead)]) is None else r for g in gaps])
         left_out = int(np.isnan(ranks).sum())
         label = f"rank correlation of imagined and true cost ({left_out} starts left out)"
-        yield row_of(boot(mean, ranks), "rank", label, step=lookahead, better="high", bar=BARS.get(("rank", lookahead)))
+        yield metric_of(
+            boot(mean, ranks), "rank", label, step=lookahead, better="high", bar=BARS.get(("rank", lookahead))
+        )
 
 
-def _thrift_rows(thrifts: Sequence[Thrift]) -> Iterator[Row]:
+def _thrift_rows(thrifts: Sequence[SolverEfficiency]) -> Iterator[Metric]:
     """Ratios of sums: ours to the field's, and both to doing nothing."""
     if not thrifts:
         return
@@ -131,4 +133,4 @@ def _thrift_rows(thrifts: Sequence[Thrift]) -> Iterator[Row]:
     ):
         both = np.stack([sums[over], sums[under]], 1)
         found = boot(lambda c: float(c[:, 0].sum() / c[:, 1].sum()), both)
-        yield row_of(found, key, label, better="low", bar=BARS.get(key))
+        yield metric_of(found, key, label, better="low", bar=BARS.get(key))

@@ -15,16 +15,22 @@ import numpy as np
 
 from neuralsim.agents.collection.held_out import held_out_folder, held_out_store
 from neuralsim.agents.planning.actors import OracleActor, PlanActor
-from neuralsim.agents.planning.config import Planning
+from neuralsim.agents.planning.config import PlanConfig
 from neuralsim.agents.planning.diagnostics import goal_state
-from neuralsim.agents.planning.goal_trial import Attempt
-from neuralsim.agents.planning.goals import HeldOutPairs, Pair, PairSource, PicturePairs, RandomPairs
+from neuralsim.agents.planning.goal_trial import GoalTrial
+from neuralsim.agents.planning.goals import (
+    HeldOutStartGoals,
+    ImageStartGoals,
+    RandomStartGoals,
+    StartGoal,
+    StartGoalSource,
+)
 from neuralsim.agents.planning.planner import Planner, goal_image
-from neuralsim.agents.planning.solvers import Search
+from neuralsim.agents.planning.solvers import Solver
 from neuralsim.data.episode import EpisodeStore
 from neuralsim.envs.oracle import Oracle
-from neuralsim.envs.tasks.goal_task import COURSES, Course, course_of
-from neuralsim.envs.tasks.rl_task import WISHES
+from neuralsim.envs.tasks.goal_task import COURSES, GoalTask, goal_task_of
+from neuralsim.envs.tasks.rl_task import RL_TASKS
 from neuralsim.pretrained.world import WEIGHTS, World, list_worlds, open_world
 from neuralsim.task import FunctionTask
 
@@ -37,41 +43,41 @@ REDRAWN = 8.0
 
 
 @dataclass(frozen=True)
-class Stage:
+class PlanningSetup:
     """What a Planning needs, opened and checked: the course, the world to plan in, the truth, and where pairs come from."""
 
-    config: Planning
-    course: Course
+    config: PlanConfig
+    course: GoalTask
     world: World
     name: str
     oracle: Oracle
-    pairs: PairSource
+    pairs: StartGoalSource
     source: Mapping[str, Any]
-    _made: dict[int, Pair] = field(default_factory=dict, init=False, repr=False)
+    _made: dict[int, StartGoal] = field(default_factory=dict, init=False, repr=False)
 
-    def pair(self, index: int) -> Pair:
+    def pair(self, index: int) -> StartGoal:
         """Pair ``index``, made once."""
         if index not in self._made:
             self._made[index] = self.pairs(index)
         return self._made[index]
 
-    def planner(self, pair: Pair, search: Search | None = None, budget_ms: float | None = None) -> Planner:
+    def planner(self, pair: StartGoal, search: Solver | None = None, budget_ms: float | None = None) -> Planner:
         """A planner for the pair's goal in the world to plan in."""
         if self.name == ORACLE:
             return self.oracle_planner(pair, search)
         return _planner(self.config, self.world, goal_image(pair.frame), pair.index, search, budget_ms)
 
-    def oracle_planner(self, pair: Pair, search: Search | None = None) -> Planner:
+    def oracle_planner(self, pair: StartGoal, search: Solver | None = None) -> Planner:
         """The same planner with the truth inside, which is too slow for a budget of time."""
         return _planner(self.config, World(self.oracle), goal_state(self.oracle, pair.goal), pair.index, search)
 
-    def actor(self, pair: Pair) -> PlanActor | OracleActor:
+    def actor(self, pair: StartGoal) -> PlanActor | OracleActor:
         """The planner as it acts."""
         if self.name == ORACLE:
             return OracleActor(self.oracle_planner(pair))
         return PlanActor(self.planner(pair, budget_ms=self.config.budget_ms))
 
-    def solved(self, tried: Attempt) -> bool:
+    def solved(self, tried: GoalTrial) -> bool:
         """Whether the course's first rule has held."""
         return tried.solved_at[next(iter(self.course.rules))] is not None
 
@@ -79,9 +85,10 @@ class Stage:
     def settings(self) -> dict[str, Any]:
         """All that the outcome of an attempt depends on."""
         config, search = self.config, self.config.searcher
-        kept = ("world", "goal", "ahead", "lookahead", "block", "execute", "budget_ms", "seed")
+        kept = ("world", "goal", "ahead", "lookahead", "block", "budget_ms", "seed")
         return {
             **{name: getattr(config, name) for name in kept},
+            "execute": config.n_action_steps,
             "horizon": config.budget,
             "search": {"name": type(search).__name__, **asdict(search)},
             "model": self.name,
@@ -90,29 +97,29 @@ class Stage:
         }
 
 
-def settle_course(config: Planning) -> Planning | None:
+def resolve_goal_task(config: PlanConfig) -> PlanConfig | None:
     """``config`` in terms of the course of its world: a learned world of the course stands for it, and is planned in. None for a
     world without a course, which can be planned for its reward. Raises ValueError for a word that is no world."""
     if config.world in COURSES:
         return config
-    if config.world in WISHES:
+    if config.world in RL_TASKS:
         return None
     try:
         world = open_world(config.world, config.device)
     except FileNotFoundError:
         if os.sep in config.world:
             raise
-        course_of(config.world)  # says which there are
+        goal_task_of(config.world)  # says which there are
         raise
     if world.spec.name not in COURSES:
         return None
     return replace(config, world=world.spec.name, model=config.model or config.world, out=config.folder)
 
 
-def open_stage(config: Planning, progress: Callable[[int, int], None] | None = None) -> Stage:
+def open_setup(config: PlanConfig, progress: Callable[[int, int], None] | None = None) -> PlanningSetup:
     """Open everything that ``config`` names, and have the planner rehearse; held-out episodes are collected last, and
     ``progress`` is told (done, wanted) of them."""
-    course = course_of(config.world)
+    course = goal_task_of(config.world)
     name = _model_name(config)
     world = World(Oracle(config.world).eval()) if name == ORACLE else open_world(name, config.device)
     spec = world.spec
@@ -125,11 +132,11 @@ def open_stage(config: Planning, progress: Callable[[int, int], None] | None = N
     nothing = FunctionTask(lambda before, action, after: 0 * after.features[:, 0])
     _planner(config, world, nothing, 0, budget_ms=config.budget_ms)
     pairs, source = _pairs(config, course, oracle, progress)
-    return Stage(config, course, world, name, oracle, pairs, source)
+    return PlanningSetup(config, course, world, name, oracle, pairs, source)
 
 
 def _planner(
-    config: Planning, world: World, task: Any, pair: int, search: Search | None = None, budget_ms: float | None = None
+    config: PlanConfig, world: World, task: Any, pair: int, search: Solver | None = None, budget_ms: float | None = None
 ) -> Planner:
     return Planner(
         world,
@@ -137,14 +144,14 @@ def _planner(
         search or config.searcher,
         lookahead=config.lookahead,
         block=config.block,
-        execute=config.execute,
+        n_action_steps=config.n_action_steps,
         budget_ms=budget_ms,
         seed=config.seed * 1_000_003 + pair,
         horizon=config.budget,
     )
 
 
-def _model_name(config: Planning) -> str:
+def _model_name(config: PlanConfig) -> str:
     """What to open: the model asked for, or the best that ships for the world."""
     if config.model is not None:
         return config.model
@@ -158,16 +165,16 @@ def _model_name(config: Planning) -> str:
 
 
 def _pairs(
-    config: Planning, course: Course, oracle: Oracle, progress: Callable[[int, int], None] | None
-) -> tuple[PairSource, dict[str, Any]]:
+    config: PlanConfig, course: GoalTask, oracle: Oracle, progress: Callable[[int, int], None] | None
+) -> tuple[StartGoalSource, dict[str, Any]]:
     """Where pairs come from, and what of it the outcome depends on."""
     size = oracle.spec.height
     if config.goal == "random":
-        return RandomPairs(course, size, config.ahead, config.seed), {}
+        return RandomStartGoals(course, size, config.ahead, config.seed), {}
     if config.goal != "held-out":
         path = Path(config.goal)
         frame, goal = read_goal(path, oracle)
-        return PicturePairs(course, frame, goal, path, config.seed), {"picture": fingerprint(path)}
+        return ImageStartGoals(course, frame, goal, path, config.seed), {"picture": fingerprint(path)}
     if config.data is not None:
         store = EpisodeStore(config.data)
         episodes = store.split(True).tolist()
@@ -180,7 +187,7 @@ def _pairs(
         store = held_out_store(folder, HELD_OUT_EPISODES, size=size, progress=progress, world=config.world)
         episodes = list(range(len(store)))
     origin = {"data": os.fspath(store.folder), "held_out_episodes": len(episodes)}
-    return HeldOutPairs(store, tuple(episodes), course, config.ahead, config.seed), origin
+    return HeldOutStartGoals(store, tuple(episodes), course, config.ahead, config.seed), origin
 
 
 def read_goal(path: Path, oracle: Oracle) -> tuple[np.ndarray, np.ndarray]:

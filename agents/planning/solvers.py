@@ -17,8 +17,8 @@ from typing import Literal
 import gymnasium as gym
 import torch
 
-from neuralsim.agents.planning.distributions import Belief, Categorical, about_rest, anything
-from neuralsim.agents.planning.splines import SPREADS, Spread, lay_knots
+from neuralsim.agents.planning.distributions import ActionDistribution, Categorical, about_rest, anything
+from neuralsim.agents.planning.splines import SPREADS, Spread, place_control_points
 from neuralsim.task import inference
 
 Evaluate = Callable[[torch.Tensor], torch.Tensor]
@@ -28,7 +28,7 @@ Stop = Literal["rounds", "budget", "patience", "spread"]
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class PlanResult:
     """The best plan ever seen in a search, and how it was found.
 
     actions ``(l, a)``, float32 within the bounds or int64 choices, with ``cost`` as it was evaluated. mean ``(l, a)``:
@@ -53,7 +53,7 @@ class Plan:
 
 
 @dataclass(frozen=True, eq=False)
-class Round:
+class SolverIteration:
     """What a search tells whoever watches, once per round: all candidates ``(n, l, a)`` with their costs ``(n,)``, and
     the best plan so far ``(l, a)`` with its cost."""
 
@@ -65,7 +65,7 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Search:
+class Solver:
     """What all searches have in common.
 
     candidates: evaluations per round. rounds: how often the belief is fitted. elites: how many of the best it is fitted
@@ -118,11 +118,11 @@ class Search:
         """Evaluations in round ``number``."""
         return self.candidates
 
-    def _belief(self, space: gym.Space, points: int) -> Belief:
+    def _belief(self, space: gym.Space, points: int) -> ActionDistribution:
         """What is believed of ``points`` points before anything is known."""
         return anything(space, points, self.beta)
 
-    def _fit(self, belief: Belief, points: torch.Tensor, costs: torch.Tensor) -> Belief:
+    def _fit(self, belief: ActionDistribution, points: torch.Tensor, costs: torch.Tensor) -> ActionDistribution:
         """``belief`` after elites ``(e, m, a)`` of finite ``costs`` ``(e,)``, cheapest first; itself: it never learns."""
         return belief
 
@@ -136,14 +136,14 @@ class Search:
         lookahead: int,
         rng: torch.Generator,
         *,
-        warm: Plan | None = None,
+        warm: PlanResult | None = None,
         shift: int = 0,
         proposals: torch.Tensor | None = None,
         deadline: float = math.inf,
         batch: int | None = None,
         clock: Callable[[], float] = time.perf_counter,
-        on_round: Callable[[Round], object] | None = None,
-    ) -> Plan:
+        on_round: Callable[[SolverIteration], object] | None = None,
+    ) -> PlanResult:
         """The best plan of ``lookahead`` actions in ``space`` that could be found.
 
         warm: the last decision's plan, of which ``shift`` actions have been executed since; what is left of it, then
@@ -154,7 +154,7 @@ class Search:
         """
         began = clock()
         points = min(self.knots or lookahead, lookahead)
-        knots = lay_knots(lookahead, points, self.spread)
+        knots = place_control_points(lookahead, points, self.spread)
         belief = self._belief(space, points)
         if isinstance(belief, Categorical) and self.spread != "hold" and points < lookahead:
             raise ValueError(
@@ -200,7 +200,7 @@ class Search:
             stale = 0 if before - best_cost > self.tolerance else stale + 1
             history.append(best_cost)
             if on_round is not None:
-                on_round(Round(number, candidates, costs, best, best_cost))
+                on_round(SolverIteration(number, candidates, costs, best, best_cost))
 
             fitted = self._fit(belief, knots.gather(elites), elite_costs)
             # A belief that moved has a new middle, which is as good a guess as any draw from it.
@@ -210,7 +210,7 @@ class Search:
             if stopped:
                 break
         mean = belief.contain(knots.spread(belief.mode))
-        return Plan(
+        return PlanResult(
             best, best_cost, mean, elites, elite_costs, evaluations, tuple(history), stopped or "rounds",
             clock() - began,
         )  # fmt: skip
@@ -225,7 +225,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class RandomShooting(Search):
+class RandomShooting(Solver):
     """Uniform candidates, the best of which wins. ``rounds`` only parts them into batches."""
 
     @property
@@ -234,7 +234,7 @@ class RandomShooting(Search):
 
 
 @dataclass(frozen=True)
-class CEM(Search):
+class CEM(Solver):
     """The cross-entropy method: fit a Gaussian (or, where actions are choices, their chances) to the elites, again and
     again. The defaults are what the field runs.
 
@@ -258,10 +258,10 @@ class CEM(Search):
         self._expect(0 <= self.min_sigma <= 1, "min_sigma", "0..1")
         self._expect(0 <= self.momentum < 1, "momentum", "at least 0 and below 1")
 
-    def _belief(self, space: gym.Space, points: int) -> Belief:
+    def _belief(self, space: gym.Space, points: int) -> ActionDistribution:
         return about_rest(space, points, self.beta, self.sigma0, self.min_sigma, self.correlated)
 
-    def _fit(self, belief: Belief, points: torch.Tensor, costs: torch.Tensor) -> Belief:
+    def _fit(self, belief: ActionDistribution, points: torch.Tensor, costs: torch.Tensor) -> ActionDistribution:
         even = torch.full_like(costs, 1 / len(costs))
         return belief.fit(points, even, self.momentum, widths=True)
 
@@ -316,7 +316,7 @@ class MPPI(CEM):
         super().__post_init__()
         self._expect(0 < self.temperature < math.inf, "temperature", "above 0")
 
-    def _fit(self, belief: Belief, points: torch.Tensor, costs: torch.Tensor) -> Belief:
+    def _fit(self, belief: ActionDistribution, points: torch.Tensor, costs: torch.Tensor) -> ActionDistribution:
         scale = costs.std(correction=0).clamp(min=1e-12)  # of one cost, or of equal ones: they weigh alike
         weights = (-(costs - costs[0]) / (self.temperature * scale)).softmax(0)
         return belief.fit(points, weights, self.momentum, widths=self.adapt_sigma)
@@ -331,7 +331,7 @@ def _move_on(actions: torch.Tensor, steps: int, rest: torch.Tensor) -> torch.Ten
     return torch.cat([left, rest.expand(*left.shape[:-2], -1, -1)], -2)[..., : len(rest), :]
 
 
-def _contained(proposals: torch.Tensor, belief: Belief, lookahead: int) -> torch.Tensor:
+def _contained(proposals: torch.Tensor, belief: ActionDistribution, lookahead: int) -> torch.Tensor:
     """``proposals`` as candidates, or a ValueError."""
     proposals = torch.as_tensor(proposals).detach().cpu()
     shape = (lookahead, len(belief.rest))

@@ -14,7 +14,7 @@ SPREADS = ("hold", "linear", "cubic")
 
 
 @dataclass(frozen=True, eq=False)
-class Knots:
+class ControlPoints:
     """``spread`` carries points ``(..., m, a)`` to actions ``(..., l, a)``, ``gather`` back.
 
     hold: each point is repeated over its share of the steps; any kind of action. linear: straight lines between points;
@@ -48,7 +48,7 @@ class Knots:
 
 
 @lru_cache(maxsize=64)
-def lay_knots(lookahead: int, points: int, spread: Spread) -> Knots:
+def place_control_points(lookahead: int, points: int, spread: Spread) -> ControlPoints:
     """``points`` control points over ``lookahead`` steps, at most one a step."""
     owner = np.arange(lookahead) * points // lookahead
     first = np.searchsorted(owner, np.arange(points))
@@ -56,7 +56,7 @@ def lay_knots(lookahead: int, points: int, spread: Spread) -> Knots:
     if spread != "hold" and 1 < points < lookahead:
         weights = _splines(lookahead, points, spread)
     inverse = np.linalg.pinv(weights)
-    return Knots(
+    return ControlPoints(
         torch.as_tensor(owner),
         torch.as_tensor(first),
         None if spread == "hold" else torch.as_tensor(weights, dtype=torch.float32),

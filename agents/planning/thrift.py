@@ -8,11 +8,11 @@ from typing import Any, Self
 
 import torch
 
-from neuralsim.agents.planning.cost import Scorer
+from neuralsim.agents.planning.cost import PlanCost
 from neuralsim.agents.planning.diagnostics import see
-from neuralsim.agents.planning.goals import Pair
+from neuralsim.agents.planning.goals import StartGoal
 from neuralsim.agents.planning.planner import Planner
-from neuralsim.agents.planning.solvers import CEM, Search
+from neuralsim.agents.planning.solvers import CEM, Solver
 from neuralsim.envs.oracle import Oracle
 from neuralsim.noise import Noise
 
@@ -21,7 +21,7 @@ FIELD = CEM(candidates=300, rounds=30, elites=30)
 
 
 @dataclass(frozen=True)
-class Thrift:
+class SolverEfficiency:
     """One start and goal, planned for twice from nothing in the same model: predicted cost and evaluations of the search in
     question, and of the field's; and the cost of doing nothing."""
 
@@ -42,12 +42,14 @@ class Thrift:
         return cls(**values)
 
 
-def thrift_of(pair: Pair, make: Callable[[Search], Planner], search: Search, oracle: Oracle) -> Thrift:
+def solver_efficiency(
+    pair: StartGoal, make: Callable[[Solver], Planner], search: Solver, oracle: Oracle
+) -> SolverEfficiency:
     """``make``: a planner for the pair's goal with the given search, and no limit of time. ``search``: the one in question."""
     ours, theirs = make(search), make(FIELD)
     state = see(ours.model, oracle.decode(oracle.at(pair.start)))
     one, other = ours.decide(state)[0], theirs.decide(state)[0]
     noise = Noise.from_seeds([ours.seed], ours.model.device)
-    scorer = Scorer(ours.model, ours.task, state, noise, ours.scoring, ours.dtype)
+    scorer = PlanCost(ours.model, ours.task, state, noise, ours.scoring, ours.dtype)
     rest = float(scorer(torch.zeros_like(one.actions)[None])[0])
-    return Thrift(pair.index, rest, one.cost, one.evaluations, other.cost, other.evaluations)
+    return SolverEfficiency(pair.index, rest, one.cost, one.evaluations, other.cost, other.evaluations)

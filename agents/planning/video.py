@@ -10,11 +10,12 @@ import numpy as np
 
 from neuralsim.agents.planning.actors import OracleActor, PlanActor, imagine
 from neuralsim.agents.planning.goal_trial import play
-from neuralsim.agents.planning.goals import Pair
-from neuralsim.agents.planning.overlay import PANEL, PlanPainter, PlanScene, Thought
+from neuralsim.agents.planning.goals import StartGoal
+from neuralsim.agents.planning.overlay import PANEL, ImaginedPaths, PlanPainter, PlanScene
 from neuralsim.agents.teleop.recorder import VideoWriter
 from neuralsim.envs.oracle import Oracle
-from neuralsim.envs.tasks.goal_task import Course, TrueEnv
+from neuralsim.envs.real_env import RealEnv
+from neuralsim.envs.tasks.goal_task import GoalTask
 
 SLOWER = 2
 """The film plays this many times slower than the world, so that people can follow."""
@@ -22,14 +23,14 @@ HOLD = 6
 """Frames for which the end of an attempt stands still."""
 
 
-class Camera:
+class TrialVideo:
     """Films one attempt: an Actor that does what ``actor`` does, and looks into what it imagines whenever it has decided
     anew. ``still``: the picture of its second decision (of its first where there is no other)."""
 
     def __init__(
         self,
-        course: Course,
-        pair: Pair,
+        course: GoalTask,
+        pair: StartGoal,
         actor: PlanActor | OracleActor,
         oracle: Oracle,
         budget: int,
@@ -45,10 +46,10 @@ class Camera:
         )
         self.still: np.ndarray | None = None
         self._painter = PlanPainter(course)
-        self._thought: Thought | None = None
+        self._thought: ImaginedPaths | None = None
         self._looked = 0
 
-    def __call__(self, env: TrueEnv, step: int) -> np.ndarray:
+    def __call__(self, env: RealEnv, step: int) -> np.ndarray:
         """See Actor."""
         action = self.actor(env, step)
         decided = len(self.actor.decisions)
@@ -62,13 +63,13 @@ class Camera:
         self.add(picture)
         return action
 
-    def hold(self, env: TrueEnv, step: int, reached: bool) -> None:
+    def hold(self, env: RealEnv, step: int, reached: bool) -> None:
         """Show how it ended for a while."""
         last = self.picture(env, step, reached)
         for _ in range(HOLD):
             self.add(last)
 
-    def picture(self, env: TrueEnv, step: int, reached: bool) -> np.ndarray:
+    def picture(self, env: RealEnv, step: int, reached: bool) -> np.ndarray:
         """What there is to see after ``step`` steps."""
         assert self._thought is not None
         decision = self.actor.decisions[-1]
@@ -93,9 +94,9 @@ class Camera:
 
 def film(
     path: Path,
-    course: Course,
-    pairs: Sequence[Pair],
-    actor_for: Callable[[Pair], PlanActor | OracleActor],
+    course: GoalTask,
+    pairs: Sequence[StartGoal],
+    actor_for: Callable[[StartGoal], PlanActor | OracleActor],
     oracle: Oracle,
     budget: int,
 ) -> tuple[Path, Path]:
@@ -106,7 +107,7 @@ def film(
     stills = []
     try:
         for pair in pairs:
-            camera = Camera(course, pair, actor_for(pair), oracle, budget, video.add)
+            camera = TrialVideo(course, pair, actor_for(pair), oracle, budget, video.add)
             steps, solved = play(env, course, pair, camera, budget)
             camera.hold(env, steps, any(step is not None for step in solved.values()))
             stills.append(camera.still)

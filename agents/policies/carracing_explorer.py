@@ -1,4 +1,4 @@
-"""CarDriver: drives the true CarRacing as people and planners might: along the road at all speeds, by keys or by wheel, and off it.
+"""CarRacingExplorer: drives the true CarRacing as people and planners might: along the road at all speeds, by keys or by wheel, and off it.
 
 It strings short behaviours together. Where the road runs it asks of the simulator, so that a camera that sees little of
 the road ahead does not limit what the world is shown.
@@ -30,7 +30,7 @@ class Stretch:
     noise: float = 0.0
 
 
-class CarDriver:
+class CarRacingExplorer:
     """A Policy at the wheel of ``env``; its observations ``(5,)`` are the state of CarRacingRealEnv."""
 
     def __init__(self, env: CarRacingRealEnv, seed: int = 0) -> None:

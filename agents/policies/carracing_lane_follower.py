@@ -1,4 +1,4 @@
-"""RoadDriver: drives CarRacing by its frames alone, along the road's middle as the CarReader sees it; looks for it where it is lost.
+"""CarRacingLaneFollower: drives CarRacing by its frames alone, along the middle of the road that the state estimator finds.
 
 It knows no simulator, so it drives dreams and the true world alike.
 """
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from neuralsim.envs.carracing.state_estimator import CarReader
+from neuralsim.envs.carracing.state_estimator import CarRacingStateEstimator
 
 CRUISE = 28.0
 """Units a second on a straight road."""
@@ -19,12 +19,12 @@ SKID = 5.0
 """Radians a second from which more steering would make a spin."""
 
 
-class RoadDriver:
+class CarRacingLaneFollower:
     """A Policy on frames uint8 ``(size, size, 3)`` or ``(b, size, size, 3)``; its state is the side on which the road was last
     seen, ``(b,)`` of -1 and 1."""
 
     def __init__(self, size: int = 64) -> None:
-        self.reader = CarReader(size)
+        self.reader = CarRacingStateEstimator(size)
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 import numpy as np
 
-from neuralsim.agents.policies.random_policies import HoldExplorer
-from neuralsim.agents.policies.registry import Collector
-from neuralsim.envs.gym_adapter.env import GymWorld, GymWorldEnv
+from neuralsim.agents.policies.random_policies import HoldActionPolicy
+from neuralsim.agents.policies.registry import ScriptedPolicies
+from neuralsim.envs.gym_adapter.env import GymEnvConfig, GymRealEnv
 from neuralsim.spec import WorldSpec
 
 if TYPE_CHECKING:
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 
 @cache
-def gym_collector(world: GymWorld) -> Collector:
+def gym_collector(world: GymEnvConfig) -> ScriptedPolicies:
     """The collector of ``world``; raises ValueError where its environment cannot be a world. It is made once to find out."""
-    known = GymWorldEnv(world)
+    known = GymRealEnv(world)
     known.close()
     kind = "state" if known.state_names else "pixels"
 
-    def env(size: Size) -> GymWorldEnv:
-        return GymWorldEnv(world, size, observation="state" if kind == "state" else "pixels")
+    def env(size: Size) -> GymRealEnv:
+        return GymRealEnv(world, size, observation="state" if kind == "state" else "pixels")
 
     def spec(size: Size) -> WorldSpec:
         return known.resized(size)
 
     def explorer(env: gym.Env[np.ndarray, Any], seed: int) -> Policy:
-        return HoldExplorer(known.spec_world, seed)
+        return HoldActionPolicy(known.spec_world, seed)
 
     def remarks(size: Size) -> tuple[str, ...]:
         shown = env(size)
@@ -41,7 +41,7 @@ def gym_collector(world: GymWorld) -> Collector:
         finally:
             shown.close()
 
-    return Collector(
+    return ScriptedPolicies(
         spec,
         known.state_names,
         env,

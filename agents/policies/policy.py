@@ -9,9 +9,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from neuralsim.agents.policies.judges import find_drivers
-from neuralsim.agents.policies.random_policies import HoldExplorer
+from neuralsim.agents.policies.random_policies import HoldActionPolicy
 from neuralsim.agents.policies.sb3_file import load_policy
-from neuralsim.agents.teleop.reference_env import Twin
+from neuralsim.agents.teleop.reference_env import ReferenceEnv
 from neuralsim.spec import WorldSpec
 
 
@@ -25,7 +25,7 @@ class Policy(Protocol):
 
 
 @dataclass(frozen=True)
-class Driver:
+class NamedPolicy:
     """``policy`` under ``name``; ``sees``: the true ``state`` (s,), or of the dream its ``pixels`` (h, w, 3) or ``features`` (d,), or
     ``nothing``."""
 
@@ -34,16 +34,18 @@ class Driver:
     sees: Literal["state", "pixels", "features", "nothing"]
 
 
-def load_driver(source: str, spec: WorldSpec, feature_size: int, twin: Twin | None = None, seed: int = 0) -> Driver:
+def load_driver(
+    source: str, spec: WorldSpec, feature_size: int, twin: ReferenceEnv | None = None, seed: int = 0
+) -> NamedPolicy:
     """``explorer``, or the name of one who drives ``spec``'s world by its frames, or the path of a Stable-Baselines3 ``.zip`` trained
     on pixels, features or the true state of ``twin``; read without unpickling."""
     if source == "explorer":
         if twin is None:
-            return Driver(source, HoldExplorer(spec, seed), "nothing")
-        return Driver(source, twin.collector.explorer(twin.env, seed), "state")
+            return NamedPolicy(source, HoldActionPolicy(spec, seed), "nothing")
+        return NamedPolicy(source, twin.collector.explorer(twin.env, seed), "state")
     others = find_drivers(spec)
     if source in others:
-        return Driver(source, others[source], "pixels")
+        return NamedPolicy(source, others[source], "pixels")
     path = Path(source)
     if not path.is_file():
         words = ", ".join(map(repr, ("explorer", *others)))
@@ -54,11 +56,11 @@ def load_driver(source: str, spec: WorldSpec, feature_size: int, twin: Twin | No
     shape = tuple(policy.observation_space.shape)
     height, width, channels = spec.frame_shape
     if shape in ((height, width, channels), (channels, height, width)):
-        return Driver(path.stem, policy, "pixels")
+        return NamedPolicy(path.stem, policy, "pixels")
     if shape == (feature_size,):
-        return Driver(path.stem, policy, "features")
+        return NamedPolicy(path.stem, policy, "features")
     if twin is not None and shape == (len(twin.state_names),):
-        return Driver(path.stem, policy, "state")
+        return NamedPolicy(path.stem, policy, "state")
     true = "" if twin is None else f" or the true state ({len(twin.state_names)},)"
     raise ValueError(
         f"{path}: this policy looks at observations of shape {shape}; this world shows pixels {spec.frame_shape}, features "

@@ -13,8 +13,8 @@ import gymnasium as gym
 import numpy as np
 
 from neuralsim.agents.policies.random_policies import RandomActions
-from neuralsim.agents.policies.registry import Collector
-from neuralsim.runtime.imports import made_by
+from neuralsim.agents.policies.registry import ScriptedPolicies
+from neuralsim.runtime.imports import load_entry_point
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,14 +57,14 @@ class PolicySource:
             return f"{path.name} {_digest(path, path.stat().st_mtime_ns)}"
         return WORDS.get(self.word, self.word)
 
-    def check(self, collector: Collector, world: str) -> None:
+    def check(self, collector: ScriptedPolicies, world: str) -> None:
         """Raises ValueError where the world knows nobody of that name, or there is no such function."""
         if self.name == "oracle" and collector.expert is None:
             raise ValueError(f"--policy oracle: nobody demonstrates world {world!r}; there is --policy explore")
         if ":" in self.word and not self.word.endswith(".zip"):
-            made_by(self.word, "--policy")
+            load_entry_point(self.word, "--policy")
 
-    def policy(self, collector: Collector, env: gym.Env[np.ndarray, Any], seed: int) -> Policy:
+    def policy(self, collector: ScriptedPolicies, env: gym.Env[np.ndarray, Any], seed: int) -> Policy:
         """At the controls of ``env``, one of the collector's; it answers in the terms of the world's spec."""
         if self.name == "explorer":
             return collector.explorer(env, seed)
@@ -172,7 +172,7 @@ def _load(path: Path, action_space: gym.spaces.Space[Any] | None, action_size: i
 
 
 def _made(word: str, env: gym.Env[Any, Any], seed: int) -> Policy:
-    policy: Any = made_by(word, "--policy")(env, seed)
+    policy: Any = load_entry_point(word, "--policy")(env, seed)
     if not callable(getattr(policy, "predict", None)):
         raise ValueError(  # noqa: TRY004
             f"--policy {word}: expected an object with Stable-Baselines3's predict(observation, state, episode_start, "

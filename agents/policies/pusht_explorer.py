@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from neuralsim.agents.policies.scripted import Explorer, Segment
+from neuralsim.agents.policies.scripted import ScriptedPolicy, Segment
 from neuralsim.envs.pusht.env import PUSHER_RADIUS, PUSHER_RANGE, STEP_UNITS, block_polygons
 
 BEHAVIOURS = {"seek": 0.62, "hold": 0.20, "waypoint": 0.06, "wiggle": 0.06, "still": 0.06}
 """Each behaviour's share of the segments (not of the steps)."""
 
 
-class PushTExplorer(Explorer):
+class PushTExplorer(ScriptedPolicy):
     """Acts on states ``(5,)``: pusher x, y, block x, y, angle."""
 
     step_units = STEP_UNITS

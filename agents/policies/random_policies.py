@@ -1,4 +1,4 @@
-"""HoldExplorer: chance at the controls of a world nobody knows: an action is held for a while, then another.
+"""HoldActionPolicy: chance at the controls of a world nobody knows: an action is held for a while, then another.
 
 Actions drawn anew at every step cancel out, and most worlds are then seen near their start alone; held ones carry further
 (the "action repeat" of Atari agents, here of random length).
@@ -30,7 +30,7 @@ class Hold:
     shaken: float = 0.0
 
 
-class HoldExplorer:
+class HoldActionPolicy:
     """A Policy for every action space that a WorldSpec tells; it looks at nothing."""
 
     def __init__(self, spec: WorldSpec, seed: int = 0) -> None:

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 def by_seed(rng: np.random.Generator, near_goal: bool) -> np.ndarray:
-    """``Collector.start`` of a world that cannot be put at a state: raises ValueError."""
+    """``ScriptedPolicies.start`` of a world that cannot be put at a state: raises ValueError."""
     raise ValueError("this world begins by seed alone; no start state can be drawn")
 
 
 @dataclass(frozen=True)
-class Collector:
+class ScriptedPolicies:
     """How episodes of one true world are made.
 
     spec, env: the world's spec, and the true world, by frame size; ``env`` shows its observation to policies and renders its
@@ -56,7 +56,7 @@ class Collector:
         return self.start is by_seed
 
 
-def _pusht() -> Collector:
+def _pusht() -> ScriptedPolicies:
     from neuralsim.agents.policies.pusht_explorer import PushTExplorer
     from neuralsim.envs.pusht.env import STATE_NAMES, PushTRealEnv, pusht_spec, random_state
 
@@ -71,37 +71,39 @@ def _pusht() -> Collector:
 
         return PushTExpert(seed)
 
-    return Collector(lambda size: pusht_spec(_side(size)), STATE_NAMES, env, explorer, random_state, expert, shard=100)
+    return ScriptedPolicies(
+        lambda size: pusht_spec(_side(size)), STATE_NAMES, env, explorer, random_state, expert, shard=100
+    )
 
 
-def _tworoom() -> Collector:
-    from neuralsim.agents.policies.tworoom_explorer import Wanderer
+def _tworoom() -> ScriptedPolicies:
+    from neuralsim.agents.policies.tworoom_explorer import TwoRoomExplorer
     from neuralsim.envs.tworoom.env import STATE_NAMES, TwoRoomRealEnv, random_state, tworoom_spec
 
     def env(size: Size) -> TwoRoomRealEnv:
         return TwoRoomRealEnv(_side(size), observation="state")
 
     def explorer(env: object, seed: int) -> Policy:
-        return Wanderer(seed)
+        return TwoRoomExplorer(seed)
 
-    return Collector(lambda size: tworoom_spec(_side(size)), STATE_NAMES, env, explorer, random_state, shard=100)
+    return ScriptedPolicies(lambda size: tworoom_spec(_side(size)), STATE_NAMES, env, explorer, random_state, shard=100)
 
 
-def _carracing() -> Collector:
+def _carracing() -> ScriptedPolicies:
     try:
         from neuralsim.envs.carracing.env import STATE_NAMES, CarRacingRealEnv, car_racing_spec
     except ModuleNotFoundError as error:  # it says how to install Box2D
         raise ValueError(str(error)) from error
-    from neuralsim.agents.policies.carracing_explorer import CarDriver
+    from neuralsim.agents.policies.carracing_explorer import CarRacingExplorer
 
     def env(size: Size) -> CarRacingRealEnv:
         return CarRacingRealEnv(_side(size), observation="state")
 
     def explorer(env: gym.Env[np.ndarray, Any], seed: int) -> Policy:
         assert isinstance(env, CarRacingRealEnv)
-        return CarDriver(env, seed)
+        return CarRacingExplorer(env, seed)
 
-    return Collector(lambda size: car_racing_spec(_side(size)), STATE_NAMES, env, explorer, steps=300)
+    return ScriptedPolicies(lambda size: car_racing_spec(_side(size)), STATE_NAMES, env, explorer, steps=300)
 
 
 def _side(size: Size) -> int:
@@ -111,16 +113,22 @@ def _side(size: Size) -> int:
     raise ValueError(f"--size: this world is square, got {size[0]}x{size[1]}")
 
 
-COLLECTORS: Mapping[str, Callable[[], Collector]] = {"pusht": _pusht, "tworoom": _tworoom, "carracing": _carracing}
+SCRIPTED_POLICIES: Mapping[str, Callable[[], ScriptedPolicies]] = {
+    "pusht": _pusht,
+    "tworoom": _tworoom,
+    "carracing": _carracing,
+}
 """Each world's collector by the world's name; a simulator is imported when its world is asked for."""
 
 
 @cache
-def find_collector(world: str) -> Collector:
+def find_scripted_policies(world: str) -> ScriptedPolicies:
     """The collector of the world called ``world``; an unknown one is a ValueError that names the nearest."""
-    if world not in COLLECTORS:
-        near = difflib.get_close_matches(world, COLLECTORS, 1, 0.5)
+    if world not in SCRIPTED_POLICIES:
+        near = difflib.get_close_matches(world, SCRIPTED_POLICIES, 1, 0.5)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         own = f"; {world!r} is a Gymnasium id: --env {world}" if world in gym.registry else ""
-        raise ValueError(f"no collector for world {world!r}{own or hint}; there is one for {', '.join(COLLECTORS)}")
-    return COLLECTORS[world]()
+        raise ValueError(
+            f"no collector for world {world!r}{own or hint}; there is one for {', '.join(SCRIPTED_POLICIES)}"
+        )
+    return SCRIPTED_POLICIES[world]()

@@ -23,7 +23,7 @@ WORDS = ("random", "still")
 
 
 @dataclass(frozen=True, eq=False)
-class Contender:
+class CandidatePolicy:
     """name: for tables. world: the learned one, where it is imagined. sees: that world's features, or frames. make: a policy
     that remembers nothing of other trials."""
 
@@ -33,7 +33,7 @@ class Contender:
     make: Callable[[], Policy]
 
 
-class StillPolicy:
+class NoOpPolicy:
     """Does nothing, as far as ``spec``'s world lets it: ``(n, a)``."""
 
     def __init__(self, spec: WorldSpec) -> None:
@@ -46,9 +46,9 @@ class StillPolicy:
         return np.tile(self.spec.rest_action(), (len(observation), 1)), None
 
 
-def find_contender(
+def resolve_policy(
     source: str, world: str, model: str | World | None = None, name: str = "", seed: int = 0, device: str = "auto"
-) -> Contender:
+) -> CandidatePolicy:
     """``source``: one of WORDS, or the path of a policy's ``.zip``; ``world``: the true world's name, or a learned one's name or
     folder; ``model``: the learned one, by default that, or the one that the policy was trained with, or what ships for the
     true world's name; ``seed``: of those who act by chance.
@@ -68,11 +68,11 @@ def find_contender(
         raise ValueError(f"--model: {opened.folder or model} is a world of {opened.spec.name!r}, asked for {true!r}")
     spec = opened.spec
     if source == "random":
-        return Contender(name or source, opened, "features", lambda: RandomPolicy(spec, seed))
+        return CandidatePolicy(name or source, opened, "features", lambda: RandomPolicy(spec, seed))
     if source == "still":
-        return Contender(name or source, opened, "features", lambda: StillPolicy(spec))
+        return CandidatePolicy(name or source, opened, "features", lambda: NoOpPolicy(spec))
     policy = load_policy(source, spec.action_size, spec.action_space() if spec.discrete else None)
-    return Contender(name or Path(source).stem, opened, _sees(policy, opened), lambda: policy)
+    return CandidatePolicy(name or Path(source).stem, opened, _sees(policy, opened), lambda: policy)
 
 
 def model_name(world: str, note: PolicyNote) -> str:

@@ -37,7 +37,7 @@ class Segment:
         return np.clip(action, -1, 1).astype(np.float32), following
 
 
-class Explorer(ABC):
+class ScriptedPolicy(ABC):
     """Stable-Baselines3's ``predict`` on state observations; the segment under way travels as the policy's ``state``.
 
     step_units: how far an action of 1 moves.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from neuralsim.agents.policies.scripted import Explorer, Segment
+from neuralsim.agents.policies.scripted import ScriptedPolicy, Segment
 from neuralsim.envs.tworoom.env import AGENT_RANGE, ARENA, DOOR, RADIUS, STEP_UNITS, WALL, move, random_state
 from neuralsim.envs.tworoom.shortest_path import shortest_path
 
@@ -18,7 +18,7 @@ KEYS = np.array([(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1
 """Directions a person at a keyboard has."""
 
 
-class Wanderer(Explorer):
+class TwoRoomExplorer(ScriptedPolicy):
     """Acts on states ``(2,)``: the agent's x, y."""
 
     step_units = STEP_UNITS

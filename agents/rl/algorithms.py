@@ -44,22 +44,22 @@ def build(algorithm: str, env: VecEnv, pixels: bool, seed: int, device: str) -> 
     if known is not None and not isinstance(env.action_space, known):
         others = ", ".join(a for a in ALGORITHMS if a not in ACTS or isinstance(env.action_space, ACTS[a]))
         raise ValueError(f"--algo {algorithm}: does not act in {env.action_space}; here there are {others}")
-    slots = env.num_envs
+    n_envs = env.num_envs
     rate = Decay({"ppo": 7e-4, "recurrent-ppo": 7e-4, "a2c": 7e-4, "dqn": 5e-4}.get(algorithm, 1e-3))
     settings: dict[str, Any] = {}
     if algorithm in ("ppo", "recurrent-ppo"):
-        steps = max(1, ROLLOUT // slots)
-        settings = {"n_steps": steps, "batch_size": min(512, steps * slots), "n_epochs": 8}
+        steps = max(1, ROLLOUT // n_envs)
+        settings = {"n_steps": steps, "batch_size": min(512, steps * n_envs), "n_epochs": 8}
     elif algorithm == "a2c":
         settings = {"n_steps": 8}
     else:
         # One update for every four transitions: an imagined step costs far less than an update.
-        updates = max(1, slots // 4)
+        updates = max(1, n_envs // 4)
         settings = {"buffer_size": BUFFER, "learning_starts": 1500, "train_freq": 1, "gradient_steps": updates}
         if algorithm == "sac":
             settings["ent_coef"] = "auto_0.05"  # rewards are small here: from SB3's 1 entropy would rule for long
         if algorithm == "dqn":
-            settings |= {"exploration_fraction": 0.3, "target_update_interval": max(1, 2000 // slots)}
+            settings |= {"exploration_fraction": 0.3, "target_update_interval": max(1, 2000 // n_envs)}
         if algorithm == "td3":
             size = env.action_space.shape or (1,)
             settings["action_noise"] = NormalActionNoise(np.zeros(size), np.full(size, 0.2))

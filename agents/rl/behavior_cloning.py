@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 from neuralsim.agents.rl.algorithms import build
 from neuralsim.data.episode import Episode, EpisodeStore
 from neuralsim.envs.imagined.sb3_vec_env import ImaginedVecEnv
-from neuralsim.envs.tasks.rl_task import Wish
+from neuralsim.envs.tasks.rl_task import RLTask
 from neuralsim.envs.wrappers.features import Encoder, FeatureVecEnv
 from neuralsim.pretrained.world import World
 
@@ -30,7 +30,7 @@ Tick = Callable[[int, float, float], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Pairs:
+class Demonstrations:
     """What was seen, float32 ``(n, d)``, and what was done there, float32 ``(n, a)`` or choices int64 ``(n, a)``."""
 
     seen: torch.Tensor
@@ -42,7 +42,7 @@ class Pairs:
 
 def clone(
     world: World,
-    wish: Wish,
+    rl_task: RLTask,
     store: EpisodeStore,
     seed: int = 0,
     epochs: int = 200,
@@ -62,8 +62,8 @@ def clone(
         raise ValueError(
             f"{store.folder}: holds episodes of {store.spec}, and {world.folder} is a world of {world.spec}"
         )
-    known, unseen = (demonstrations(world, wish, store, held_out) for held_out in (False, True))
-    model, _ = build("ppo", _shown(world, wish), False, seed, "cpu")
+    known, unseen = (demonstrations(world, rl_task, store, held_out) for held_out in (False, True))
+    model, _ = build("ppo", _shown(world, rl_task), False, seed, "cpu")
     policy = model.policy
     optimizer = torch.optim.Adam(policy.parameters(), rate)
     rng = np.random.default_rng(seed)
@@ -95,8 +95,8 @@ def clone(
     return model
 
 
-def demonstrations(world: World, wish: Wish, store: EpisodeStore, held_out: bool) -> Pairs:
-    """The pairs of the training episodes of ``store``, or of the held-out ones, as far as ``wish`` had not come true."""
+def demonstrations(world: World, rl_task: RLTask, store: EpisodeStore, held_out: bool) -> Demonstrations:
+    """The pairs of the training episodes of ``store``, or of the held-out ones, as far as ``rl_task`` had not come true."""
     rows = store.split(held_out)
     if not len(rows):
         which = "held-out (one in twenty is)" if held_out else "training"
@@ -104,7 +104,7 @@ def demonstrations(world: World, wish: Wish, store: EpisodeStore, held_out: bool
     seen, done = [], []
     for first in range(0, len(rows), TOGETHER):
         episodes = [store[i] for i in rows[first : first + TOGETHER]]
-        lengths = np.array([_until(wish, e, store) for e in episodes])
+        lengths = np.array([_until(rl_task, e, store) for e in episodes])
         encoder = Encoder(world.model, len(episodes))
         encoder.begin(np.arange(len(episodes)), np.stack([e.frames[0] for e in episodes]))
         for t in range(lengths.max()):
@@ -113,28 +113,28 @@ def demonstrations(world: World, wish: Wish, store: EpisodeStore, held_out: bool
             seen.append(encoder.features(going))
             done.append(actions)
             encoder.follow(actions, np.stack([episodes[i].frames[t + 1] for i in going]), going)
-    return Pairs(torch.from_numpy(np.concatenate(seen)), torch.from_numpy(np.concatenate(done)))
+    return Demonstrations(torch.from_numpy(np.concatenate(seen)), torch.from_numpy(np.concatenate(done)))
 
 
-def _until(wish: Wish, episode: Episode, store: EpisodeStore) -> int:
+def _until(rl_task: RLTask, episode: Episode, store: EpisodeStore) -> int:
     """Actions until the wish came true: what a collector does afterwards shows nobody how to get there."""
     ends = episode.terminated
-    if wish.judge is not None:
+    if rl_task.judge is not None:
         if episode.states is None:
-            raise ValueError(f"{store.folder}: its episodes have no true states, by which {wish.name!r} is judged")
+            raise ValueError(f"{store.folder}: its episodes have no true states, by which {rl_task.name!r} is judged")
         states = episode.states.astype(np.float64)
-        _, ends = wish.judge(states[:-1], episode.actions, states[1:])
+        _, ends = rl_task.judge(states[:-1], episode.actions, states[1:])
     return int(ends.argmax()) + 1 if ends.any() else len(episode)
 
 
-def _shown(world: World, wish: Wish) -> VecEnv:
+def _shown(world: World, rl_task: RLTask) -> VecEnv:
     """An environment that shows ``world``'s features; a learner asks it for its spaces alone."""
-    if wish.truth is None:
-        return ImaginedVecEnv(world, 1, observation="features", task=wish.task)
-    return FeatureVecEnv(DummyVecEnv([lambda: wish.env((world.spec.height, world.spec.width))]), world.model)
+    if rl_task.truth is None:
+        return ImaginedVecEnv(world, 1, observation="features", task=rl_task.task)
+    return FeatureVecEnv(DummyVecEnv([lambda: rl_task.env((world.spec.height, world.spec.width))]), world.model)
 
 
-def _missed(policy: ActorCriticPolicy, pairs: Pairs, rows: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+def _missed(policy: ActorCriticPolicy, pairs: Demonstrations, rows: torch.Tensor | slice = slice(None)) -> torch.Tensor:
     """Squared errors ``(n, a)`` of the policy's mean action; of choices, how unlikely it holds them, in nats ``(n, 1)``."""
     held, done = policy.get_distribution(pairs.seen[rows]), pairs.done[rows]
     if done.is_floating_point():

@@ -23,7 +23,7 @@ MEMORY = ("observations", "next_observations", "actions", "rewards", "dones", "t
 
 
 @dataclass(frozen=True)
-class Standing:
+class RLProgress:
     """steps: learned from so far; true_steps: of them made in truth; seconds: of learning; rounds of refreshing done; world: the
     refreshed world's folder, if any; drift: what each refresh measured; updates: the optimizer's, as SB3 counts them."""
 
@@ -51,7 +51,7 @@ class Standing:
             buffer.pos, buffer.full = int(arrays["pos"]), bool(arrays["full"])
 
 
-def save_standing(folder: Path, standing: Standing, model: Any, note: PolicyNote) -> None:
+def save_progress(folder: Path, standing: RLProgress, model: Any, note: PolicyNote) -> None:
     """Write ``folder/checkpoint``: it is replaced as a whole. An OSError says so where the disk has no room for it."""
     buffer = getattr(model, "replay_buffer", None)
     arrays = {} if buffer is None else _memory(buffer)
@@ -81,7 +81,7 @@ def save_standing(folder: Path, standing: Standing, model: Any, note: PolicyNote
         shutil.rmtree(work, ignore_errors=True)
 
 
-def load_standing(folder: Path) -> Standing | None:
+def load_progress(folder: Path) -> RLProgress | None:
     """Where the run in ``folder`` stands; None where there is none."""
     path = folder / FOLDER / "standing.json"
     if not path.is_file():
@@ -93,7 +93,7 @@ def load_standing(folder: Path) -> Standing | None:
         shutil.rmtree(leftover, ignore_errors=True)
     try:
         raw = json.loads(path.read_text())
-        return Standing(**raw | {"drift": tuple(raw["drift"])})
+        return RLProgress(**raw | {"drift": tuple(raw["drift"])})
     except (json.JSONDecodeError, TypeError, KeyError, OSError) as error:
         raise ValueError(f"{path}: damaged ({error}); train again into another --out") from error
 

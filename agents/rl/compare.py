@@ -12,14 +12,14 @@ import numpy as np
 from rich.table import Table
 
 from neuralsim.agents.evaluation.plots import Line, draw_learning
-from neuralsim.agents.rl.config import ELSEWHERE, Reinforce
-from neuralsim.agents.rl.learning_curve import FILE, Curve, Figure, load_curve
-from neuralsim.evaluation.report import Bar, Report, Row, circumstances, row_of
+from neuralsim.agents.rl.config import ELSEWHERE, RLConfig
+from neuralsim.agents.rl.learning_curve import FILE, LearningCurve, MeanWithInterval, load_curve
+from neuralsim.evaluation.report import Metric, Report, Target, circumstances, metric_of
 from neuralsim.evaluation.statistics import Estimate, ratio, student
 
 IMAGINED = "imagined"
 """Label of the runs that there are bars for."""
-BARS = {"share_at_steps": Bar(least=0.9), "sooner_90": Bar(least=5)}
+BARS = {"share_at_steps": Target(least=0.9), "sooner_90": Target(least=5)}
 """What these must reach."""
 ASIDE = ("seed", "label", "device", "threads", "looks", "trials", *ELSEWHERE)
 """Settings in which runs of one label may differ."""
@@ -27,7 +27,7 @@ AXES = {"seconds": "wall-clock of learning (s)", "true_steps": "steps in the tru
 
 
 @dataclass(frozen=True)
-class Compare:
+class CompareConfig:
     """Compare runs of 'neuralsim rl': by label, over seeds."""
 
     runs: tuple[Path, ...] = ()
@@ -49,7 +49,7 @@ class Group:
     """Runs that differ in their seed alone."""
 
     name: str
-    curves: tuple[Curve, ...]
+    curves: tuple[LearningCurve, ...]
 
     def final(self, what: str) -> np.ndarray:
         """``what`` of each run's last point, ``(n,)``."""
@@ -99,7 +99,7 @@ def first_reaching(times: np.ndarray, values: np.ndarray, level: float) -> float
 class Comparison:
     """Runs of one task by folder, in groups, of which one may be the baseline."""
 
-    runs: Mapping[Path, Curve]
+    runs: Mapping[Path, LearningCurve]
     groups: tuple[Group, ...]
     baseline: Group | None = None
 
@@ -141,7 +141,7 @@ class Comparison:
         """Everything, for programs."""
         return Report(title, (*self.comparisons(), *(row for g in self.groups for row in self._ends(g))), about)
 
-    def comparisons(self) -> Iterator[Row]:
+    def comparisons(self) -> Iterator[Metric]:
         """Every label beside the baseline: at equal steps, at equal wall-clock, and how much sooner it gets there."""
         base = self.baseline
         if base is None or base.end("steps") == 0:
@@ -173,15 +173,15 @@ class Comparison:
             yield replace(_time(base, "", own, f"{group.name}'s end"), key=f"{group.name}/seconds_to_own_{base.name}")
             yield self._sooner(group, base, "sooner_own", own)
 
-    def _sooner(self, group: Group, base: Group, key: str, level: float) -> Row:
+    def _sooner(self, group: Group, base: Group, key: str, level: float) -> Metric:
         """How many times as many seconds the baseline takes to a true return of ``level``."""
         ours, theirs = group.seconds_to(level), base.seconds_to(level)
         label = f"{group.name}: times sooner than {base.name} at true return {level:.2f}"
-        return Row(
+        return Metric(
             f"{group.name}/{key}", label, theirs / ours if ours > 0 else math.nan, better="high", bar=_bar(group, key)
         )
 
-    def _ends(self, group: Group) -> Iterator[Row]:
+    def _ends(self, group: Group) -> Iterator[Metric]:
         gap = group.final("imagined") - group.final("true")
         figures = {
             "true": ("true return", student(group.final("true"))),
@@ -194,7 +194,7 @@ class Comparison:
         for key, (label, found) in figures.items():
             yield _row(found, f"{group.name}/{key}", f"{group.name}: {label}")
         for key, unit in (("steps", ""), ("true_steps", ""), ("seconds", "s")):
-            yield Row(
+            yield Metric(
                 f"{group.name}/{key}",
                 f"{group.name}: {key.replace('_', ' ')}, mean",
                 float(group.final(key).mean()),
@@ -202,7 +202,7 @@ class Comparison:
             )
 
 
-def compare(config: Compare) -> tuple[Comparison, Report, list[Path]]:
+def compare(config: CompareConfig) -> tuple[Comparison, Report, list[Path]]:
     """The comparison, its figures, and the files written.
 
     Folders without a run, or with one that was never looked at, are left out and named. Raises ValueError where none is left,
@@ -254,10 +254,10 @@ def compare(config: Compare) -> tuple[Comparison, Report, list[Path]]:
     return comparison, report, files
 
 
-def group_runs(curves: Sequence[Curve]) -> Iterator[Group]:
+def group_runs(curves: Sequence[LearningCurve]) -> Iterator[Group]:
     """Runs that differ in their seed alone, together; a label with several such is told apart by the settings that differ. A
     ValueError names a seed that is there twice."""
-    together: dict[tuple[str, str], list[Curve]] = {}
+    together: dict[tuple[str, str], list[LearningCurve]] = {}
     for curve in curves:
         together.setdefault((curve.label, repr(_settings(curve))), []).append(curve)
     for (label, _), members in together.items():
@@ -273,7 +273,7 @@ def group_runs(curves: Sequence[Curve]) -> Iterator[Group]:
         yield Group(name, tuple(sorted(members, key=lambda c: c.seed)))
 
 
-def runs_table(curves: Mapping[Path, Curve]) -> Table:
+def runs_table(curves: Mapping[Path, LearningCurve]) -> Table:
     """Every run with the circumstances it was made under: seconds compare only where these are alike."""
     origins = [_origin(folder, curve) for folder, curve in curves.items()]
     table = Table(title="the runs: seconds compare only where the circumstances are alike")
@@ -285,13 +285,13 @@ def runs_table(curves: Mapping[Path, Curve]) -> Table:
     return table
 
 
-def _settings(curve: Curve) -> dict[str, object]:
+def _settings(curve: LearningCurve) -> dict[str, object]:
     # A run from before a setting existed was made as its default makes it now.
-    whole = asdict(Reinforce()) | dict(curve.settings) | {"algo": curve.algorithm}
+    whole = asdict(RLConfig()) | dict(curve.settings) | {"algo": curve.algorithm}
     return {k: v for k, v in whole.items() if k not in ASIDE}
 
 
-def _origin(folder: Path, curve: Curve) -> dict[str, object]:
+def _origin(folder: Path, curve: LearningCurve) -> dict[str, object]:
     last = curve.points[-1]
     made = {k: v for k, v in curve.circumstances.items() if isinstance(v, str | int | float)}
     rate = round(last.steps / last.seconds) if last.seconds else None
@@ -305,29 +305,29 @@ def _origin(folder: Path, curve: Curve) -> dict[str, object]:
     return own | {"steps_per_second": rate} | made
 
 
-def _number(value: float | Figure) -> float:
-    return value.value if isinstance(value, Figure) else float(value)
+def _number(value: float | MeanWithInterval) -> float:
+    return value.value if isinstance(value, MeanWithInterval) else float(value)
 
 
-def _column(curve: Curve, what: str) -> np.ndarray:
+def _column(curve: LearningCurve, what: str) -> np.ndarray:
     return np.array([_number(getattr(p, what)) for p in curve.points])
 
 
-def _time(group: Group, key: str, level: float, words: str) -> Row:
+def _time(group: Group, key: str, level: float, words: str) -> Metric:
     """Seconds of learning to a true return of ``level``."""
     label = f"{group.name}: time to true return {level:.2f} ({words})"
-    return Row(f"{group.name}/{key}", label, group.seconds_to(level), "s", better="low")
+    return Metric(f"{group.name}/{key}", label, group.seconds_to(level), "s", better="low")
 
 
-def _bar(group: Group, key: str) -> Bar | None:
+def _bar(group: Group, key: str) -> Target | None:
     return BARS.get(key) if group.name == IMAGINED else None
 
 
-def _row(found: Estimate, key: str, label: str, **rest: Any) -> Row:
+def _row(found: Estimate, key: str, label: str, **rest: Any) -> Metric:
     """A Row, without an interval where one seed gives none."""
-    row = row_of(found, key, label, **rest)
+    row = metric_of(found, key, label, **rest)
     return replace(row, low=None, high=None) if math.isnan(found.low) else row
 
 
-def _said(row: Row) -> str:
+def _said(row: Metric) -> str:
     return f"{row.value:.2f}" if row.low is None else f"{row.value:.2f} ({row.low:.2f}..{row.high:.2f})"

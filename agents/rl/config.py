@@ -5,19 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from neuralsim.agents.rl.algorithms import ALGORITHMS, ON_POLICY
-from neuralsim.envs.tasks.rl_task import Wish, learned_name, wish_for
+from neuralsim.envs.tasks.rl_task import RLTask, learned_name, task_for
 
 ELSEWHERE = ("out", "resume", "json", "video")
 """Settings that say where a run's results go, and nothing of what they are."""
+RECORDED_AS = {"n_envs": "slots"}
+"""Settings whose key in curve.json keeps an earlier name."""
 
 
 @dataclass(frozen=True)
-class Reinforce:
+class RLConfig:
     """Train an agent in imagination; it is tried in the true simulator as it goes."""
 
+    OLD_FLAGS: ClassVar[dict[str, str]] = {"--slots": "--n-envs"}
     world: str = "pusht"
     """Name of a world (pusht, tworoom, carracing), or the folder of one of your own: there the world's own reward is learned."""
     task: str | None = None
@@ -33,7 +36,7 @@ class Reinforce:
     for the name."""
     observation: Literal["features", "pixels"] = "features"
     """What the agent sees."""
-    slots: int | None = None
+    n_envs: int | None = None
     """Episodes side by side; by default 256 dreams, or 8 true simulators; 16 for algorithms that replay."""
     processes: bool = False
     """With --real: each simulator in a process of its own, which pays where there are as many processor cores."""
@@ -89,15 +92,15 @@ class Reinforce:
             raise ValueError(
                 "--refresh: trains the world that is dreamt in; it does not go with --real, clone or random"
             )
-        self.wish  # noqa: B018 (says what worlds and tasks there are)
+        self.rl_task  # noqa: B018 (says what worlds and tasks there are)
 
     @cached_property
-    def wish(self) -> Wish:
+    def rl_task(self) -> RLTask:
         """What is to be learned."""
-        wish = wish_for(self.world, self.task, self.device)
+        rl_task = task_for(self.world, self.task, self.device)
         if self.real or self.refresh:
-            wish.true_world()  # says why there is none
-        return wish
+            rl_task.true_world()  # says why there is none
+        return rl_task
 
     @property
     def dreamt(self) -> str:
@@ -121,15 +124,15 @@ class Reinforce:
     @property
     def folder(self) -> Path:
         """Where the run lives."""
-        world = self.wish.world.replace("/", "-")
-        name = f"{world}-{self.wish.name}-{self.algo}-{self.kind}-{self.seed}".replace(" ", "-")
+        world = self.rl_task.world.replace("/", "-")
+        name = f"{world}-{self.rl_task.name}-{self.algo}-{self.kind}-{self.seed}".replace(" ", "-")
         return self.out or Path("runs/rl") / name
 
     @property
     def width(self) -> int:
         """Slots."""
-        if self.slots is not None:
-            return self.slots
+        if self.n_envs is not None:
+            return self.n_envs
         if self.algo not in ON_POLICY:
             return 16
         return 8 if self.real else 256

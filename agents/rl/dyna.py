@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 import neuralsim
-from neuralsim.agents.policies.registry import COLLECTORS, find_collector
+from neuralsim.agents.policies.registry import SCRIPTED_POLICIES, find_scripted_policies
 from neuralsim.data.episode import Episode, EpisodeStore
-from neuralsim.envs.tasks.rl_task import Wish
+from neuralsim.envs.tasks.rl_task import RLTask
 from neuralsim.envs.wrappers.discrete_actions import as_actions
 from neuralsim.envs.wrappers.features import Encoder
 from neuralsim.evaluation.statistics import Bootstrap, mean
@@ -27,7 +27,7 @@ from neuralsim.models.latent_world import LatentWorld
 from neuralsim.noise import Noise
 from neuralsim.pretrained.world import World, open_world
 from neuralsim.storage.manifest import TRAINING, read_object
-from neuralsim.training.recipes import Train
+from neuralsim.training.recipes import TrainConfig
 from neuralsim.training.trainer import train
 
 STAGES = ("dynamics", "readings")
@@ -42,10 +42,10 @@ AHEAD = (10, 30)
 
 
 @dataclass(frozen=True)
-class Refresh:
+class DynaRounds:
     """Round ``number`` of a run in ``folder``: what was dreamt in first (``home``) and is dreamt in now (``world``)."""
 
-    wish: Wish
+    rl_task: RLTask
     home: World
     world: World
     folder: Path
@@ -72,8 +72,8 @@ class Refresh:
     def _act(self, policy: Any) -> EpisodeStore:
         """``episodes`` true episodes of the policy as it explores, added to the run's store; every fifth is held out."""
         model = self.home.model
-        env = self.wish.env((model.spec.height, model.spec.width))
-        names = _state_names(self.wish, env)
+        env = self.rl_task.env((model.spec.height, model.spec.width))
+        names = _state_names(self.rl_task, env)
         store = EpisodeStore.create(self.folder / "true", env.get_wrapper_attr("spec_world"), names)
         if self.number in store.shard_numbers():  # killed in the training after
             return store
@@ -81,17 +81,17 @@ class Refresh:
         for i in range(self.episodes):
             number = 1 + self.seed * 1_000_003 + 10_000 * self.number + i
             seed = 20 * number if i % 5 == 0 else 20 * number + 1
-            made.append(_episode(env, encoder, policy, seed, self.wish, self.number, bool(names)))
+            made.append(_episode(env, encoder, policy, seed, self.rl_task, self.number, bool(names)))
         store.add(made, shard=self.number)
         return store
 
     def _learn(self, store: EpisodeStore) -> Path:
-        base = self.data or _origin(self.home) or Path("data") / self.wish.world
+        base = self.data or _origin(self.home) or Path("data") / self.rl_task.world
         recipe = recipe_of(self.home)
         there = (base / "store.json").is_file()
         out = self.folder / f"world-{self.number}"
         return train(
-            Train(
+            TrainConfig(
                 recipe=recipe,
                 data=base if there else store.folder,
                 episodes=OLD_FOR_NEW * len(store) if there else None,
@@ -144,7 +144,7 @@ def drift_of(model: Any, store: EpisodeStore, episodes: list[int]) -> dict[str, 
 
 
 def _episode(
-    env: Any, encoder: Encoder, policy: Any, seed: int, wish: Wish, number: int, knows_states: bool
+    env: Any, encoder: Encoder, policy: Any, seed: int, rl_task: RLTask, number: int, knows_states: bool
 ) -> Episode:
     """One true episode of ``policy`` as it explores, until its end."""
     spec = encoder.model.spec
@@ -177,24 +177,24 @@ def _episode(
         states=np.stack(states).astype(np.float32) if knows_states else None,
         provenance={
             "seed": seed,
-            "policy": f"agent learning {wish.name}",
+            "policy": f"agent learning {rl_task.name}",
             "round": number,
             "version": neuralsim.__version__,
         },
     )
 
 
-def _state_names(wish: Wish, env: gym.Env[Any, Any]) -> tuple[str, ...]:
+def _state_names(rl_task: RLTask, env: gym.Env[Any, Any]) -> tuple[str, ...]:
     """What the true world's states are called; empty where it shows none."""
-    if wish.world in COLLECTORS:
-        return find_collector(wish.world).state_names
+    if rl_task.world in SCRIPTED_POLICIES:
+        return find_scripted_policies(rl_task.world).state_names
     return tuple(getattr(env.unwrapped, "state_names", ()))
 
 
 def _origin(world: World) -> Path | None:
     """The store that a world of other people's making was trained on, if it is known and there."""
     record = None if world.folder is None else world.folder / TRAINING
-    if world.spec.name in COLLECTORS or record is None or not record.is_file():
+    if world.spec.name in SCRIPTED_POLICIES or record is None or not record.is_file():
         return None
     place = Path(read_object(record).get("store") or "")
     return place if (place / "store.json").is_file() else None

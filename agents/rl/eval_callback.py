@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from neuralsim.agents.evaluation.eval_envs import DreamArena, TrueArena
+from neuralsim.agents.evaluation.eval_envs import ImaginedEvalEnv, RealEvalEnv
 from neuralsim.agents.evaluation.rollout import SLOTS, evaluate
-from neuralsim.agents.rl.config import Reinforce
+from neuralsim.agents.rl.config import RLConfig
 from neuralsim.agents.rl.learning_curve import Point, figures_of
 from neuralsim.pretrained.world import World
 
@@ -14,18 +14,18 @@ TRIAL_SEED = 1_000_000
 """Seed of the starts that policies are tried from. Training draws its own from small seeds: the two never meet."""
 
 
-class Trial:
+class PolicyEvaluator:
     """Looks at policies: the same starts in truth and in imagination, always of the world as it was at first, so that curves
     of one run compare. Dreams are not cut off by doubt, as the truth is not; how many would have been is told. Where no true
     world is known, imagination alone."""
 
-    def __init__(self, config: Reinforce, world: World) -> None:
-        wish = config.wish
-        starts = wish.starts_in(world, config.trials, TRIAL_SEED)
-        slots = min(config.trials, SLOTS)
-        self.config, self.wish = config, wish
-        self.true = None if wish.truth is None else TrueArena(world, wish, starts, slots, config.observation)
-        self.dream = DreamArena(world, wish, starts, slots, config.observation, float("inf"))
+    def __init__(self, config: RLConfig, world: World) -> None:
+        rl_task = config.rl_task
+        starts = rl_task.starts_in(world, config.trials, TRIAL_SEED)
+        n_envs = min(config.trials, SLOTS)
+        self.config, self.rl_task = config, rl_task
+        self.true = None if rl_task.truth is None else RealEvalEnv(world, rl_task, starts, n_envs, config.observation)
+        self.dream = ImaginedEvalEnv(world, rl_task, starts, n_envs, config.observation, float("inf"))
 
     def __call__(self, policy: Any, steps: int, true_steps: int, seconds: float, file: str = "") -> Point:
         """A point of the curve."""

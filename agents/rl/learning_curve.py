@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from neuralsim.agents.evaluation.rollout import Tally
+from neuralsim.agents.evaluation.rollout import PolicyEvalResult
 from neuralsim.data.episode import write_atomically
-from neuralsim.evaluation.report import Report, Row
+from neuralsim.evaluation.report import Metric, Report
 
 FILE = "curve.json"
 FIGURES = ("imagined", "imagined_success", "true", "true_success")
@@ -18,7 +18,7 @@ FIGURES = ("imagined", "imagined_success", "true", "true_success")
 
 
 @dataclass(frozen=True)
-class Figure:
+class MeanWithInterval:
     """A mean over ``n`` episodes with its 95 % interval."""
 
     value: float
@@ -38,16 +38,16 @@ class Point:
     steps: int
     true_steps: int
     seconds: float
-    imagined: Figure
-    imagined_success: Figure
-    true: Figure | None
-    true_success: Figure | None
+    imagined: MeanWithInterval
+    imagined_success: MeanWithInterval
+    true: MeanWithInterval | None
+    true_success: MeanWithInterval | None
     doubted: float
     policy: str = ""
 
 
 @dataclass(frozen=True)
-class Curve:
+class LearningCurve:
     """A run: label (imagined, real, refresh, clone, random, or the user's own), world, task, algorithm, seed, the settings it was
     made with, under what circumstances, its points, oldest first, and what an end means there (see Wish)."""
 
@@ -68,7 +68,7 @@ class Curve:
         return path
 
 
-def summary(curve: Curve) -> Report:
+def summary(curve: LearningCurve) -> Report:
     """The last point, as a table."""
     last = curve.points[-1]
     rows = []
@@ -78,33 +78,33 @@ def summary(curve: Curve) -> Report:
         ("imagined", "imagined return"),
         ("imagined_success", f"imagined {curve.outcome}"),
     ):
-        f: Figure | None = getattr(last, key)
+        f: MeanWithInterval | None = getattr(last, key)
         if f is None:
             continue
         better = "" if key.endswith("success") and curve.outcome != "success" else "high"
-        rows.append(Row(key, label, f.value, low=f.low, high=f.high, n=f.n, better=better))
+        rows.append(Metric(key, label, f.value, low=f.low, high=f.high, n=f.n, better=better))
     if last.true is not None:
-        rows.append(Row("gap", "gap: imagined - true return", last.imagined.value - last.true.value))
+        rows.append(Metric("gap", "gap: imagined - true return", last.imagined.value - last.true.value))
     rows += [
-        Row("doubted", "imagined episodes that the world doubts", last.doubted),
-        Row("steps", "steps learned from", last.steps),
-        Row("true_steps", "of them in the true world", last.true_steps),
-        Row("seconds", "time of learning", last.seconds, "s"),
+        Metric("doubted", "imagined episodes that the world doubts", last.doubted),
+        Metric("steps", "steps learned from", last.steps),
+        Metric("true_steps", "of them in the true world", last.true_steps),
+        Metric("seconds", "time of learning", last.seconds, "s"),
     ]
     if last.seconds:
-        rows.append(Row("rate", "steps a second", last.steps / last.seconds))
+        rows.append(Metric("rate", "steps a second", last.steps / last.seconds))
     title = f"{curve.world}, {curve.task}: {curve.algorithm}, {curve.label}, seed {curve.seed}"
     return Report(title, tuple(rows), curve.circumstances)
 
 
-def figures_of(tally: Tally) -> tuple[Figure, Figure]:
+def figures_of(tally: PolicyEvalResult) -> tuple[MeanWithInterval, MeanWithInterval]:
     """Mean return and success of ``tally``."""
     found = tally.mean_return(), tally.success_share()
-    returns, success = (Figure(e.value, e.low, e.high, e.n) for e in found)
+    returns, success = (MeanWithInterval(e.value, e.low, e.high, e.n) for e in found)
     return returns, success
 
 
-def load_curve(folder: Path) -> Curve:
+def load_curve(folder: Path) -> LearningCurve:
     """The curve of the run in ``folder``; FileNotFoundError where there is none, ValueError for a damaged one."""
     path = folder / FILE
     if not path.is_file():
@@ -112,10 +112,10 @@ def load_curve(folder: Path) -> Curve:
     try:
         raw = json.loads(path.read_text())
         points = tuple(_point(point) for point in raw.pop("points"))
-        return Curve(**raw, points=points)
+        return LearningCurve(**raw, points=points)
     except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: damaged ({error}); train again into another --out") from error
 
 
 def _point(raw: dict[str, Any]) -> Point:
-    return Point(**(raw | {k: None if raw[k] is None else Figure(**raw[k]) for k in FIGURES}))
+    return Point(**(raw | {k: None if raw[k] is None else MeanWithInterval(**raw[k]) for k in FIGURES}))

@@ -22,14 +22,14 @@ import tyro
 from torch import nn
 from torch.distributions import Normal
 
-from neuralsim.agents.evaluation.eval_envs import TrueArena
+from neuralsim.agents.evaluation.eval_envs import RealEvalEnv
 from neuralsim.agents.evaluation.rollout import evaluate
-from neuralsim.envs.tasks.rl_task import find_wish
+from neuralsim.envs.tasks.rl_task import find_task
 from neuralsim.pretrained.world import open_world
 
 
 @dataclass(frozen=True)
-class Settings:
+class PPOConfig:
     """Train PPO inside a learned world, then try it in the true one."""
 
     world: str = "pusht"
@@ -38,7 +38,7 @@ class Settings:
     """What to learn; the world's first task by default."""
     steps: int = 1_000_000
     """Environment steps."""
-    slots: int = 256
+    n_envs: int = 256
     """Dreams side by side."""
     rollout: int = 32
     """Steps of each dream between two updates."""
@@ -128,7 +128,7 @@ class Batch:
         return Batch(*(getattr(self, f.name)[rows] for f in fields(self)))
 
 
-class Collector:
+class RolloutCollector:
     """Acts in ``envs``; remembers between rollouts where they stand and which of them are about to be reset."""
 
     def __init__(self, envs: gym.vector.VectorEnv[Any, Any, Any], seed: int) -> None:
@@ -176,7 +176,7 @@ def learnable(rollout: Rollout, gamma: float, gae_lambda: float) -> Batch:
     return Batch(*(part[rollout.real] for part in parts))
 
 
-def loss_of(agent: Agent, batch: Batch, settings: Settings) -> torch.Tensor:
+def loss_of(agent: Agent, batch: Batch, settings: PPOConfig) -> torch.Tensor:
     """PPO's clipped objective, the value's error and the entropy, as one number to make small."""
     found = agent.policy(batch.observation)
     change = (found.log_prob(batch.action).sum(-1) - batch.log_prob).exp()
@@ -187,12 +187,12 @@ def loss_of(agent: Agent, batch: Batch, settings: Settings) -> torch.Tensor:
 
 
 def train(
-    settings: Settings, envs: gym.vector.VectorEnv[Any, Any, Any], agent: Agent
+    settings: PPOConfig, envs: gym.vector.VectorEnv[Any, Any, Any], agent: Agent
 ) -> Iterator[tuple[int, list[float]]]:
     """Train ``agent`` in ``envs``; yields after every update: steps so far, and the returns of the episodes that ended in it."""
     optimizer = torch.optim.Adam(agent.parameters(), settings.rate, eps=1e-5)
-    collector = Collector(envs, settings.seed)
-    updates = max(1, settings.steps // (settings.rollout * settings.slots))
+    collector = RolloutCollector(envs, settings.seed)
+    updates = max(1, settings.steps // (settings.rollout * settings.n_envs))
     for update in range(updates):
         optimizer.param_groups[0]["lr"] = settings.rate * (1 - update / updates)
         experience = learnable(collector.collect(agent, settings.rollout), settings.gamma, settings.gae_lambda)
@@ -202,21 +202,21 @@ def train(
                 loss_of(agent, experience[rows], settings).backward()
                 nn.utils.clip_grad_norm_(agent.parameters(), 0.5)
                 optimizer.step()
-        yield (update + 1) * settings.rollout * settings.slots, collector.returns
+        yield (update + 1) * settings.rollout * settings.n_envs, collector.returns
         collector.returns = []
 
 
-def main(settings: Settings) -> None:
+def main(settings: PPOConfig) -> None:
     """Train, say how it goes, and try the agent in the true world."""
-    wish, world = find_wish(settings.world, settings.task), open_world(f"{settings.world}-latent")
-    begins = replace(world, starts=wish.starts(4096, settings.seed, world.spec.height))
+    rl_task, world = find_task(settings.world, settings.task), open_world(f"{settings.world}-latent")
+    begins = replace(world, starts=rl_task.starts(4096, settings.seed, world.spec.height))
     envs = gym.make_vec(
         "neuralsim/PushT-v0",  # any of NeuralSim's ids: ``world`` says which one is dreamt
-        num_envs=settings.slots,
+        num_envs=settings.n_envs,
         world=begins,
         observation="features",
-        task=wish.task,
-        horizon=wish.horizon,
+        task=rl_task.task,
+        horizon=rl_task.horizon,
     )
     torch.manual_seed(settings.seed)  # first weights, actions, shuffles
     agent = Agent(world.model.feature_size, world.spec.action_size)
@@ -225,10 +225,10 @@ def main(settings: Settings) -> None:
         if returns:
             rate = steps / (time.perf_counter() - begin)
             print(f"{steps:>9} steps, {rate:,.0f} a second, imagined return {np.mean(returns):.2f}")
-    arena = TrueArena(world, wish, wish.starts(settings.trials, 1_000_000 + settings.seed), settings.trials)
-    tally = evaluate(agent, arena, settings.trials)
+    eval_env = RealEvalEnv(world, rl_task, rl_task.starts(settings.trials, 1_000_000 + settings.seed), settings.trials)
+    tally = evaluate(agent, eval_env, settings.trials)
     print(f"true return {tally.returns.mean():.2f}, success {tally.success.mean():.0%} of {len(tally)}")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings))
+    main(tyro.cli(PPOConfig))

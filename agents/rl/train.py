@@ -18,15 +18,15 @@ from neuralsim.agents.evaluation.rollout import RandomPolicy
 from neuralsim.agents.policies.sb3_file import PolicyNote, load_policy, save_policy
 from neuralsim.agents.rl import dyna as refresh
 from neuralsim.agents.rl.algorithms import Decay, build
-from neuralsim.agents.rl.checkpoint import Standing, load_standing, save_standing
-from neuralsim.agents.rl.config import ELSEWHERE, Reinforce
-from neuralsim.agents.rl.eval_callback import TRIAL_SEED, Trial
-from neuralsim.agents.rl.learning_curve import FIGURES, Curve, Point, load_curve
-from neuralsim.agents.rl.vec_envs import dream_ground, true_ground
+from neuralsim.agents.rl.checkpoint import RLProgress, load_progress, save_progress
+from neuralsim.agents.rl.config import ELSEWHERE, RECORDED_AS, RLConfig
+from neuralsim.agents.rl.eval_callback import TRIAL_SEED, PolicyEvaluator
+from neuralsim.agents.rl.learning_curve import FIGURES, LearningCurve, Point, load_curve
+from neuralsim.agents.rl.vec_envs import make_imagined_vec_env, make_real_vec_env
 from neuralsim.data.episode import EpisodeStore, write_atomically
 from neuralsim.evaluation.report import circumstances
 from neuralsim.pretrained.world import Starts, open_world
-from neuralsim.runtime.interrupt import Stopped, Stopping
+from neuralsim.runtime.interrupt import GracefulInterrupt, Stopped
 from neuralsim.runtime.progress import progress
 
 SAVE_EVERY = 60.0
@@ -42,7 +42,7 @@ FILMED = 4
 class Watch(BaseCallback):
     """Sees to progress, checkpoints, looks at the policy, and stopping, between SB3's rollouts."""
 
-    def __init__(self, run: Run, until: int) -> None:
+    def __init__(self, run: RLTrainer, until: int) -> None:
         super().__init__()
         self.run, self.until = run, until
 
@@ -53,13 +53,13 @@ class Watch(BaseCallback):
         self.run.note(self.num_timesteps)  # with all updates made that these steps are good for
 
 
-class Run:
+class RLTrainer:
     """A run in its folder."""
 
-    def __init__(self, config: Reinforce, show: bool = False) -> None:
-        self.config, self.wish, self.show = config, config.wish, show
+    def __init__(self, config: RLConfig, show: bool = False) -> None:
+        self.config, self.rl_task, self.show = config, config.rl_task, show
         self.folder = config.folder
-        found = load_standing(self.folder)
+        found = load_progress(self.folder)
         if found and not config.resume:
             raise FileExistsError(
                 f"{self.folder}: holds a run already (at step {found.steps}); add --resume to go on with it or choose another --out"
@@ -71,9 +71,9 @@ class Run:
         self.world = open_world(found.world, config.device) if found and found.world else self.home
         if config.refresh:
             refresh.recipe_of(self.home)  # says why it cannot be trained on
-        self.trial = Trial(config, self.home)
+        self.trial = PolicyEvaluator(config, self.home)
         self.moves = config.algo == "dqn" and not self.world.spec.discrete
-        self.standing = found or Standing()
+        self.standing = found or RLProgress()
         self.curve = load_curve(self.folder) if found else fresh_curve(config)
         # What was looked at after the checkpoint will be looked at again.
         kept = tuple(p for p in self.curve.points if p.steps <= self.standing.steps)
@@ -81,7 +81,7 @@ class Run:
         self.model, self.rate = self._build()
         if found:
             found.restore(self.folder, self.model)
-        self.stopping = Stopping()
+        self.stopping = GracefulInterrupt()
         self._mark = self._saved = time.perf_counter()
         self._told = (self._mark, self.standing.steps)
         self._tick: Callable[[int, str], None] = lambda steps, text: None
@@ -99,10 +99,10 @@ class Run:
     def _ground(self) -> VecEnv:
         c = self.config
         if c.real:
-            return true_ground(self.world, self.wish, c.width, c.observation, self.moves, c.processes)
-        return dream_ground(
+            return make_real_vec_env(self.world, self.rl_task, c.width, c.observation, self.moves, c.processes)
+        return make_imagined_vec_env(
             self.world,
-            self.wish,
+            self.rl_task,
             self._starts(),
             c.width,
             c.observation,
@@ -117,19 +117,19 @@ class Run:
     def _starts(self) -> Starts:
         """Where dreams begin: where the true world's reset does, if it can be put at states, else where the learned world's own
         starts do; with --branch, every other one along true episodes."""
-        c, truth = self.config, self.wish.truth
+        c, truth = self.config, self.rl_task.truth
         count = START_COUNT if c.branch is None else START_COUNT // 2
         if truth is not None and truth.draw is not None:
-            begun = self.wish.starts_in(self.world, count, c.seed)
+            begun = self.rl_task.starts_in(self.world, count, c.seed)
         else:
-            begun = replace(self.wish, truth=None).starts_in(self.home, count, c.seed)
+            begun = replace(self.rl_task, truth=None).starts_in(self.home, count, c.seed)
         if c.branch is None:
             return begun
         return Starts.cut(EpisodeStore(c.branch), count, self.world.spec.context, c.seed).join(begun)
 
     # -- the run
 
-    def train(self) -> Curve:
+    def train(self) -> LearningCurve:
         """Train to the end. Raises Stopped after a ctrl-C, with everything saved."""
         c = self.config
         self._seed()
@@ -207,7 +207,7 @@ class Run:
 
     def save(self) -> None:
         """A checkpoint: whole or not at all."""
-        save_standing(self.folder, self.standing, self.model, self.policy_note)
+        save_progress(self.folder, self.standing, self.model, self.policy_note)
         self._saved = time.perf_counter()
 
     @property
@@ -217,8 +217,8 @@ class Run:
         return PolicyNote(
             algorithm=c.algo,
             observation=c.observation,
-            world=self.wish.world,
-            task=self.wish.name,
+            world=self.rl_task.world,
+            task=self.rl_task.name,
             model=c.dreamt,
             steps=self.standing.steps,
             seed=c.seed,
@@ -229,8 +229,8 @@ class Run:
     def _refresh(self, number: int) -> None:
         """Act in truth, train the world on, dream on in the new one."""
         c = self.config
-        work = refresh.Refresh(
-            self.wish, self.home, self.world, self.folder, number, c.refresh_episodes, c.data, c.seed, c.device
+        work = refresh.DynaRounds(
+            self.rl_task, self.home, self.world, self.folder, number, c.refresh_episodes, c.data, c.seed, c.device
         )
         begin = time.perf_counter()
         self.world, drift, true_steps = work.run(self.model)
@@ -266,14 +266,14 @@ class Run:
                 self._writer.close()
 
 
-def reinforce(config: Reinforce, show: bool = False) -> tuple[Curve, list[Path]]:
+def train_agent(config: RLConfig, show: bool = False) -> tuple[LearningCurve, list[Path]]:
     """The whole run: train (or copy, or only act), look, film. Returns its curve and the files written."""
     if config.algo == "random":
         curve = _act_at_random(config)
     elif config.algo == "clone":
         curve = _copy_demonstrations(config, show)
     else:
-        curve = Run(config, show).train()
+        curve = RLTrainer(config, show).train()
     folder = config.folder
     files = [folder / "curve.json"]
     last = curve.points[-1]
@@ -281,24 +281,24 @@ def reinforce(config: Reinforce, show: bool = False) -> tuple[Curve, list[Path]]
         files.append(folder / last.policy)
         if config.video:
             world = open_world(config.dreamt, config.device)
-            starts = config.wish.starts_in(world, FILMED, TRIAL_SEED + 1)
+            starts = config.rl_task.starts_in(world, FILMED, TRIAL_SEED + 1)
             spec = world.spec
             policy = load_policy(folder / last.policy, spec.action_size, spec.action_space() if spec.discrete else None)
-            files.append(film_policy(folder / "policy.mp4", policy, world, config.wish, starts, config.observation))
+            files.append(film_policy(folder / "policy.mp4", policy, world, config.rl_task, starts, config.observation))
     if config.json is not None:
         write_atomically(config.json, (folder / "curve.json").read_text())
         files.append(config.json)
     return curve, files
 
 
-def _act_at_random(config: Reinforce) -> Curve:
+def _act_at_random(config: RLConfig) -> LearningCurve:
     """A curve of one point: what acting at random brings."""
     world = open_world(config.dreamt, config.device)
-    point = Trial(config, world)(RandomPolicy(world.spec, config.seed), 0, 0, 0.0)
+    point = PolicyEvaluator(config, world)(RandomPolicy(world.spec, config.seed), 0, 0, 0.0)
     return _single(config, point)
 
 
-def _copy_demonstrations(config: Reinforce, show: bool) -> Curve:
+def _copy_demonstrations(config: RLConfig, show: bool) -> LearningCurve:
     """A curve of one point: what copying the demonstrations of ``config.data`` brings."""
     from neuralsim.agents.rl.behavior_cloning import clone
 
@@ -311,36 +311,38 @@ def _copy_demonstrations(config: Reinforce, show: bool) -> Curve:
         raise ValueError(f"--algo clone: learns from features; leave --observation {config.observation} out")
     world = open_world(config.dreamt, config.device)
     begin = time.perf_counter()
-    model = clone(world, config.wish, EpisodeStore(config.data), config.seed, show=show)
+    model = clone(world, config.rl_task, EpisodeStore(config.data), config.seed, show=show)
     seconds = time.perf_counter() - begin
     (config.folder / "policies").mkdir(parents=True, exist_ok=True)
     name = "policies/clone.zip"
     note = PolicyNote(
         "ppo",
         config.observation,
-        config.wish.world,
-        config.wish.name,
+        config.rl_task.world,
+        config.rl_task.name,
         config.dreamt,
         kind="clone",
     )
     save_policy(model, config.folder / name, note)
-    return _single(config, Trial(config, world)(model, 0, 0, seconds, name))
+    return _single(config, PolicyEvaluator(config, world)(model, 0, 0, seconds, name))
 
 
-def _single(config: Reinforce, point: Point) -> Curve:
+def _single(config: RLConfig, point: Point) -> LearningCurve:
     config.folder.mkdir(parents=True, exist_ok=True)
     curve = replace(fresh_curve(config), points=(point,))
     curve.save(config.folder)
     return curve
 
 
-def fresh_curve(config: Reinforce) -> Curve:
+def fresh_curve(config: RLConfig) -> LearningCurve:
     """The curve of a run that was not looked at yet."""
-    settings = {k: v for k, v in asdict(config).items() if k not in ELSEWHERE}
-    wish, about = config.wish, dict(circumstances())
-    if wish.truth is None:
-        about["true_world"] = f"not known, figures are imagined alone: {wish.unknown}"
-    return Curve(config.kind, wish.world, wish.name, config.algo, config.seed, settings, about, outcome=wish.outcome)
+    settings = {RECORDED_AS.get(k, k): v for k, v in asdict(config).items() if k not in ELSEWHERE}
+    rl_task, about = config.rl_task, dict(circumstances())
+    if rl_task.truth is None:
+        about["true_world"] = f"not known, figures are imagined alone: {rl_task.unknown}"
+    return LearningCurve(
+        config.kind, rl_task.world, rl_task.name, config.algo, config.seed, settings, about, outcome=rl_task.outcome
+    )
 
 
 def _told(point: Point) -> str:

@@ -13,18 +13,18 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvStepRetu
 
 from neuralsim.agents.evaluation.eval_envs import Observation
 from neuralsim.envs.imagined.sb3_vec_env import ImaginedVecEnv
-from neuralsim.envs.tasks.rl_task import Wish
-from neuralsim.envs.wrappers.discrete_actions import MoveVecEnv
+from neuralsim.envs.tasks.rl_task import RLTask
+from neuralsim.envs.wrappers.discrete_actions import DiscreteActionVecEnv
 from neuralsim.envs.wrappers.features import FeatureVecEnv
 from neuralsim.pretrained.world import Starts, World
 from neuralsim.task import DoubtTask, Task
 
 
-def dream_ground(
+def make_imagined_vec_env(
     world: World,
-    wish: Wish,
+    rl_task: RLTask,
     starts: Starts,
-    slots: int,
+    n_envs: int,
     observation: Observation,
     horizon: int | None = None,
     temperature: float = 1.0,
@@ -33,31 +33,31 @@ def dream_ground(
     ensemble: bool = True,
     moves: bool = False,
 ) -> VecEnv:
-    """``slots`` dreams of ``world`` from ``starts``, judged by ``wish``."""
-    task: Task = DoubtTask(wish.task, doubt_penalty) if doubt_penalty else wish.task
+    """``n_envs`` dreams of ``world`` from ``starts``, judged by ``rl_task``."""
+    task: Task = DoubtTask(rl_task.task, doubt_penalty) if doubt_penalty else rl_task.task
     env: VecEnv = ImaginedVecEnv(
         replace(world, starts=starts),
-        num_envs=slots,
+        num_envs=n_envs,
         observation=observation,
         task=task,
-        horizon=horizon or wish.horizon,
+        horizon=horizon or rl_task.horizon,
         temperature=temperature,
         uncertainty_limit=doubt_limit,
         lean=not ensemble,
     )
-    return Sound(MoveVecEnv(env) if moves else env)
+    return Sound(DiscreteActionVecEnv(env) if moves else env)
 
 
-def true_ground(
-    world: World, wish: Wish, slots: int, observation: Observation, moves: bool = False, processes: bool = False
+def make_real_vec_env(
+    world: World, rl_task: RLTask, n_envs: int, observation: Observation, moves: bool = False, processes: bool = False
 ) -> VecEnv:
-    """``slots`` true simulators; ``world``'s encoder makes the features. ``processes``: each in a process of its own, which
+    """``n_envs`` true simulators; ``world``'s encoder makes the features. ``processes``: each in a process of its own, which
     pays where there are as many processor cores."""
-    makers = [partial(wish.env, (world.spec.height, world.spec.width))] * slots
+    makers = [partial(rl_task.env, (world.spec.height, world.spec.width))] * n_envs
     env: VecEnv = SubprocVecEnv(makers) if processes else DummyVecEnv(makers)  # type: ignore[arg-type]
     if observation == "features":
         env = FeatureVecEnv(env, world.model)
-    return Sound(MoveVecEnv(env) if moves else env)
+    return Sound(DiscreteActionVecEnv(env) if moves else env)
 
 
 class Sound(VecEnvWrapper):

@@ -1,4 +1,4 @@
-"""ChunkQueue: which action is due at which step of the robot, and what of a chunk is settled already.
+"""ActionQueue: which action is due at which step of the robot, and what of a chunk is settled already.
 
 Real-time chunking (Black, Galliker and Levine 2025, arXiv 2506.07339): while the robot goes on with one chunk, the next is thought
 from what is seen now. What will be done in the meantime is given to it as its prefix, so that it goes on from there, whichever
@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from neuralsim.agents.robot.trajectory import Tape
+from neuralsim.agents.robot.trajectory import TrajectoryBuffer
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class ActionChunk:
     """A chunk ``(k, a)`` thought from the frame of step ``start``: ``actions[i]`` belongs to step ``start + i``. The first ``given``
     of them were settled when it was asked for. ``foresight`` is what was imagined of it, None where nobody did; ``asked``: when the
     frame came, in seconds of the loop's clock; ``seconds``: how long it took."""
@@ -35,11 +35,11 @@ class Plan:
         return self.start + len(self.actions)
 
 
-class ChunkQueue:
+class ActionQueue:
     """The plan in force, and the steps at which the robot rested for want of one."""
 
     def __init__(self) -> None:
-        self.plan: Plan | None = None
+        self.plan: ActionChunk | None = None
         self.force = 0
         """The step at which the plan came into force."""
         self.late = 0
@@ -81,7 +81,7 @@ class ChunkQueue:
         """There was nothing due at ``step``."""
         self._rests.add(step)
 
-    def settled(self, first: int, step: int, until: int, tape: Tape) -> np.ndarray:
+    def settled(self, first: int, step: int, until: int, tape: TrajectoryBuffer) -> np.ndarray:
         """What is done from step ``first`` on, as far as it can no longer be changed, ``(p, a)``: what was sent up to ``step``, then
         what the plan has before ``until``."""
         sent = tape.done(first, step)
@@ -92,7 +92,7 @@ class ChunkQueue:
         """The plan in force ends before ``step``: the next cannot be there in time, and goes on from there."""
         self._until = step
 
-    def swap(self, plan: Plan, step: int) -> bool:
+    def swap(self, plan: ActionChunk, step: int) -> bool:
         """Put ``plan`` in force for what is sent from ``step`` on; False if it has nothing left to say then."""
         settled = plan.start + plan.given
         waited = sum(settled <= i < step for i in self._rests)

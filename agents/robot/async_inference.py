@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from neuralsim.agents.heads.chunk_policy import ChunkPolicy, Seen
-from neuralsim.agents.robot.action_queue import Plan
+from neuralsim.agents.heads.chunk_policy import ActionChunkPolicy, ObservationHistory
+from neuralsim.agents.robot.action_queue import ActionChunk
 
 
-class Verdict(Protocol):
+class MonitorVerdict(Protocol):
     """Whether something is allowed, and if not, why."""
 
     @property
@@ -29,21 +29,21 @@ class Guard(Protocol):
     def limit(self, action: np.ndarray, previous: np.ndarray | None, place: Mapping[str, float] | None) -> np.ndarray:
         """What of ``action`` ``(a,)`` may really be sent after ``previous``, where the robot is at ``place``."""
 
-    def imagine(self, seen: Seen, chunk: np.ndarray) -> Any:
+    def imagine(self, seen: ObservationHistory, chunk: np.ndarray) -> Any:
         """What comes of ``chunk`` ``(k, a)`` after ``seen`` (one row); its ``verdict`` is a Verdict."""
 
-    def compare(self, foresight: Any, step: int, seen: Seen) -> Verdict:
+    def compare(self, foresight: Any, step: int, seen: ObservationHistory) -> MonitorVerdict:
         """Whether the newest frame of ``seen``, ``step`` actions into the chunk, is what was imagined."""
 
 
 @dataclass(frozen=True, eq=False)
-class Request:
+class InferenceRequest:
     """Think from ``seen`` (one row), whose newest frame is of step ``start``, going on from ``prefix`` ``(p, a)``. ``asked`` and
     ``frame_came``: seconds of the loop's clock; ``round``: which run of the loop wants to know."""
 
     round: int
     number: int
-    seen: Seen
+    seen: ObservationHistory
     start: int
     prefix: np.ndarray
     seed: int
@@ -52,11 +52,11 @@ class Request:
 
 
 @dataclass(frozen=True, eq=False)
-class Thought:
+class InferenceResult:
     """A plan, and why it is refused (empty: it is not). ``proposed`` and ``imagined``: seconds that either took."""
 
-    request: Request
-    plan: Plan
+    request: InferenceRequest
+    plan: ActionChunk
     refused: tuple[str, ...]
     proposed: float
     imagined: float
@@ -67,17 +67,17 @@ class Thought:
         return self.proposed + self.imagined
 
 
-class Thinker:
+class AsyncInference:
     """``policy``, and ``guard`` to imagine what it proposes (None: nothing is imagined)."""
 
-    def __init__(self, policy: ChunkPolicy, guard: Guard | None) -> None:
+    def __init__(self, policy: ActionChunkPolicy, guard: Guard | None) -> None:
         self.policy, self.guard = policy, guard
 
-    def __call__(self, request: Request) -> Thought:
+    def __call__(self, request: InferenceRequest) -> InferenceResult:
         """A ValueError says what is wrong with what the policy proposes."""
         begin = time.perf_counter()
         prefix = request.prefix
-        proposed = self.policy.propose(request.seen, [request.seed], prefix[None] if len(prefix) else None)
+        proposed = self.policy.predict_action_chunk(request.seen, [request.seed], prefix[None] if len(prefix) else None)
         actions = self._checked(np.asarray(proposed), prefix)
         middle = time.perf_counter()
         foresight, refused = None, ()
@@ -85,8 +85,10 @@ class Thinker:
             foresight = self.guard.imagine(request.seen, actions)
             refused = () if foresight.verdict.allowed else tuple(foresight.verdict.reasons) or ("no reason given",)
         end = middle if self.guard is None else time.perf_counter()
-        plan = Plan(request.number, request.start, len(prefix), actions, foresight, request.frame_came, end - begin)
-        return Thought(request, plan, refused, middle - begin, end - middle)
+        plan = ActionChunk(
+            request.number, request.start, len(prefix), actions, foresight, request.frame_came, end - begin
+        )
+        return InferenceResult(request, plan, refused, middle - begin, end - middle)
 
     def _checked(self, proposed: np.ndarray, prefix: np.ndarray) -> np.ndarray:
         spec, expected = self.policy.spec, (1, self.policy.chunk, self.policy.spec.action_size)

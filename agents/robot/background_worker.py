@@ -15,7 +15,7 @@ NICE = 10
 """How far such a thread stands back for others."""
 
 
-class Background(Generic[Job, Found]):
+class BackgroundWorker(Generic[Job, Found]):
     """Does ``work`` on what it is offered, one job after the other. Neither :meth:`offer` nor :meth:`take` ever waits.
 
     The thread is a daemon: work that hangs keeps no program alive. On Linux, where threads have a priority of their own, it lets the

@@ -1,4 +1,4 @@
-"""RobotLoop: closes a policy on a robot at a fixed rate. The robot never waits for the model, nothing unchecked is sent, and whatever
+"""ControlLoop: closes a policy on a robot at a fixed rate. The robot never waits for the model, nothing unchecked is sent, and whatever
 goes wrong ends in rest.
 
 One tick: look, hear what was thought, ask for more, send what is due. Thinking and comparing are done by threads of their own.
@@ -14,16 +14,22 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from neuralsim.agents.heads.chunk_policy import ChunkPolicy, Seen
-from neuralsim.agents.robot.action_queue import ChunkQueue, Plan
-from neuralsim.agents.robot.async_inference import Guard, Request, Thinker, Thought, Verdict
-from neuralsim.agents.robot.background_worker import Background
-from neuralsim.agents.robot.episode_recorder import BlackBox
-from neuralsim.agents.robot.interface import Body
-from neuralsim.agents.robot.latency import Latency
-from neuralsim.agents.robot.loop_statistics import Gauges
-from neuralsim.agents.robot.timing import Pacemaker, Tick
-from neuralsim.agents.robot.trajectory import LONGEST, Sight, Tape
+from neuralsim.agents.heads.chunk_policy import ActionChunkPolicy, ObservationHistory
+from neuralsim.agents.robot.action_queue import ActionChunk, ActionQueue
+from neuralsim.agents.robot.async_inference import (
+    AsyncInference,
+    Guard,
+    InferenceRequest,
+    InferenceResult,
+    MonitorVerdict,
+)
+from neuralsim.agents.robot.background_worker import BackgroundWorker
+from neuralsim.agents.robot.episode_recorder import EpisodeRecorder
+from neuralsim.agents.robot.interface import RobotInterface
+from neuralsim.agents.robot.latency import LatencyTracker
+from neuralsim.agents.robot.loop_statistics import LoopStatistics
+from neuralsim.agents.robot.timing import FixedRateTimer, Tick
+from neuralsim.agents.robot.trajectory import LONGEST, TimedObservation, TrajectoryBuffer
 
 SILENCE = 0.4
 """Seconds without an action after which robots forget those that wait; ours does after half a second."""
@@ -57,8 +63,8 @@ class StopButton:
 
 
 @dataclass(frozen=True)
-class Rules:
-    """How a loop drives. steps: actions in an episode. execute: how many of a chunk are done before the next takes over (None: what
+class ControlLoopConfig:
+    """How a loop drives. steps: actions in an episode. n_action_steps: how many of a chunk are done before the next takes over (None: what
     the policy says, else all). pace: ``real`` keeps ``hz`` and thinks meanwhile; ``step`` lets the robot wait for each decision, as
     only simulated ones may. check: whether chunks are imagined before they are done. on_refusal: what to do about a chunk whose
     future is not allowed: rest, undo what was done last (of actions that are displacements), or stop. refusals: so many in a row
@@ -67,7 +73,7 @@ class Rules:
     """
 
     steps: int = 300
-    execute: int | None = None
+    n_action_steps: int | None = None
     pace: Literal["real", "step"] = "real"
     check: bool = True
     on_refusal: OnRefusal = "hold"
@@ -79,7 +85,7 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Outing:
+class RobotEpisode:
     """One episode on the robot: actions sent, whether it came to what is wished for (None: nobody knows), the share of it at the end
     and at best where that is known, and why it was stopped ("" where it ran to its end)."""
 
@@ -107,12 +113,12 @@ class Aside(Protocol):
 @dataclass(frozen=True, eq=False)
 class _Comparison:
     round: int
-    plan: Plan
+    plan: ActionChunk
     step: int
-    seen: Seen
+    seen: ObservationHistory
 
 
-class RobotLoop:
+class ControlLoop:
     """``policy`` on ``body``, under ``guard``, at the pace of ``pacemaker``; what was driven goes to ``box``.
 
     ``tell`` is told of events in words, ``watch`` of the gauges after every tick. ``aside`` makes what thinks beside the loop.
@@ -120,32 +126,34 @@ class RobotLoop:
 
     def __init__(
         self,
-        body: Body,
-        policy: ChunkPolicy,
+        body: RobotInterface,
+        policy: ActionChunkPolicy,
         guard: Guard,
-        pacemaker: Pacemaker,
-        box: BlackBox,
-        rules: Rules | None = None,
+        pacemaker: FixedRateTimer,
+        box: EpisodeRecorder,
+        rules: ControlLoopConfig | None = None,
         button: StopButton | None = None,
         tell: Callable[[str], None] = lambda text: None,
-        watch: Callable[[Gauges], None] = lambda gauges: None,
+        watch: Callable[[LoopStatistics], None] = lambda gauges: None,
         aside: Callable[[Callable[[Any], Any], str], Aside] | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
         self.body, self.policy, self.guard, self.pacemaker, self.box = body, policy, guard, pacemaker, box
-        self.rules, self.button = rules or Rules(), button or StopButton()
+        self.rules, self.button = rules or ControlLoopConfig(), button or StopButton()
         self.tell, self.watch, self.about = tell, watch, dict(about or {})
-        self.gauges = Gauges()
+        self.gauges = LoopStatistics()
         self.spec, self.clock = body.spec, pacemaker.clock
         if self.rules.on_refusal == "retreat" and self.spec.discrete:
             raise ValueError("--on-refusal retreat: choices cannot be undone; hold or stop")
-        own: int = getattr(policy, "execute", policy.chunk)
-        self.execute = own if self.rules.execute is None else self.rules.execute
-        if not 1 <= self.execute <= policy.chunk:
-            raise ValueError(f"--execute: expected 1 to {policy.chunk} (the policy's chunk), got {self.execute}")
-        self.latency = Latency()
-        make = aside or (lambda work, name: Background(work, name, self.button.bell))
-        self._thinker = make(Thinker(policy, guard if self.rules.check else None), "thinker")
+        own: int = getattr(policy, "n_action_steps", policy.chunk)
+        self.n_action_steps = own if self.rules.n_action_steps is None else self.rules.n_action_steps
+        if not 1 <= self.n_action_steps <= policy.chunk:
+            raise ValueError(
+                f"--n-action-steps: expected 1 to {policy.chunk} (the policy's chunk), got {self.n_action_steps}"
+            )
+        self.latency = LatencyTracker()
+        make = aside or (lambda work, name: BackgroundWorker(work, name, self.button.bell))
+        self._thinker = make(AsyncInference(policy, guard if self.rules.check else None), "thinker")
         self._sentry = make(self._compare, "sentry")
         self._round = self._number = 0
         self._driven = 0.0
@@ -153,10 +161,10 @@ class RobotLoop:
 
     # -- a run
 
-    def run(self, episodes: int = 1, begin: Callable[[int], None] | None = None) -> list[Outing]:
+    def run(self, episodes: int = 1, begin: Callable[[int], None] | None = None) -> list[RobotEpisode]:
         """Connect, drive ``episodes`` (``begin`` puts the robot where each starts), let go. Never raises for what goes wrong while
         driving: the last Outing says why it stopped. A second ctrl-C is a KeyboardInterrupt, after rest all the same."""
-        outings: list[Outing] = []
+        outings: list[RobotEpisode] = []
         try:
             self.body.connect()
             for number in range(episodes):
@@ -172,7 +180,7 @@ class RobotLoop:
         self._thinker.close(0.5)
         self._sentry.close(0.5)
 
-    def _episode(self, number: int, begin: Callable[[int], None] | None) -> Outing:
+    def _episode(self, number: int, begin: Callable[[int], None] | None) -> RobotEpisode:
         stopped = ""
         try:
             self._begin_episode(number)
@@ -196,7 +204,7 @@ class RobotLoop:
             self._keep(stopped)
             self.gauges.episodes += 1
         truth = self._last.truth if self._last is not None else None
-        return Outing(
+        return RobotEpisode(
             number,
             self._sent,
             None if truth is None else self._solved,
@@ -207,9 +215,9 @@ class RobotLoop:
 
     def _begin_episode(self, number: int) -> None:
         self._round += 1  # what is still being thought for the last one counts no more
-        self._tape, self._queue = Tape(self.spec), ChunkQueue()
+        self._tape, self._queue = TrajectoryBuffer(self.spec), ActionQueue()
         self._step: int | None = None  # the step that the next action carries on from
-        self._last: Sight | None = None
+        self._last: TimedObservation | None = None
         self._sent = 0
         self._episode_number, self._started = number, self.clock.now()
         self._asking: int | None = None
@@ -282,7 +290,7 @@ class RobotLoop:
             self.button.check()
             self._look()
 
-    def _resume(self, sight: Sight) -> None:
+    def _resume(self, sight: TimedObservation) -> None:
         """After a pause of our own (this machine stood still) robots have forgotten what they had not begun: what they count is true."""
         silence = max(SILENCE, 1.5 * self.pacemaker.period)
         if self.rules.pace != "real" or self._step is None or self.clock.now() - self._asked_robot < silence:
@@ -313,7 +321,7 @@ class RobotLoop:
         if new:
             self._watch_over(sight)
 
-    def _watch_over(self, sight: Sight) -> None:
+    def _watch_over(self, sight: TimedObservation) -> None:
         """Have a newly seen frame held against what was imagined of it."""
         plan = self._queue.plan
         if plan is None or plan.foresight is None or not self.rules.real_actions:
@@ -330,10 +338,10 @@ class RobotLoop:
             return
         self._compared = (plan.number, index)
 
-    def _compare(self, comparison: _Comparison) -> tuple[_Comparison, Verdict]:
+    def _compare(self, comparison: _Comparison) -> tuple[_Comparison, MonitorVerdict]:
         return comparison, self.guard.compare(comparison.plan.foresight, comparison.step, comparison.seen)
 
-    def _judge(self, comparison: _Comparison, verdict: Verdict) -> None:
+    def _judge(self, comparison: _Comparison, verdict: MonitorVerdict) -> None:
         plan = self._queue.plan
         if verdict.allowed or comparison.round != self._round or plan is None or plan.number != comparison.plan.number:
             return
@@ -347,7 +355,7 @@ class RobotLoop:
         while (thought := self._thinker.take()) is not None:
             self._consider(thought)
 
-    def _consider(self, thought: Thought) -> None:
+    def _consider(self, thought: InferenceResult) -> None:
         """A plan came."""
         self.latency.add(self.clock.now() - thought.request.asked if self.rules.pace == "real" else 0.0)
         self.gauges.decisions.append(thought.seconds)
@@ -404,7 +412,7 @@ class RobotLoop:
         self._number += 1
         self._asking = self._number
         seed = self.rules.seed + 1_000_003 * self._number + self._episode_number
-        request = Request(
+        request = InferenceRequest(
             self._round, self._number, self._tape.seen(sight), sight.step, prefix, seed, tick.came, sight.came
         )
         self.gauges.prefixes.append(len(prefix))
@@ -422,7 +430,7 @@ class RobotLoop:
         end = self._queue.end
         if end is None or self._step is None:
             return True
-        return self._step >= min(self._queue.force + self.execute, end) - self._lead()
+        return self._step >= min(self._queue.force + self.n_action_steps, end) - self._lead()
 
     def _lead(self) -> int:
         """Control periods between asking and the first action that can be new."""

@@ -1,4 +1,4 @@
-"""StopKey: the emergency stop in a terminal. Space or escape, without return."""
+"""EmergencyStopKey: the emergency stop in a terminal. Space or escape, without return."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KEYS = (b" ", b"\x1b")
 LOOK_SECONDS = 0.05
 
 
-class StopKey:
+class EmergencyStopKey:
     """While it is entered, calls ``pressed`` (from its own thread) when space or escape is typed on the terminal behind ``fd``
     (stdin by default). Where there is no terminal it does nothing; ``listening`` says which."""
 
@@ -25,7 +25,7 @@ class StopKey:
         self._thread: threading.Thread | None = None
         self._before: list[object] | None = None
 
-    def __enter__(self) -> StopKey:
+    def __enter__(self) -> EmergencyStopKey:
         with contextlib.suppress(ImportError, OSError, ValueError):  # no terminal here, or no system that knows of them
             import termios
             import tty

@@ -1,4 +1,4 @@
-"""BlackBox: what was driven, written to an episode store by a thread of its own, so that no tick waits for a disk."""
+"""EpisodeRecorder: what was driven, written to an episode store by a thread of its own, so that no tick waits for a disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BOUND = 512 << 20
 RETRY_SECONDS = 5.0
 
 
-class BlackBox:
+class EpisodeRecorder:
     """Episodes appear whole in the store at ``folder``. A disk that takes none is asked again: every few seconds, with each new
     episode, and at the end; until then they are kept in memory. ``full`` says that more than ``bound`` bytes wait."""
 

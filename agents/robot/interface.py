@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from neuralsim.agents.robot.timing import Clock
-from neuralsim.agents.robot.trajectory import Sight
+from neuralsim.agents.robot.trajectory import TimedObservation
 from neuralsim.envs.robots.camera import Camera
 from neuralsim.envs.robots.robot import Robot, StaleFrame, check_actions_fit, physical_action, world_action
 from neuralsim.spec import WorldSpec
@@ -15,7 +15,7 @@ from neuralsim.spec import WorldSpec
 UNSEEN = ("timestamp", "step", "truth")
 
 
-class Body:
+class RobotInterface:
     """``robot`` as ``spec`` has it. ``stale``: seconds without a new frame after which StaleFrame is raised, infinity for never; a
     robot that tells no ``timestamp`` must notice that itself. Where it tells no ``step``, a frame is taken to be of the moment it is
     asked for."""
@@ -50,10 +50,10 @@ class Body:
         self._taken: float | None = None
         self._came = self.clock.now()
 
-    def look(self) -> Sight:
+    def look(self) -> TimedObservation:
         """The newest frame."""
         if self._camera is None:
-            raise RuntimeError("Body.look before connect")
+            raise RuntimeError("RobotInterface.look before connect")
         observation, now = self.robot.get_observation(), self.clock.now()
         taken = float(observation.get("timestamp", now))
         if taken != self._taken:
@@ -62,7 +62,7 @@ class Body:
             raise StaleFrame(
                 f"robot {self.robot.name!r}: no new frame for {now - self._came:.2f} s: camera or link are lost"
             )
-        return Sight(
+        return TimedObservation(
             step=int(observation.get("step", self._count)),
             frame=self._camera.frame(observation, self.spec),
             taken=taken,

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 
-class Latency:
+class LatencyTracker:
     """The newest ``window`` latencies in seconds. The first of all is left out as soon as there is a second: it warms up."""
 
     def __init__(self, window: int = 50, take: Literal["p95", "max"] = "max") -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 
 @dataclass
-class Gauges:
+class LoopStatistics:
     """Counts of one run. ``starved``: ticks on which the robot rested for want of a plan. ``refusals``: chunks whose imagined future
     was not allowed; ``mismatches``: chunks that the world did not follow. ``limited``: actions that the limits changed. ``late``:
     plans that came after their prefix was done; ``expired``: that had nothing left to say. ``denied``: actions that the robot did

@@ -9,7 +9,7 @@ from typing import Literal
 
 from neuralsim.envs.robots.faults import Faults
 from neuralsim.envs.robots.robot import Robot
-from neuralsim.runtime.imports import made_by
+from neuralsim.runtime.imports import load_entry_point
 from neuralsim.spec import WorldSpec
 
 SIM = "sim"
@@ -49,7 +49,7 @@ class RobotSource:
 
             yield RemoteRobot(self.word)
         else:
-            robot = made_by(self.word, "--robot")()
+            robot = load_entry_point(self.word, "--robot")()
             lacking = [v for v in ("connect", "get_observation", "send_action", "disconnect") if not hasattr(robot, v)]
             if lacking:
                 raise ValueError(
@@ -63,8 +63,8 @@ class RobotSource:
 
             yield PushTRobot(seed=seed, truth=True)
             return
-        from neuralsim.envs.pusht.robot_server import RobotSim, spawn_robot_sim
+        from neuralsim.envs.pusht.robot_server import RobotSimConfig, spawn_robot_sim
         from neuralsim.envs.robots.remote_robot import RemoteRobot
 
-        with spawn_robot_sim(RobotSim(port=0, rate=hz, faults=faults, seed=seed, truth=True)) as address:
+        with spawn_robot_sim(RobotSimConfig(port=0, rate=hz, faults=faults, seed=seed, truth=True)) as address:
             yield RemoteRobot(address)

@@ -11,29 +11,29 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import tyro
 
-from neuralsim.agents.heads.chunk_policy import ChunkPolicy, Seen
-from neuralsim.agents.robot.control_loop import OnRefusal, Outing, RobotLoop, Rules, StopButton
-from neuralsim.agents.robot.emergency_stop import StopKey
-from neuralsim.agents.robot.episode_recorder import BlackBox, run_folder
-from neuralsim.agents.robot.interface import Body
-from neuralsim.agents.robot.loop_statistics import Gauges
+from neuralsim.agents.heads.chunk_policy import ActionChunkPolicy, ObservationHistory
+from neuralsim.agents.robot.control_loop import ControlLoop, ControlLoopConfig, OnRefusal, RobotEpisode, StopButton
+from neuralsim.agents.robot.emergency_stop import EmergencyStopKey
+from neuralsim.agents.robot.episode_recorder import EpisodeRecorder, run_folder
+from neuralsim.agents.robot.interface import RobotInterface
+from neuralsim.agents.robot.loop_statistics import LoopStatistics
 from neuralsim.agents.robot.report import report_of
 from neuralsim.agents.robot.resolve import SIM, RobotSource
-from neuralsim.agents.robot.timing import Pacemaker
-from neuralsim.agents.robot.wrappers import DryRobot, PatientRobot
+from neuralsim.agents.robot.timing import FixedRateTimer
+from neuralsim.agents.robot.wrappers import DryRunRobot, TimeoutRobot
 from neuralsim.envs.robots.camera import Camera
 from neuralsim.envs.robots.faults import Faults
 from neuralsim.envs.robots.robot import ResettableRobot, Robot
-from neuralsim.envs.tasks.rl_task import WISHES, find_wish
+from neuralsim.envs.tasks.rl_task import RL_TASKS, find_task
 from neuralsim.evaluation.report import Report
 from neuralsim.pretrained.world import World, list_worlds, open_world
-from neuralsim.runtime.imports import made_by
-from neuralsim.runtime.interrupt import Stopping
+from neuralsim.runtime.imports import load_entry_point
+from neuralsim.runtime.interrupt import GracefulInterrupt
 from neuralsim.runtime.progress import progress
 from neuralsim.spec import WorldSpec
 
@@ -48,13 +48,14 @@ STALE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Drive:
+class DriveConfig:
     """Close a policy on a robot at a fixed rate. A dry run, unless --live: it looks, thinks, checks and tells what it would send."""
 
+    OLD_FLAGS: ClassVar[dict[str, str]] = {"--execute": "--n-action-steps"}
     world: str = "pusht"
     """Name of a shipped world, or the folder of one of your own: whose policy acts, and which imagines what comes of it."""
     policy: str = "head"
-    """Which of the world's policies acts, or module:function, called with the world, that returns a ChunkPolicy."""
+    """Which of the world's policies acts, or module:function, called with the world, that returns a ActionChunkPolicy."""
     server: str | None = None
     """Where the policy is served instead ('neuralsim serve'): host:port or ws://host:port."""
     robot: str = "sim"
@@ -70,7 +71,7 @@ class Drive:
     """How many. A simulated robot is put at a new start for each."""
     steps: int | None = None
     """Actions in an episode at most; as the world's own task has it by default."""
-    execute: int | None = None
+    n_action_steps: int | None = None
     """How many actions of a chunk are done before the next takes over, or as many as pass while it is thought of. By default what the
     policy itself says (2 of the world's own heads), else the whole chunk."""
     camera: str | None = None
@@ -98,7 +99,7 @@ class Drive:
     """Where the model runs: auto, cpu or cuda."""
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "steps", "execute"):
+        for name in ("episodes", "steps", "n_action_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name}: expected 1 or more, got {value}")
@@ -120,13 +121,13 @@ class Drive:
 class Driven:
     """How a drive went: its episodes, the figures, the files written, and why it was stopped ("" where it was not)."""
 
-    outings: tuple[Outing, ...]
+    outings: tuple[RobotEpisode, ...]
     report: Report
     files: tuple[Path, ...]
     stopped: str
 
 
-def drive(config: Drive, show: bool = False, say: Callable[[str], None] = print) -> Driven:
+def drive(config: DriveConfig, show: bool = False, say: Callable[[str], None] = print) -> Driven:
     """Drive until the episodes are done or something stops it; the robot is at rest and let go then, and what was driven is in the
     store. ``say`` is told what a dry run would send; ``show``: also a line of progress each second, on stderr.
 
@@ -140,31 +141,33 @@ def drive(config: Drive, show: bool = False, say: Callable[[str], None] = print)
             raise ValueError(f"the policy is of {policy.spec}, and world {config.world!r} is {spec}")
         monitor = _monitor(config, world)
         _warm(policy, monitor, config.check)
-        robot = PatientRobot(
+        robot = TimeoutRobot(
             opened.enter_context(config.source.open(spec, config.pace, hz, config.faults, config.seed)), config.patience
         )
-        box = BlackBox(config.out or run_folder(), _recorded(spec), _state_names(spec))
-        button, pacemaker = StopButton(), Pacemaker(hz)
-        key = opened.enter_context(StopKey(lambda: button.press("emergency stop")))
+        box = EpisodeRecorder(config.out or run_folder(), _recorded(spec), _state_names(spec))
+        button, pacemaker = StopButton(), FixedRateTimer(hz)
+        key = opened.enter_context(EmergencyStopKey(lambda: button.press("emergency stop")))
         opened.enter_context(_stopped_by_signals(button))
         opened.enter_context(_on_time())
         display = opened.enter_context(_Display(config.episodes, show))
         if config.live and key.listening:
             display.tell("space or escape: emergency stop")
-        driven: Robot = robot if config.live else DryRobot(robot, spec, lambda action: say(_would_send(spec, action)))
+        driven: Robot = (
+            robot if config.live else DryRunRobot(robot, spec, lambda action: say(_would_send(spec, action)))
+        )
         camera = None if config.camera is None else Camera(config.camera)
         stale = STALE_SECONDS if config.pace == "real" else math.inf
-        rules = Rules(
+        rules = ControlLoopConfig(
             steps=config.steps or _steps(spec),
-            execute=config.execute,
+            n_action_steps=config.n_action_steps,
             pace=config.pace,
             check=config.check,
             on_refusal=config.on_refusal,
             real_actions=config.live,
             seed=config.seed,
         )
-        loop = RobotLoop(
-            Body(driven, spec, pacemaker.clock, camera, stale),
+        loop = ControlLoop(
+            RobotInterface(driven, spec, pacemaker.clock, camera, stale),
             policy,
             monitor,
             pacemaker,
@@ -218,32 +221,32 @@ def drive(config: Drive, show: bool = False, say: Callable[[str], None] = print)
 
 
 @contextlib.contextmanager
-def _policy(config: Drive, world: World) -> Iterator[ChunkPolicy]:
+def _policy(config: DriveConfig, world: World) -> Iterator[ActionChunkPolicy]:
     """Whoever acts, for as long as the context."""
     if config.server is not None:
-        from neuralsim.agents.serving.client import RemotePolicy
+        from neuralsim.agents.serving.client import PolicyClient
 
-        with RemotePolicy(config.server) as policy:
+        with PolicyClient(config.server) as policy:
             yield policy
     elif ":" in config.policy:
-        yield made_by(config.policy, "--policy")(world)
+        yield load_entry_point(config.policy, "--policy")(world)
     else:
         from neuralsim.agents.heads.wam_policies import find_head
 
         yield find_head(config.policy, world)
 
 
-def _monitor(config: Drive, world: World) -> SafetyMonitor:
+def _monitor(config: DriveConfig, world: World) -> SafetyMonitor:
     from neuralsim.agents.safety.monitor import Limits, SafetyMonitor, pusht_limits
 
     dreams = open_world(config.dreams or _dreaming(world), config.device)
     if (dreams.spec.frame_shape, dreams.spec.action_names) != (world.spec.frame_shape, world.spec.action_names):
         raise ValueError(f"--dreams: world {config.dreams!r} is {dreams.spec}, and the robot is driven as {world.spec}")
     if config.limits is not None:
-        limits = made_by(config.limits, "--limits")()
+        limits = load_entry_point(config.limits, "--limits")()
     else:
         limits = pusht_limits() if world.spec.name == "pusht" else Limits()
-    return SafetyMonitor(dreams, limits, tuple(made_by(rule, "--rule") for rule in config.rule))
+    return SafetyMonitor(dreams, limits, tuple(load_entry_point(rule, "--rule") for rule in config.rule))
 
 
 def _dreaming(world: World) -> str | World:
@@ -255,15 +258,15 @@ def _dreaming(world: World) -> str | World:
     return compact if same else world
 
 
-def _warm(policy: ChunkPolicy, monitor: SafetyMonitor, check: bool) -> None:
+def _warm(policy: ActionChunkPolicy, monitor: SafetyMonitor, check: bool) -> None:
     """Think once for nobody: a model's first forward takes several times as long."""
-    nothing = Seen.first(np.zeros((1, *policy.spec.frame_shape), np.uint8), policy.spec)
-    chunk = policy.propose(nothing, [0])
+    nothing = ObservationHistory.first(np.zeros((1, *policy.spec.frame_shape), np.uint8), policy.spec)
+    chunk = policy.predict_action_chunk(nothing, [0])
     if check:
         monitor.imagine(nothing, chunk[0])
 
 
-def _beginner(config: Drive, robot: PatientRobot, spec: WorldSpec) -> Callable[[int], None]:
+def _beginner(config: DriveConfig, robot: TimeoutRobot, spec: WorldSpec) -> Callable[[int], None]:
     """What puts the robot where each episode begins: a simulated one at the starts that 'neuralsim evaluate' has of this seed. Others
     stay where they are, and so does every robot but our own in a dry run."""
     states: list[np.ndarray] = []
@@ -271,7 +274,7 @@ def _beginner(config: Drive, robot: PatientRobot, spec: WorldSpec) -> Callable[[
     def begin(number: int) -> None:
         if not isinstance(robot.robot, ResettableRobot) or not (config.live or config.source.word == SIM):
             return
-        if not states and spec.name in WISHES and (draw := find_wish(spec.name).true_world().draw) is not None:
+        if not states and spec.name in RL_TASKS and (draw := find_task(spec.name).true_world().draw) is not None:
             rng = np.random.default_rng([config.seed, 77])
             states.extend(draw(rng) for _ in range(config.episodes))
         if states:
@@ -284,23 +287,23 @@ def _beginner(config: Drive, robot: PatientRobot, spec: WorldSpec) -> Callable[[
 
 def _steps(spec: WorldSpec) -> int:
     """Actions in an episode where nobody says how many."""
-    return find_wish(spec.name).true_world().steps if spec.name in WISHES else 300
+    return find_task(spec.name).true_world().steps if spec.name in RL_TASKS else 300
 
 
 def _recorded(spec: WorldSpec) -> WorldSpec:
     """The spec of the store: the true world's own where it is known, so that recordings and collections can be learned from together."""
-    from neuralsim.agents.policies.registry import COLLECTORS, find_collector
+    from neuralsim.agents.policies.registry import SCRIPTED_POLICIES, find_scripted_policies
 
-    if spec.name not in COLLECTORS or spec.height != spec.width:
+    if spec.name not in SCRIPTED_POLICIES or spec.height != spec.width:
         return spec
-    own = find_collector(spec.name).spec(spec.height)
+    own = find_scripted_policies(spec.name).spec(spec.height)
     return own if own.action_names == spec.action_names and own.frame_shape == spec.frame_shape else spec
 
 
 def _state_names(spec: WorldSpec) -> tuple[str, ...]:
-    from neuralsim.agents.policies.registry import COLLECTORS, find_collector
+    from neuralsim.agents.policies.registry import SCRIPTED_POLICIES, find_scripted_policies
 
-    return find_collector(spec.name).state_names if spec.name in COLLECTORS else ()
+    return find_scripted_policies(spec.name).state_names if spec.name in SCRIPTED_POLICIES else ()
 
 
 # -- what is told ------------------------------------------------------------------------------------------------------
@@ -330,8 +333,8 @@ class _Display:
         if self._show:
             self._bar.console.print(text, markup=False, highlight=False)
 
-    def watch(self, gauges: Gauges) -> None:
-        """See RobotLoop."""
+    def watch(self, gauges: LoopStatistics) -> None:
+        """See ControlLoop."""
         now = time.monotonic()
         if not self._show or now < self._next:
             return
@@ -362,14 +365,14 @@ def _stopped_by_signals(button: StopButton) -> Iterator[None]:
     one interrupts."""
     over = threading.Event()
 
-    def listen(stopping: Stopping) -> None:
+    def listen(stopping: GracefulInterrupt) -> None:
         while not over.wait(0.02):
             if stopping.asked:
                 button.press(CTRL_C)
                 return
 
     try:
-        with Stopping() as stopping:
+        with GracefulInterrupt() as stopping:
             threading.Thread(target=listen, args=(stopping,), name="neuralsim-signals", daemon=True).start()
             yield
     finally:

@@ -53,7 +53,7 @@ class Tick:
         return self.came - self.deadline
 
 
-class Pacemaker:
+class FixedRateTimer:
     """Deadline i lies ``i / hz`` seconds after the first, whatever happened before.
 
     A tick that comes later than ``tolerance`` (seconds; a quarter of a period by default) is a missed deadline. One that would

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from neuralsim.agents.heads.chunk_policy import Seen
+from neuralsim.agents.heads.chunk_policy import ObservationHistory
 from neuralsim.data.episode import Episode
 from neuralsim.spec import WorldSpec
 
@@ -18,7 +18,7 @@ LONGEST = 1000
 
 
 @dataclass(frozen=True, eq=False)
-class Sight:
+class TimedObservation:
     """A frame uint8 ``(h, w, 3)`` after ``step`` actions; when it was ``taken`` (seconds of the robot's clock) and ``came`` (of the
     loop's), the robot's other numbers by name, and of a simulator the ``truth``: state ``(s,)``, coverage, success."""
 
@@ -30,23 +30,23 @@ class Sight:
     truth: Mapping[str, Any] | None = None
 
 
-class Tape:
+class TrajectoryBuffer:
     """One stretch of driving. Action i carries the robot from step i to step i + 1; of several frames of one step the newest
     counts."""
 
     def __init__(self, spec: WorldSpec) -> None:
         self.spec = spec
-        self._sights: dict[int, Sight] = {}
+        self._sights: dict[int, TimedObservation] = {}
         self._actions: dict[int, np.ndarray] = {}
         self._notes: dict[int, Mapping[str, Any]] = {}
         self._from: int | None = None  # what lies before is on an earlier tape
-        self.newest: Sight | None = None
+        self.newest: TimedObservation | None = None
         """The sight of the latest step."""
 
     def __len__(self) -> int:
         return len(self._actions)
 
-    def see(self, sight: Sight) -> bool:
+    def see(self, sight: TimedObservation) -> bool:
         """Keep a frame; whether it is the newest there is."""
         known = self._sights.get(sight.step)
         if known is None or sight.taken > known.taken:
@@ -65,14 +65,14 @@ class Tape:
         none = np.zeros((0, self.spec.action_size), self.spec.action_dtype)
         return np.stack([self._actions[i] for i in range(first, until)]) if until > first else none
 
-    def seen(self, sight: Sight) -> Seen:
+    def seen(self, sight: TimedObservation) -> ObservationHistory:
         """What was seen and done up to ``sight``, one row: at most the spec's context, and no further back than frames and actions
         are without a gap."""
         first = sight.step
         while sight.step - first + 1 < self.spec.context and first - 1 in self._sights and first - 1 in self._actions:
             first -= 1
         frames = [*(self._sights[i].frame for i in range(first, sight.step)), sight.frame]
-        return Seen(np.stack(frames)[None], self.done(first, sight.step)[None])
+        return ObservationHistory(np.stack(frames)[None], self.done(first, sight.step)[None])
 
     def episodes(self, provenance: Mapping[str, Any]) -> list[Episode]:
         """The tape as whole episodes: where a frame is missing one ends, and the next begins. Where the truth is known its states,
@@ -95,9 +95,9 @@ class Tape:
         told = {**provenance, "frame_times": [s.taken for s in sights]}
         return [Episode.of_video(np.stack([s.frame for s in sights]), told)]
 
-    def rest(self) -> Tape:
+    def rest(self) -> TrajectoryBuffer:
         """An empty tape that begins where this one ends, with as much of the past as a policy looks at."""
-        tape = Tape(self.spec)
+        tape = TrajectoryBuffer(self.spec)
         if self.newest is not None:
             for step in range(self.newest.step - self.spec.context + 1, max([self.newest.step, *self._actions]) + 1):
                 if step in self._sights:

@@ -1,4 +1,4 @@
-"""PatientRobot: a robot whose every call is answered in time or given up, so that a hanging cable hangs nothing else; and DryRobot,
+"""TimeoutRobot: a robot whose every call is answered in time or given up, so that a hanging cable hangs nothing else; and DryRunRobot,
 which is watched and never moved."""
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Around:
         return self.robot.action_features
 
 
-class PatientRobot(_Around):
+class TimeoutRobot(_Around):
     """``robot``, called from one thread of its own. A call that takes longer than ``patience`` seconds raises RobotLost, and so does
     every later one but ``disconnect``, which may try once more. ``connect`` may take as long as it likes: some ask for a hand."""
 
@@ -97,7 +97,7 @@ class PatientRobot(_Around):
                 reply.put((False, error))
 
 
-class DryRobot(_Around):
+class DryRunRobot(_Around):
     """``robot``, watched and never moved: what would be sent is told to ``tell``, and is only counted. Its ``step`` is that count."""
 
     def __init__(self, robot: Robot, spec: WorldSpec, tell: Callable[[dict[str, Any]], None]) -> None:

@@ -22,9 +22,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from neuralsim.agents.safety.transition_classifier import Steps, Witness
+from neuralsim.agents.safety.transition_classifier import TransitionClassifier, Transitions
 from neuralsim.data.episode import write_atomically
-from neuralsim.storage.manifest import MANIFEST, SAFETY, WEIGHTS, Entry, read_object, seal
+from neuralsim.storage.manifest import MANIFEST, SAFETY, WEIGHTS, FileEntry, read_object, seal
 
 BINS = 6
 """Levels of doubt that have a spread of their own."""
@@ -40,7 +40,7 @@ SHRINKAGE = 0.05
 
 
 @dataclass(frozen=True, eq=False)
-class Yard:
+class NormalizedDistance:
     """A distance in units of what is usual. whiten ``(d, d)``; usual ``(k,)``: the spread by step, from step 1 on; doubt ``(k,)``: the
     median doubt by step; levels and spread ``(bins,)``: by how much the spread differs at so many times the median doubt; limit: the
     distance that is too far."""
@@ -88,7 +88,7 @@ class Yard:
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
+class AnomalyScores:
     """What speaks against frames at some steps of chunks, ``(n, k)`` each: how far the residual has grown, counted where it has in two
     frames in a row; by how much it has jumped; how strange the frame itself is; how far the imagined world has moved since the
     frame before, where the frame itself is that very frame (0 elsewhere); and by how much the odds of a fault, as the Witness tells
@@ -114,7 +114,7 @@ class Watched:
     doubts: np.ndarray
     strange: np.ndarray
     same: np.ndarray
-    steps: Steps | None = None
+    steps: Transitions | None = None
 
     def __len__(self) -> int:
         return len(self.seen)
@@ -133,27 +133,31 @@ class Watched:
             joined("doubts"),
             joined("strange"),
             joined("same"),
-            Steps.join(steps) if steps else None,
+            Transitions.join(steps) if steps else None,
         )
 
 
 @dataclass(frozen=True, eq=False)
-class Mismatch:
+class AnomalyDetector:
     """The calibration: two Yards, the most that a clean frame may be strange, the most that the imagined world moves while true
     frames stay the same to the bit, and a Witness where the model tells states. weights: SHA-256 of the model's file it was measured
     for; chunks: how many it was measured on."""
 
-    grown: Yard
-    jumped: Yard
+    grown: NormalizedDistance
+    jumped: NormalizedDistance
     strange: float
     still: float
     chunks: int
     weights: str = ""
-    witness: Witness | None = None
+    witness: TransitionClassifier | None = None
 
     @classmethod
     def fit(
-        cls, watched: Watched, kinds: np.ndarray | None = None, witness: Witness | None = None, weights: str = ""
+        cls,
+        watched: Watched,
+        kinds: np.ndarray | None = None,
+        witness: TransitionClassifier | None = None,
+        weights: str = "",
     ) -> Self:
         """From clean chunks, and a ``witness`` that learned from others. ``kinds`` ``(n,)``: where chunks are of several kinds (play,
         demonstrations), each kind alone is to raise no more than ALARMS."""
@@ -164,7 +168,10 @@ class Mismatch:
         kinds = np.zeros(len(watched), np.int64) if kinds is None else kinds
         residuals = (watched.seen - watched.imagined).astype(np.float64)
         doubts, inf = watched.doubts[:, 1:], float("inf")
-        yards = Yard.fit(residuals[:, 1:], doubts), Yard.fit(np.diff(residuals, axis=1), doubts)
+        yards = (
+            NormalizedDistance.fit(residuals[:, 1:], doubts),
+            NormalizedDistance.fit(np.diff(residuals, axis=1), doubts),
+        )
         bare = cls(*yards, inf, inf, len(watched), weights)
         found = bare.evidence(watched)
         worst = [x.max(1)[:, None] for x in (found.grown, found.jumped, found.strange)]
@@ -186,7 +193,7 @@ class Mismatch:
             witness,
         )
 
-    def evidence(self, watched: Watched, first: int = 0) -> Evidence:
+    def evidence(self, watched: Watched, first: int = 0) -> AnomalyScores:
         """Of frames at steps ``first`` + 1, ``first`` + 2, ... of chunks that were ``watched`` from step ``first`` on."""
         imagined, doubts = watched.imagined.astype(np.float64), watched.doubts
         residuals = watched.seen - imagined
@@ -198,7 +205,7 @@ class Mismatch:
         unlikely = np.full_like(far, -np.inf)
         if self.witness is not None and watched.steps is not None:
             unlikely = (self.witness.sums(watched.steps) - self.witness.limits).max((2, 3))[:, -far.shape[1] :]
-        return Evidence(
+        return AnomalyScores(
             grown=np.minimum(far, before),
             jumped=self.jumped.distance(np.diff(residuals, axis=1), doubts[:, 1:], steps),
             strange=watched.strange[:, 1:].astype(np.float64),
@@ -211,11 +218,11 @@ class Mismatch:
         if name == "unlikely":
             return 0.0
         value = getattr(self, name if name != "frozen" else "still")
-        return value.limit if isinstance(value, Yard) else value
+        return value.limit if isinstance(value, NormalizedDistance) else value
 
-    def exceeded(self, evidence: Evidence) -> np.ndarray:
+    def exceeded(self, evidence: AnomalyScores) -> np.ndarray:
         """``(n, k)``: whether any of it is too much."""
-        return np.any([getattr(evidence, name) > self.limit(name) for name in Evidence.NAMES], axis=0)
+        return np.any([getattr(evidence, name) > self.limit(name) for name in AnomalyScores.NAMES], axis=0)
 
     # -- the file
 
@@ -253,11 +260,11 @@ class Mismatch:
 
 def fingerprint(folder: Path | None) -> str:
     """SHA-256 of a world's weights; empty where they lie in no folder."""
-    return Entry.of(folder / WEIGHTS).sha256 if folder is not None and (folder / WEIGHTS).is_file() else ""
+    return FileEntry.of(folder / WEIGHTS).sha256 if folder is not None and (folder / WEIGHTS).is_file() else ""
 
 
-def _limited(yard: Yard, limit: float) -> Yard:
-    return Yard(yard.whiten, yard.usual, yard.doubt, yard.levels, yard.spread, limit)
+def _limited(yard: NormalizedDistance, limit: float) -> NormalizedDistance:
+    return NormalizedDistance(yard.whiten, yard.usual, yard.doubt, yard.levels, yard.spread, limit)
 
 
 def _limits(worst: np.ndarray, shares: np.ndarray, kinds: np.ndarray) -> np.ndarray:
@@ -292,7 +299,7 @@ def _plain(value: Any) -> Any:
     return float(f"{value:.7g}") if isinstance(value, (float, np.floating)) else value
 
 
-def _yard(body: Mapping[str, Any], feature_size: int) -> Yard:
+def _yard(body: Mapping[str, Any], feature_size: int) -> NormalizedDistance:
     arrays = {k: np.array(body[k], np.float64) for k in ("whiten", "usual", "doubt", "levels", "spread")}
     whiten, usual, limit = arrays["whiten"], arrays["usual"], float(body["limit"])
     if whiten.shape != (feature_size, feature_size):
@@ -308,14 +315,14 @@ def _yard(body: Mapping[str, Any], feature_size: int) -> Yard:
         raise ValueError("numbers that are not finite, or a limit that is not above 0")
     if min(usual.min(), arrays["doubt"].min(), arrays["spread"].min()) <= 0 or (np.diff(arrays["levels"]) < 0).any():
         raise ValueError("spreads that are not above 0, or levels out of order")
-    return Yard(**arrays, limit=limit)
+    return NormalizedDistance(**arrays, limit=limit)
 
 
-def _witness(body: Mapping[str, Any], feature_size: int) -> Witness:
+def _witness(body: Mapping[str, Any], feature_size: int) -> TransitionClassifier:
     arrays = {k: np.array(body[k], np.float64) for k in ("spread", "mean", "scale", "limits")}
     layers = tuple((np.array(w, np.float64), np.array(b, np.float64)) for w, b in body["layers"])
     names = tuple(str(name) for name in body["names"])
-    witness = Witness(names, arrays["spread"], arrays["mean"], arrays["scale"], layers, arrays["limits"])
+    witness = TransitionClassifier(names, arrays["spread"], arrays["mean"], arrays["scale"], layers, arrays["limits"])
     if len(witness.mean) <= 2 * feature_size:
         raise ValueError(f"a witness of {len(witness.mean)} numbers, for {feature_size} features")
     witness.check()

@@ -12,21 +12,21 @@ from typing import Any, Self
 import numpy as np
 
 from neuralsim.agents.collection.held_out import demonstration_store, held_out_folder, held_out_store
-from neuralsim.agents.heads.chunk_policy import Seen
+from neuralsim.agents.heads.chunk_policy import ObservationHistory
 from neuralsim.agents.planning.goal_trial import wilson
-from neuralsim.agents.safety.anomaly_detector import Evidence, Mismatch, Watched, fingerprint
-from neuralsim.agents.safety.fault_injection import Fault, Scene, pusht_faults, visible
+from neuralsim.agents.safety.anomaly_detector import AnomalyDetector, AnomalyScores, Watched, fingerprint
+from neuralsim.agents.safety.fault_injection import Fault, FaultScene, pusht_faults, visible
 from neuralsim.agents.safety.limits import pusht_limits
 from neuralsim.agents.safety.monitor import SafetyMonitor
-from neuralsim.agents.safety.transition_classifier import TRAINING, WINDOW, Steps, Witness
+from neuralsim.agents.safety.transition_classifier import TRAINING, WINDOW, TransitionClassifier, Transitions
 from neuralsim.data.episode import EpisodeStore
 from neuralsim.envs.pusht.env import PushTRealEnv
-from neuralsim.evaluation.report import Bar, Report, Row, circumstances
+from neuralsim.evaluation.report import Metric, Report, Target, circumstances
 from neuralsim.evaluation.statistics import Estimate
 from neuralsim.pretrained.world import World, open_world
 from neuralsim.runtime.progress import progress
-from neuralsim.runtime.results_log import Journal
-from neuralsim.storage.manifest import SAFETY, Entry
+from neuralsim.runtime.results_log import ResultsLog
+from neuralsim.storage.manifest import SAFETY, FileEntry
 
 BATCH = 64
 """Chunks that are encoded and dreamt at once."""
@@ -44,7 +44,7 @@ DEMONSTRATION_SEED = 21
 
 
 @dataclass(frozen=True)
-class Safety:
+class SafetyConfig:
     """Measure how often the safety monitor notices injected faults, and how often it cries wolf, in the true Push-T."""
 
     world: str = "pusht"
@@ -94,28 +94,30 @@ class Places:
             ["oracle" in str(self.stores[s].provenance(int(i)).get("policy")) for s, i, _ in self.where], int
         )
 
-    def scene(self, row: int, past: int, length: int) -> Scene:
+    def scene(self, row: int, past: int, length: int) -> FaultScene:
         """The scene of ``past`` steps before the chunk's beginning and ``length`` after it."""
         store, index, begin = (int(x) for x in self.where[row])
         episode = self.stores[store][index]
         steps = slice(begin - past, begin + length)
         frames = slice(begin - past, begin + length + 1)
         assert episode.states is not None
-        return Scene(episode.frames[frames], episode.actions[steps], episode.states[frames].astype(np.float64))
+        return FaultScene(episode.frames[frames], episode.actions[steps], episode.states[frames].astype(np.float64))
 
 
 def watch(monitor: SafetyMonitor, frames: np.ndarray, actions: np.ndarray, length: int) -> Watched:
     """Of chunks of ``length``, whose frames ``(n, h + length + 1, ...)`` and planned actions ``(n, h + length, a)`` begin with h steps of
     history."""
     past = actions.shape[1] - length
-    features, strange, steps = monitor.look(Seen(frames, actions), frames.shape[1], bool(monitor.state_names))
-    dream, _ = monitor.dream(Seen(frames[:, : past + 1], actions[:, :past]), actions[:, past:])
+    features, strange, steps = monitor.look(
+        ObservationHistory(frames, actions), frames.shape[1], bool(monitor.state_names)
+    )
+    dream, _ = monitor.dream(ObservationHistory(frames[:, : past + 1], actions[:, :past]), actions[:, past:])
     same = (frames[:, past + 1 :] == frames[:, past:-1]).all((2, 3, 4))
     return Watched(features[:, past:], dream.features, dream.doubts, strange[:, past:], same, steps)
 
 
 @dataclass(frozen=True, eq=False)
-class Caught:
+class DetectionResult:
     """Trials of a fault: when it came ``at`` ``(n,)`` (1 to the chunk's length), whether it can be seen ``visible`` ``(n,)``, and the first
     step with an alarm from then on ``(n,)`` of two chunks' steps; 0 for none."""
 
@@ -144,7 +146,7 @@ class Caught:
         return wilson(int(((alarm > 0) & (alarm - at < steps)).sum()), len(alarm))
 
 
-def try_safety(config: Safety, show: bool = False) -> tuple[Report, list[Path]]:
+def measure_safety(config: SafetyConfig, show: bool = False) -> tuple[Report, list[Path]]:
     """Calibrate where asked to, then measure; the figures and the files written. A trial that was stopped goes on where it stopped.
 
     Raises ValueError for a model of another world, or too few episodes for a chunk."""
@@ -175,9 +177,9 @@ def try_safety(config: Safety, show: bool = False) -> tuple[Report, list[Path]]:
         places = replace(places, where=_some(places.where, 4 * config.chunks, rng))
         tick = task("clean chunks", len(places))
         if "clean" not in done:
-            done["clean"] = {"piece": "clean", **cry_wolf(monitor, places, length, tick).to_json()}
+            done["clean"] = {"piece": "clean", **measure_false_alarms(monitor, places, length, tick).to_json()}
             journal.add(done["clean"])
-        clean = Clean.of_json(done["clean"])
+        clean = FalseAlarmResult.of_json(done["clean"])
         scenes = _cut(measured, past, 2 * length, length)
         faults = pusht_faults(*_other_frames(stores, world))
         tick = task("faults", len(faults) * config.chunks)
@@ -187,7 +189,7 @@ def try_safety(config: Safety, show: bool = False) -> tuple[Report, list[Path]]:
                 continue
             done[fault.name] = {"piece": fault.name, **inject(monitor, fault, scenes, config, tick).to_json()}
             journal.add(done[fault.name])
-    caught = [Caught.of_json(fault, done[fault.name]) for fault in faults]
+    caught = [DetectionResult.of_json(fault, done[fault.name]) for fault in faults]
     told = {"model": config.model, "seed": config.seed, "calibrated": "now" if fitted else "before"}
     rows = (*_rows_caught(caught, length), *_rows_clean(stores, places, clean))
     report = Report(f"safety: {config.model} watches the true Push-T, chunks of {length}", rows, circumstances() | told)
@@ -202,7 +204,7 @@ def try_safety(config: Safety, show: bool = False) -> tuple[Report, list[Path]]:
 
 def calibrate(
     monitor: SafetyMonitor, learn: Places, judge: Places, length: int, tick: Callable[[int], None], seed: int = 0
-) -> Mismatch:
+) -> AnomalyDetector:
     """The thresholds of ``monitor``'s model on clean chunks: a Witness learns from those of ``learn``, where the model tells states, and
     all limits are measured on those of ``judge``. ``tick`` is told of chunks and of steps of training."""
     witness, names = None, monitor.state_names
@@ -210,15 +212,15 @@ def calibrate(
         past = monitor.world.spec.context - 1
         parts = [watch(monitor, *chunks, length).steps for chunks in _clean(learn, past, length, tick)]
         steps = [part.map(lambda x: x[:, -length:].reshape(-1, *x.shape[2:])) for part in parts if part is not None]
-        witness = Witness.fit(names, Steps.join(steps), seed, tick)
+        witness = TransitionClassifier.fit(names, Transitions.join(steps), seed, tick)
     watched = Watched.join(
         [watch(monitor, *chunks, length) for chunks in _clean(judge, _past(monitor.world), length, tick)]
     )
-    return Mismatch.fit(watched, judge.kinds(), witness, fingerprint(monitor.world.folder))
+    return AnomalyDetector.fit(watched, judge.kinds(), witness, fingerprint(monitor.world.folder))
 
 
 @dataclass(frozen=True, eq=False)
-class Clean:
+class FalseAlarmResult:
     """Of clean chunks: which kinds of Evidence were too much ``(n, kinds)``, and whether the dream itself was refused as too doubtful
     ``(n,)``."""
 
@@ -235,7 +237,9 @@ class Clean:
         return cls(np.array(line["alarms"], bool), np.array(line["refused"], bool))
 
 
-def cry_wolf(monitor: SafetyMonitor, places: Places, length: int, tick: Callable[[int], None]) -> Clean:
+def measure_false_alarms(
+    monitor: SafetyMonitor, places: Places, length: int, tick: Callable[[int], None]
+) -> FalseAlarmResult:
     """What the monitor says of clean chunks."""
     assert monitor.mismatch is not None
     assert monitor.uncertainty is not None
@@ -243,13 +247,15 @@ def cry_wolf(monitor: SafetyMonitor, places: Places, length: int, tick: Callable
     for frames, actions in _clean(places, _past(monitor.world), length, tick):
         watched = watch(monitor, frames, actions, length)
         evidence = monitor.mismatch.evidence(watched)
-        kinds = [(getattr(evidence, n) > monitor.mismatch.limit(n)).any(1) for n in Evidence.NAMES]
+        kinds = [(getattr(evidence, n) > monitor.mismatch.limit(n)).any(1) for n in AnomalyScores.NAMES]
         alarms.append(np.stack(kinds, 1))
         refused.append((watched.doubts[:, 1:] > monitor.uncertainty).any(1))
-    return Clean(np.concatenate(alarms), np.concatenate(refused))
+    return FalseAlarmResult(np.concatenate(alarms), np.concatenate(refused))
 
 
-def inject(monitor: SafetyMonitor, fault: Fault, places: Places, config: Safety, tick: Callable[[int], None]) -> Caught:
+def inject(
+    monitor: SafetyMonitor, fault: Fault, places: Places, config: SafetyConfig, tick: Callable[[int], None]
+) -> DetectionResult:
     """``config.chunks`` trials of ``fault``, each over two chunks, the second of which is imagined anew from what is seen then."""
     assert monitor.mismatch is not None
     past, length = _past(monitor.world), config.length
@@ -271,7 +277,7 @@ def inject(monitor: SafetyMonitor, fault: Fault, places: Places, config: Safety,
             tick(len(scenes))
     finally:
         env.close()
-    return Caught(fault, ats, seen, alarm)
+    return DetectionResult(fault, ats, seen, alarm)
 
 
 def _first_alarm(
@@ -301,7 +307,7 @@ def _past(world: World) -> int:
     return max(world.spec.context, WINDOW) - 1
 
 
-def _stores(config: Safety, world: World, show: bool) -> list[EpisodeStore]:
+def _stores(config: SafetyConfig, world: World, show: bool) -> list[EpisodeStore]:
     """Episodes the model has never seen: of the explorer, and of the expert."""
     if config.data is not None:
         return [EpisodeStore(config.data)]
@@ -347,12 +353,12 @@ def _cut(parts: Sequence[Part], past: int, length: int, stride: int) -> Places:
 
 
 def _calibrated(
-    config: Safety,
+    config: SafetyConfig,
     monitor: SafetyMonitor,
     stores: Sequence[EpisodeStore],
     past: int,
     task: Callable[[str, int], Callable[[int], None]],
-) -> Mismatch:
+) -> AnomalyDetector:
     """The calibration on what held-out episodes are for it, and on what MORE there is."""
     ours = _thirds(stores, True)
     more = list(_more(monitor.world.spec.frame_shape)) if config.data is None else []
@@ -373,19 +379,19 @@ def _more(frame_shape: tuple[int, int, int]) -> Iterator[tuple[EpisodeStore, int
             yield store, most
 
 
-def _journal(config: Safety, world: World, stores: Sequence[EpisodeStore]) -> Journal:
+def _journal(config: SafetyConfig, world: World, stores: Sequence[EpisodeStore]) -> ResultsLog:
     """Where the finished pieces of just this trial are kept until it ends."""
     stamp = None if config.calibrate else _stamp(world)
     kept = {name: getattr(config, name) for name in ("chunks", "length", "calibrate", "seed")}
     settings = kept | {"weights": fingerprint(world.folder), "stores": [str(s.folder) for s in stores], "stamp": stamp}
     name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    return Journal(config.out / f"trial-{name}.jsonl", settings)
+    return ResultsLog(config.out / f"trial-{name}.jsonl", settings)
 
 
 def _stamp(world: World) -> str | None:
     """SHA-256 of the calibration in the world's folder."""
     path = None if world.folder is None else world.folder / SAFETY
-    return Entry.of(path).sha256 if path is not None and path.is_file() else None
+    return FileEntry.of(path).sha256 if path is not None and path.is_file() else None
 
 
 def _some(where: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
@@ -418,12 +424,12 @@ def _other_frames(stores: Sequence[EpisodeStore], world: World) -> tuple[np.ndar
 # -- what is told ------------------------------------------------------------------------------------------------------
 
 
-def _rows_caught(caught: Sequence[Caught], length: int) -> Iterator[Row]:
+def _rows_caught(caught: Sequence[DetectionResult], length: int) -> Iterator[Metric]:
     barred = [c for c in caught if c.fault.name != SMALL_PUSH]
     overall = _joined([c.after(length) for c in barred])
-    yield _row(overall, "caught", f"caught within {length} frames, all faults", Bar(least=95))
+    yield _row(overall, "caught", f"caught within {length} frames, all faults", Target(least=95))
     for c in caught:
-        bar = None if c.fault.name == SMALL_PUSH else Bar(least=95)
+        bar = None if c.fault.name == SMALL_PUSH else Target(least=95)
         yield _row(c.after(length), f"caught-{c.fault.name}", f"{c.fault.group}: {c.fault.told}", bar)
     yield _row(_joined([c.within(length) for c in barred]), "caught-in-chunk", "in the chunk it began in, all faults")
     for c in caught:
@@ -440,28 +446,28 @@ def _joined(parts: Sequence[Estimate]) -> Estimate:
     return wilson(round(sum(e.value * e.n for e in parts if e.n)), sum(e.n for e in parts))
 
 
-def _rows_clean(stores: Sequence[EpisodeStore], places: Places, clean: Clean) -> Iterator[Row]:
+def _rows_clean(stores: Sequence[EpisodeStore], places: Places, clean: FalseAlarmResult) -> Iterator[Metric]:
     any_alarm: np.ndarray = np.any(clean.alarms, axis=1, keepdims=True)[:, 0]
-    yield _row(_share(any_alarm), "false-alarms", "false alarms, of clean chunks", Bar(most=1))
+    yield _row(_share(any_alarm), "false-alarms", "false alarms, of clean chunks", Target(most=1))
     for s, store in enumerate(stores):
         mine = places.where[:, 0] == s
         label = f"false alarms in {store.folder.name}"
-        yield _row(_share(any_alarm[mine]), f"false-alarms-{store.folder.name}", label, Bar(most=1))
-    for i, name in enumerate(Evidence.NAMES):
+        yield _row(_share(any_alarm[mine]), f"false-alarms-{store.folder.name}", label, Target(most=1))
+    for i, name in enumerate(AnomalyScores.NAMES):
         yield _row(_share(clean.alarms[:, i]), f"false-alarms-{name}", f"false alarms for what is {name}")
-    yield _row(_share(clean.refused), "refused", "clean chunks refused in imagination as too doubtful", Bar(most=1))
+    yield _row(_share(clean.refused), "refused", "clean chunks refused in imagination as too doubtful", Target(most=1))
 
 
 def _share(happened: np.ndarray) -> Estimate:
     return wilson(int(happened.sum()), len(happened))
 
 
-def _row(estimate: Estimate, key: str, label: str, bar: Bar | None = None) -> Row:
+def _row(estimate: Estimate, key: str, label: str, bar: Target | None = None) -> Metric:
     value, low, high = (100 * x for x in (estimate.value, estimate.low, estimate.high))
-    return Row(key, label, value, "%", low=low, high=high, n=estimate.n, bar=bar)
+    return Metric(key, label, value, "%", low=low, high=high, n=estimate.n, bar=bar)
 
 
-def _draw(path: Path, title: str, caught: Sequence[Caught], length: int) -> Path:
+def _draw(path: Path, title: str, caught: Sequence[DetectionResult], length: int) -> Path:
     """The share caught by frames since the fault began, a line per fault."""
     from matplotlib.figure import Figure
 

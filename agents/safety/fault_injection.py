@@ -18,7 +18,7 @@ HELD = WALLS[0] - WALL_GIVES
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
+class FaultScene:
     """What would happen without a fault: frames uint8 ``(k + 1, h, w, 3)``, actions ``(k, a)``, states ``(k + 1, s)``."""
 
     frames: np.ndarray
@@ -34,10 +34,10 @@ class Fault:
     name: str
     group: str
     told: str
-    happen: Callable[[Scene, int, np.random.Generator, PushTRealEnv], np.ndarray]
+    happen: Callable[[FaultScene, int, np.random.Generator, PushTRealEnv], np.ndarray]
 
 
-def visible(scene: Scene, at: int, frames: np.ndarray) -> bool:
+def visible(scene: FaultScene, at: int, frames: np.ndarray) -> bool:
     """Whether ``frames``, those of some steps from ``at`` on, differ from the scene's by more than VISIBLE grey levels anywhere."""
     return bool(np.abs(frames.astype(np.int16) - scene.frames[at : at + len(frames)]).max() > VISIBLE)
 
@@ -84,7 +84,7 @@ def push_block(state: np.ndarray, units: float, rng: np.random.Generator) -> np.
 
 
 def _pushed(units: float) -> Callable[..., np.ndarray]:
-    def happen(scene: Scene, at: int, rng: np.random.Generator, env: PushTRealEnv) -> np.ndarray:
+    def happen(scene: FaultScene, at: int, rng: np.random.Generator, env: PushTRealEnv) -> np.ndarray:
         return replay(env, push_block(scene.states[at], units, rng), scene.actions[at:])
 
     return happen
@@ -93,7 +93,7 @@ def _pushed(units: float) -> Callable[..., np.ndarray]:
 def _shifted(change: Callable[[np.ndarray, np.random.Generator], np.ndarray]) -> Callable[..., np.ndarray]:
     """From action ``at - 1`` on, other actions reach the robot than those planned."""
 
-    def happen(scene: Scene, at: int, rng: np.random.Generator, env: PushTRealEnv) -> np.ndarray:
+    def happen(scene: FaultScene, at: int, rng: np.random.Generator, env: PushTRealEnv) -> np.ndarray:
         begin = at - 1
         return replay(env, scene.states[begin], change(scene.actions[begin:], rng))[1:]
 
@@ -106,7 +106,7 @@ def _offset(actions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _turned(turn: Callable[[np.ndarray], np.ndarray]) -> Callable[..., np.ndarray]:
-    def happen(scene: Scene, at: int, rng: np.random.Generator, env: PushTRealEnv) -> np.ndarray:
+    def happen(scene: FaultScene, at: int, rng: np.random.Generator, env: PushTRealEnv) -> np.ndarray:
         return turn(scene.frames[at:])
 
     return happen
@@ -115,12 +115,12 @@ def _turned(turn: Callable[[np.ndarray], np.ndarray]) -> Callable[..., np.ndarra
 def _replaced(frames: np.ndarray) -> Callable[..., np.ndarray]:
     """Another camera: it shows ``frames`` from a random one on, one after the other."""
 
-    def happen(scene: Scene, at: int, rng: np.random.Generator, env: PushTRealEnv) -> np.ndarray:
+    def happen(scene: FaultScene, at: int, rng: np.random.Generator, env: PushTRealEnv) -> np.ndarray:
         begin = int(rng.integers(len(frames)))
         return frames[(begin + np.arange(len(scene.frames) - at)) % len(frames)]
 
     return happen
 
 
-def _frozen(scene: Scene, at: int, rng: np.random.Generator, env: PushTRealEnv) -> np.ndarray:
+def _frozen(scene: FaultScene, at: int, rng: np.random.Generator, env: PushTRealEnv) -> np.ndarray:
     return np.repeat(scene.frames[at - 1 : at], len(scene.frames) - at, 0)

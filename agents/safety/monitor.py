@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from neuralsim.agents.heads.chunk_policy import Seen
-from neuralsim.agents.safety.anomaly_detector import Evidence, Mismatch, Watched
+from neuralsim.agents.heads.chunk_policy import ObservationHistory
+from neuralsim.agents.safety.anomaly_detector import AnomalyDetector, AnomalyScores, Watched
 from neuralsim.agents.safety.limits import Limits, keep_limits, pusht_limits
-from neuralsim.agents.safety.transition_classifier import WINDOW, Steps
+from neuralsim.agents.safety.transition_classifier import WINDOW, Transitions
 from neuralsim.models.action_encoding import encode_actions
 from neuralsim.noise import Noise
 from neuralsim.pretrained.world import World
 from neuralsim.task import View, inference
 from neuralsim.world_model import State, WorldModel, stack_time
 
-__all__ = ["Dream", "Foresight", "Limits", "Rule", "SafetyMonitor", "Verdict", "pusht_limits"]
+__all__ = ["ImaginedChunk", "ImaginedFeatures", "Limits", "Rule", "SafetyMonitor", "Verdict", "pusht_limits"]
 
 TOLD = {
     "grown": "what is seen has drifted from what was imagined",
@@ -70,7 +70,7 @@ class Rule:
 
 
 @dataclass(frozen=True, eq=False)
-class Dream:
+class ImaginedFeatures:
     """Chunks as they were dreamt, from step 0 (the encoded frame) on: features ``(b, k + 1, d)`` and doubts ``(b, k + 1)``."""
 
     features: np.ndarray
@@ -78,10 +78,10 @@ class Dream:
 
 
 @dataclass(frozen=True, eq=False)
-class Foresight:
+class ImaginedChunk:
     """What was imagined of a chunk: the dream (one row), the actions ``(k, a)`` as they would be sent, and the verdict."""
 
-    dream: Dream
+    dream: ImaginedFeatures
     actions: np.ndarray
     verdict: Verdict
 
@@ -101,7 +101,7 @@ class SafetyMonitor:
     world: World
     limits: Limits
     rules: Sequence[Rule | Callable[[View], Any]] = ()
-    mismatch: Mismatch | None = None
+    mismatch: AnomalyDetector | None = None
     uncertainty: float | None = None
     seed: int = 0
     _known: Callable[[bytes], State] = field(init=False, repr=False, compare=False)
@@ -118,7 +118,7 @@ class SafetyMonitor:
                     f"limits: {sorted(unknown)} are no states that world {self.world.spec.name!r} tells ({told})"
                 )
         if self.mismatch is None and self.world.folder is not None:
-            object.__setattr__(self, "mismatch", Mismatch.load(self.world.folder, self.model.feature_size))
+            object.__setattr__(self, "mismatch", AnomalyDetector.load(self.world.folder, self.model.feature_size))
         object.__setattr__(self, "_known", functools.lru_cache(maxsize=2 * WINDOW)(self._know))
         if self.uncertainty is None:
             threshold = float(getattr(self.model, "uncertainty_threshold", float("inf")))
@@ -142,16 +142,16 @@ class SafetyMonitor:
         :func:`neuralsim.agents.safety.limits.keep_limits`."""
         return keep_limits(self.world.spec, self.limits, action, previous, place)
 
-    def imagine(self, seen: Seen, chunk: np.ndarray) -> Foresight:
+    def imagine(self, seen: ObservationHistory, chunk: np.ndarray) -> ImaginedChunk:
         """Dream ``chunk`` ``(k, a)``, as the limits let it through, from the newest frame of ``seen`` (one row) on."""
         if len(seen) != 1:
             raise ValueError(f"imagine: expected one row, got {len(seen)}")
         actions = self._as_sent(seen, np.asarray(chunk))
         dream, states = self.dream(seen, actions[None])
         rows = states.map(lambda x: x[0])
-        return Foresight(dream, actions, Verdict.of(self._against(View(self.model, rows), dream)))
+        return ImaginedChunk(dream, actions, Verdict.of(self._against(View(self.model, rows), dream)))
 
-    def compare(self, foresight: Foresight, step: int, seen: Seen) -> Verdict:
+    def compare(self, foresight: ImaginedChunk, step: int, seen: ObservationHistory) -> Verdict:
         """Whether the newest frame of ``seen`` (one row), seen after ``step`` actions of the chunk, is what was imagined.
 
         The frame before it, where ``seen`` has one, tells a jump from slow growth, and a frozen camera."""
@@ -169,7 +169,7 @@ class SafetyMonitor:
         )
         return self._judge(watched, step - 1)
 
-    def _alone(self, foresight: Foresight, step: int, seen: Seen) -> Verdict:
+    def _alone(self, foresight: ImaginedChunk, step: int, seen: ObservationHistory) -> Verdict:
         """A frame without the one before it: how strange it is, and how far from what was imagined."""
         features, strange = self.encode(seen)
         reasons = self._unknown(float(strange[0]))
@@ -188,10 +188,10 @@ class SafetyMonitor:
             return Verdict.of(self._unknown(float(watched.strange[0, -1])) + frozen)
         return Verdict.of(self._reasons(self.mismatch.evidence(watched, first)))
 
-    def _reasons(self, evidence: Evidence) -> list[str]:
+    def _reasons(self, evidence: AnomalyScores) -> list[str]:
         assert self.mismatch is not None
         told = []
-        for name in Evidence.NAMES:
+        for name in AnomalyScores.NAMES:
             value, limit = float(getattr(evidence, name)[0, -1]), self.mismatch.limit(name)
             if value > limit:
                 told.append(f"{TOLD[name]} ({value:.3g}, limit {limit:.3g})")
@@ -205,13 +205,15 @@ class SafetyMonitor:
     # -- what calibration asks too
 
     @torch.inference_mode()
-    def encode(self, seen: Seen) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, seen: ObservationHistory) -> tuple[np.ndarray, np.ndarray]:
         """Features ``(b, d)`` of the newest frames, and how strange these frames are ``(b,)``."""
         with inference(self.model.device, torch.float32):
             state = self._encoded(seen)
             return self.model.features(state).float().cpu().numpy(), self.model.uncertainty(state).float().cpu().numpy()
 
-    def look(self, seen: Seen, last: int, stepwise: bool) -> tuple[np.ndarray, np.ndarray, Steps | None]:
+    def look(
+        self, seen: ObservationHistory, last: int, stepwise: bool
+    ) -> tuple[np.ndarray, np.ndarray, Transitions | None]:
         """Of the ``last`` frames of ``seen``: features ``(b, last, d)``, how strange they are ``(b, last)``, and where ``stepwise`` the
         steps between them, each dreamt from the one frame and held against the next."""
         frames, actions = seen.frames, seen.actions
@@ -222,7 +224,9 @@ class SafetyMonitor:
             ):  # while a robot is driven; it is asked again of all but the newest
                 state = stack_time([self._known(frame.tobytes()) for frame in frames[0, -last:]])
             else:
-                state = stack_time([self._encoded(Seen(frames[:, :end], actions[:, : end - 1])) for end in ends])
+                state = stack_time(
+                    [self._encoded(ObservationHistory(frames[:, :end], actions[:, : end - 1])) for end in ends]
+                )
             rows = state.map(lambda x: x.flatten(0, 1))
             features, strange = (
                 read(rows).float().cpu().numpy().reshape(len(frames), last, *tail)
@@ -236,9 +240,11 @@ class SafetyMonitor:
     def _know(self, frame: bytes) -> State:
         """The state of one frame alone."""
         spec = self.world.spec
-        return self._encoded(Seen.first(np.frombuffer(frame, np.uint8).reshape(1, *spec.frame_shape), spec))
+        return self._encoded(
+            ObservationHistory.first(np.frombuffer(frame, np.uint8).reshape(1, *spec.frame_shape), spec)
+        )
 
-    def _steps(self, state: State, actions: np.ndarray, features: np.ndarray, same: np.ndarray) -> Steps:
+    def _steps(self, state: State, actions: np.ndarray, features: np.ndarray, same: np.ndarray) -> Transitions:
         """The steps of ``actions`` ``(b, t - 1, a)`` between states ``(b, t, ...)``."""
         b, n = actions.shape[:2]
         plan = torch.tensor(np.ascontiguousarray(actions), device=self.model.device).flatten(0, 1)
@@ -250,7 +256,7 @@ class SafetyMonitor:
             return tensor.float().cpu().numpy().reshape(b, -1, *tensor.shape[1:])
 
         readings = told(self.model.read_state(state.map(lambda x: x.flatten(0, 1))))
-        return Steps(
+        return Transitions(
             features[:, :-1],
             told(self.model.features(after)),
             told(encode_actions(self.world.spec, plan)),
@@ -261,7 +267,7 @@ class SafetyMonitor:
             same,
         )
 
-    def dream(self, seen: Seen, chunks: np.ndarray) -> tuple[Dream, Any]:
+    def dream(self, seen: ObservationHistory, chunks: np.ndarray) -> tuple[ImaginedFeatures, Any]:
         """``chunks`` ``(b, k, a)`` as they are dreamt, and the states after each action, their tensors ``(b, k, ...)``."""
         plan = torch.tensor(self.world.spec.check_actions(chunks), device=self.model.device)
         noise = Noise.from_seeds([self.seed] * len(seen), self.model.device)
@@ -273,9 +279,9 @@ class SafetyMonitor:
                 torch.stack([read(s).float() for s in each], 1).cpu().numpy()
                 for read in (self.model.features, self.model.uncertainty)
             )
-        return Dream(features, doubts), states
+        return ImaginedFeatures(features, doubts), states
 
-    def _encoded(self, seen: Seen) -> State:
+    def _encoded(self, seen: ObservationHistory) -> State:
         """The model's state after ``seen``, of which it reads as much as its own context."""
         frames = seen.frames[:, -self.world.spec.context :]
         actions = seen.actions[:, seen.actions.shape[1] - (frames.shape[1] - 1) :]
@@ -286,7 +292,7 @@ class SafetyMonitor:
 
     # -- imagining
 
-    def _as_sent(self, seen: Seen, chunk: np.ndarray) -> np.ndarray:
+    def _as_sent(self, seen: ObservationHistory, chunk: np.ndarray) -> np.ndarray:
         """``chunk`` with the limits of speed, share and change kept; those of position need a place, which is known on the robot."""
         spec = self.world.spec
         if chunk.ndim != 2 or chunk.shape[1] != spec.action_size or not len(chunk):
@@ -297,7 +303,7 @@ class SafetyMonitor:
             sent.append(before)
         return np.stack(sent)
 
-    def _against(self, view: View, dream: Dream) -> list[str]:
+    def _against(self, view: View, dream: ImaginedFeatures) -> list[str]:
         """What speaks against a dream whose steps are the rows of ``view``."""
         reasons: list[str] = []
         finite = np.isfinite(dream.features[0, 1:]).all(1) & np.isfinite(dream.doubts[0, 1:])

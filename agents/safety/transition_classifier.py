@@ -35,7 +35,7 @@ FROZEN = "all"
 
 
 @dataclass(frozen=True, eq=False)
-class Steps:
+class Transitions:
     """Single steps: the features ``before`` and those ``expected`` after ``actions`` ``(..., w)``, ``(..., d)`` each; the same as readings
     of the state, ``was``, ``would`` and ``seen`` (what was really seen then), ``(..., s)`` each; ``doubts`` ``(...)`` of the expected;
     ``same`` ``(...)``: whether the frame after it is the very frame before it."""
@@ -64,7 +64,7 @@ class Steps:
 
 
 @dataclass(frozen=True, eq=False)
-class Witness:
+class TransitionClassifier:
     """names: of the readings. spread ``(s,)``: their standard deviations. mean and scale: of the network's inputs; layers: its weights
     ``(i, o)`` and biases ``(o,)``, one output per fault (see ``faults``). limits ``(2, faults)``: what of the sums over one and over
     WINDOW steps is too much."""
@@ -82,7 +82,9 @@ class Witness:
         return (*_things(self.names), FROZEN)
 
     @classmethod
-    def fit(cls, names: Sequence[str], steps: Steps, seed: int = 0, tick: Callable[[int], None] | None = None) -> Self:
+    def fit(
+        cls, names: Sequence[str], steps: Transitions, seed: int = 0, tick: Callable[[int], None] | None = None
+    ) -> Self:
         """From clean ``steps`` ``(n, ...)``; ``limits`` are still infinite. ``tick`` is told of training done, TRAINING in all."""
         rng = np.random.default_rng([seed, 5])
         moving = ~steps.same.astype(bool)
@@ -115,14 +117,14 @@ class Witness:
         layers = tuple((_short(one.weight.T), _short(one.bias)) for one in linear)
         return replace(bare, mean=_short(torch.tensor(mean)), scale=_short(torch.tensor(scale)), layers=layers)
 
-    def odds(self, steps: Steps) -> np.ndarray:
+    def odds(self, steps: Transitions) -> np.ndarray:
         """``(..., faults)``: the log odds of each fault in each of ``steps``."""
         x = (self._inputs(steps) - self.mean) / self.scale
         for k, (weight, bias) in enumerate(self.layers):
             x = (x / (1 + np.exp(-x.clip(-60, 60))) if k else x) @ weight + bias
         return x
 
-    def sums(self, steps: Steps) -> np.ndarray:
+    def sums(self, steps: Transitions) -> np.ndarray:
         """``(n, k, 2, faults)`` of ``steps`` ``(n, k, ...)`` that follow each other: the odds, and their sum over the last WINDOW. What was
         before the first counts as nothing wrong."""
         odds = self.odds(steps)
@@ -148,7 +150,7 @@ class Witness:
         ):
             raise ValueError("numbers that are not finite, or scales that are not above 0")
 
-    def _inputs(self, steps: Steps) -> np.ndarray:
+    def _inputs(self, steps: Transitions) -> np.ndarray:
         unit = self.spread / 100  # Push-T's: about a unit of the workspace, a degree of the angle
         off = self._between(steps.would, steps.seen) / unit
         moved = self._between(steps.was, steps.seen) / unit
@@ -175,7 +177,7 @@ class Witness:
         way = other.astype(np.float64) - one
         return np.where(_angles(self.names), (way + np.pi) % (2 * np.pi) - np.pi, way)
 
-    def _faulty(self, steps: Steps, fault: str, rng: np.random.Generator) -> Steps:
+    def _faulty(self, steps: Transitions, fault: str, rng: np.random.Generator) -> Transitions:
         """``steps`` with ``fault``: a thing moved along a random direction of some of its readings, or nothing moved."""
         if fault == FROZEN:
             return replace(steps, seen=steps.was, same=np.ones_like(steps.same))

@@ -1,4 +1,4 @@
-"""RemotePolicy: a policy that another process serves (``neuralsim serve``), as a ChunkPolicy here."""
+"""PolicyClient: a policy that another process serves (``neuralsim serve``), as a ChunkPolicy here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from neuralsim.agents.heads.chunk_policy import Seen
+from neuralsim.agents.heads.chunk_policy import ObservationHistory
 from neuralsim.envs.robots.wire import pack, unpack
 from neuralsim.runtime.robot_extra import robot_extra
 from neuralsim.spec import WorldSpec
@@ -24,7 +24,7 @@ SAME = ("world", "chunk", "policy")
 """What a server must still say when a connection is made anew."""
 
 
-class RemotePolicy:
+class PolicyClient:
     """The policy served at ``address`` (``host:port``, or ``ws://...``). Each request carries its whole history, so nothing is lost
     with a connection: one that breaks is made anew, once per request and for ``patience`` seconds. Rows of a batch go over
     connections of their own, and the server answers them together.
@@ -52,7 +52,9 @@ class RemotePolicy:
                 f"{self.uri}: expected a policy of NeuralSim; its server tells {told} ({error})"
             ) from error
 
-    def propose(self, seen: Seen, seeds: Sequence[int], prefix: np.ndarray | None = None) -> np.ndarray:
+    def predict_action_chunk(
+        self, seen: ObservationHistory, seeds: Sequence[int], prefix: np.ndarray | None = None
+    ) -> np.ndarray:
         """See ChunkPolicy."""
         questions = [
             {
@@ -79,7 +81,7 @@ class RemotePolicy:
         for i in range(len(self._links)):
             self._drop(i)
 
-    def __enter__(self) -> RemotePolicy:
+    def __enter__(self) -> PolicyClient:
         return self
 
     def __exit__(

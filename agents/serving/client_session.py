@@ -10,22 +10,22 @@ from typing import Any
 import numpy as np
 
 from neuralsim.action_units import to_units
-from neuralsim.agents.serving.batcher import Answer, Batcher
+from neuralsim.agents.serving.batcher import BatchResult, DynamicBatcher
 from neuralsim.agents.serving.request import PolicyRequest, RequestReader, asks_anew, session_of
 from neuralsim.agents.serving.session_history import SessionHistory
-from neuralsim.agents.serving.statistics import Tally, percentile
+from neuralsim.agents.serving.statistics import ServerStatistics, percentile
 from neuralsim.envs.robots.wire import pack, unpack
 
 
-class Conversation:
+class ClientSession:
     """Keeps the client's history, and gives ``say`` a line for each of its episodes; ``seed`` is that of an episode's first chunk."""
 
     def __init__(
         self,
         name: str,
         reader: RequestReader,
-        batcher: Batcher,
-        tally: Tally,
+        batcher: DynamicBatcher,
+        tally: ServerStatistics,
         say: Callable[[str], None],
         seed: int = 0,
     ) -> None:
@@ -74,7 +74,7 @@ class Conversation:
             self.say(f"{self.name} episode {self.history.episode}: {told}")
         self._times = []
 
-    async def _ask(self, request: PolicyRequest, gone: asyncio.Future[Any]) -> Answer | None:
+    async def _ask(self, request: PolicyRequest, gone: asyncio.Future[Any]) -> BatchResult | None:
         """The policy's answer to the newest of the history. Who goes while waiting is never worked on."""
         assert self.history.seen is not None
         seed = self.history.seed(self.seed) if request.seed is None else request.seed
@@ -85,7 +85,7 @@ class Conversation:
         finally:
             answer.cancel()
 
-    def _full(self, actions: np.ndarray, took: float, answer: Answer) -> dict[str, Any]:
+    def _full(self, actions: np.ndarray, took: float, answer: BatchResult) -> dict[str, Any]:
         """openpi's reply. Clients cut every array in it along its first axis, so there is none but the actions."""
         timing = {"infer_ms": took}
         if self._last_total is not None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from neuralsim.agents.heads.chunk_policy import ChunkPolicy
+from neuralsim.agents.heads.chunk_policy import ActionChunkPolicy
 from neuralsim.agents.serving.request import RequestReader
-from neuralsim.data.images import FrameFit
+from neuralsim.data.images import ImageResizer
 
 
 @dataclass(frozen=True)
-class Manner:
+class ProtocolOptions:
     """``normalized``: actions in the world's own [-1, 1] instead of its units. ``announce``: all that is known, or only the six
     fields that strict RoboArena clients bear. ``fit``: how images of another aspect become frames; ``image_key``: where the image is,
     if under no usual name; ``seed``: of each episode's first chunk."""
@@ -22,13 +22,13 @@ class Manner:
     image_key: str = ""
     seed: int = 0
 
-    def reader(self, policy: ChunkPolicy) -> RequestReader:
+    def reader(self, policy: ActionChunkPolicy) -> RequestReader:
         """What turns messages into requests to ``policy``."""
         spec = policy.spec
-        fit = FrameFit(spec.height, spec.width, self.fit)
+        fit = ImageResizer(spec.height, spec.width, self.fit)
         return RequestReader(spec, policy.chunk, fit, self.normalized, self.image_key)
 
-    def metadata(self, policy: ChunkPolicy, name: str) -> dict[str, Any]:
+    def metadata(self, policy: ActionChunkPolicy, name: str) -> dict[str, Any]:
         """What the server says first: RoboArena's PolicyServerConfig, then what is served and in which units."""
         spec = policy.spec
         config = {

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from neuralsim.action_units import from_units
-from neuralsim.data.images import FrameFit
+from neuralsim.data.images import ImageResizer
 from neuralsim.spec import WorldSpec
 
 FRAME_KEYS = (
@@ -46,7 +46,7 @@ class RequestReader:
 
     spec: WorldSpec
     chunk: int
-    fit: FrameFit
+    fit: ImageResizer
     normalized: bool = False
     key: str = ""
 

@@ -11,18 +11,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from neuralsim.agents.heads.chunk_policy import ChunkPolicy, Seen
-from neuralsim.agents.serving.protocol import Manner
+from neuralsim.agents.heads.chunk_policy import ActionChunkPolicy, ObservationHistory
+from neuralsim.agents.serving.protocol import ProtocolOptions
 from neuralsim.agents.serving.server import Listening, PolicyServer
 from neuralsim.data.episode import write_atomically
-from neuralsim.runtime.interrupt import Stopping
+from neuralsim.runtime.interrupt import GracefulInterrupt
 
 KEY = "NEURALSIM_API_KEY"
 """Environment variable that may hold the key: arguments can be read by everybody on a machine."""
 
 
 @dataclass(frozen=True)
-class Serve:
+class ServeConfig:
     """Serve a world's policy to robot clients (openpi's and RoboArena's protocols)."""
 
     world: str = "pusht"
@@ -76,12 +76,14 @@ class Serve:
         return place
 
     @property
-    def manner(self) -> Manner:
+    def manner(self) -> ProtocolOptions:
         """As the server takes it."""
-        return Manner(self.normalized, self.announce, self.fit, self.image_key, self.seed)
+        return ProtocolOptions(self.normalized, self.announce, self.fit, self.image_key, self.seed)
 
 
-def serve(config: Serve, say: Callable[[str], None] = print, policy: ChunkPolicy | None = None) -> dict[str, Any]:
+def serve(
+    config: ServeConfig, say: Callable[[str], None] = print, policy: ActionChunkPolicy | None = None
+) -> dict[str, Any]:
     """Serve until ctrl-C (or a polite kill); returns the figures. ``policy`` instead of the world's own.
 
     Raises ValueError for a world without such a policy or an open door without a key, OSError where the port is taken.
@@ -89,7 +91,7 @@ def serve(config: Serve, say: Callable[[str], None] = print, policy: ChunkPolicy
     place = config.listening
     acting = _find(config) if policy is None else policy
     warm(acting)
-    with Stopping() as stopping, PolicyServer(acting, place, config.manner, config.policy, say) as server:
+    with GracefulInterrupt() as stopping, PolicyServer(acting, place, config.manner, config.policy, say) as server:
         spec = acting.spec
         say(
             f"{server.uri} serves {config.policy!r} of world {spec.name!r}: {acting.chunk} actions at {spec.rate_hz:g} Hz"
@@ -111,13 +113,13 @@ def serve(config: Serve, say: Callable[[str], None] = print, policy: ChunkPolicy
     return figures
 
 
-def warm(policy: ChunkPolicy) -> None:
+def warm(policy: ActionChunkPolicy) -> None:
     """Ask once for nobody: the first forward of a model takes several times as long, and a broken one is found at once."""
     spec = policy.spec
-    policy.propose(Seen.first(np.zeros((1, *spec.frame_shape), np.uint8), spec), [0])
+    policy.predict_action_chunk(ObservationHistory.first(np.zeros((1, *spec.frame_shape), np.uint8), spec), [0])
 
 
-def _find(config: Serve) -> ChunkPolicy:
+def _find(config: ServeConfig) -> ActionChunkPolicy:
     from neuralsim.agents.heads.wam_policies import find_head
     from neuralsim.pretrained.world import open_world
 

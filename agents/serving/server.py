@@ -19,11 +19,11 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from neuralsim.agents.heads.chunk_policy import ChunkPolicy
-from neuralsim.agents.serving.batcher import Batcher
-from neuralsim.agents.serving.client_session import Conversation
-from neuralsim.agents.serving.protocol import Manner
-from neuralsim.agents.serving.statistics import Tally
+from neuralsim.agents.heads.chunk_policy import ActionChunkPolicy
+from neuralsim.agents.serving.batcher import DynamicBatcher
+from neuralsim.agents.serving.client_session import ClientSession
+from neuralsim.agents.serving.protocol import ProtocolOptions
+from neuralsim.agents.serving.statistics import ServerStatistics
 from neuralsim.envs.robots.wire import LARGEST, pack
 from neuralsim.runtime.robot_extra import robot_extra
 
@@ -70,15 +70,15 @@ class PolicyServer:
 
     def __init__(
         self,
-        policy: ChunkPolicy,
+        policy: ActionChunkPolicy,
         listening: Listening | None = None,
-        manner: Manner | None = None,
+        manner: ProtocolOptions | None = None,
         name: str = "policy",
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.policy, self.name, self.say = policy, name, say
-        self.listening, self.manner = listening or Listening(), manner or Manner()
-        self.tally = Tally()
+        self.listening, self.manner = listening or Listening(), manner or ProtocolOptions()
+        self.tally = ServerStatistics()
         self._reader = self.manner.reader(policy)
         self._open: set[ServerConnection] = set()
         self._ready = threading.Event()
@@ -126,7 +126,7 @@ class PolicyServer:
         from websockets.asyncio.server import serve
 
         place = self.listening
-        self._loop, self._stop, self._batcher = asyncio.get_running_loop(), asyncio.Event(), Batcher(self.policy)
+        self._loop, self._stop, self._batcher = asyncio.get_running_loop(), asyncio.Event(), DynamicBatcher(self.policy)
         try:
             listener = await serve(
                 self._serve,
@@ -175,7 +175,7 @@ class PolicyServer:
         self._open.add(connection)
         self.tally.clients += 1
         name, end = f"client {self.tally.clients}", "left"
-        client = Conversation(name, self._reader, self._batcher, self.tally, self.say, self.manner.seed)
+        client = ClientSession(name, self._reader, self._batcher, self.tally, self.say, self.manner.seed)
         gone = asyncio.ensure_future(connection.wait_closed())
         try:
             self.say(f"{name} connected from {_place(connection)}")

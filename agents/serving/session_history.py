@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from neuralsim.agents.heads.chunk_policy import Seen
+from neuralsim.agents.heads.chunk_policy import ObservationHistory
 from neuralsim.spec import WorldSpec
 
 STRIDE = 1_000_003
@@ -18,7 +18,7 @@ class SessionHistory:
     """``seen``, one row, of the episode under way (None before its first frame), under the client's ``session``; ``made`` chunks
     of it were asked for, and it is the client's ``episode``-th."""
 
-    seen: Seen | None = None
+    seen: ObservationHistory | None = None
     session: str | None = None
     made: int = 0
     episode: int = 0
@@ -35,14 +35,14 @@ class SessionHistory:
         the actions between them are known. None: nothing is known but the newest frame.
         """
         if done is None:
-            seen = Seen.first(frames[-1:], spec)
+            seen = ObservationHistory.first(frames[-1:], spec)
         elif self.seen is not None and len(done) == len(frames):
             seen = self.seen
             for action, frame in zip(done, frames, strict=True):
                 seen = seen.then(action[None], frame[None], spec.context)
         else:
             length = min(len(frames), len(done) + 1, spec.context)
-            seen = Seen(frames[None, -length:], done[None, len(done) - (length - 1) :])
+            seen = ObservationHistory(frames[None, -length:], done[None, len(done) - (length - 1) :])
         return SessionHistory(seen, self.session, self.made + 1, self.episode + (self.made == 0))
 
     def seed(self, first: int) -> int:

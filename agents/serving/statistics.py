@@ -13,7 +13,7 @@ KEPT = 100_000
 
 
 @dataclass
-class Tally:
+class ServerStatistics:
     """Counts, and milliseconds per request: ``infer`` from question to answer, ``model`` of the forward alone; ``rows`` answered by
     the same forward."""
 

@@ -13,7 +13,7 @@ from neuralsim.task import FunctionTask
 
 
 @dataclass(frozen=True)
-class Seen:
+class ImaginedFrame:
     """A frame uint8 ``(h, w, 3)`` and what the model reads of it: reward, probability of an end (each NaN where it reads none), the
     true state ``(s,)`` as it takes it to be (empty where it tells none), and how unsure it is."""
 
@@ -24,7 +24,7 @@ class Seen:
     doubt: float
 
 
-class Dream:
+class ImaginedWorld:
     """A World's model dreaming from the World's own starts; a ValueError where it has none."""
 
     def __init__(self, world: World, precision: str = "auto") -> None:
@@ -54,7 +54,7 @@ class Dream:
         """One step with ``action`` ``(a,)``."""
         self._dreams.step(action[None])
 
-    def look(self) -> Seen:
+    def look(self) -> ImaginedFrame:
         """What there is to see now."""
         view, heads = self._dreams.view, self._dreams.model.head_names
         reward, end = (float(view.read(head)[0]) if head in heads else np.nan for head in ("reward", "terminated"))
@@ -62,7 +62,7 @@ class Dream:
             states = view.world_state[0].double().cpu().numpy()
         except TypeError:  # it tells none
             states = np.zeros(0)
-        return Seen(self._dreams.frames()[0], reward, end, states, float(self._dreams.uncertainty()[0]))
+        return ImaginedFrame(self._dreams.frames()[0], reward, end, states, float(self._dreams.uncertainty()[0]))
 
     def features(self) -> np.ndarray:
         """float32 ``(d,)``."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from neuralsim.agents.teleop.keyboard import GENTLE_SCALE, ChoiceKeyboard, Keyboard
+from neuralsim.agents.teleop.keyboard import GENTLE_SCALE, DiscreteKeyboard, Keyboard
 from neuralsim.spec import WorldSpec
 
 PAIRS = (("left", "right"), ("down", "up"), ("j", "l"), ("k", "i"), ("f", "h"), ("g", "t"))
@@ -41,7 +41,7 @@ def layout(spec: WorldSpec) -> dict[str, tuple[int, float]]:
     return keys
 
 
-class Steering(Keyboard):
+class BoxKeyboard(Keyboard):
     """Held keys as an action ``(a,)`` of any world of quantities; see :func:`layout`. Without a key the action is the world's
     rest; ``gentle`` goes a third of the way. ``ramp``: seconds that an action takes from the middle of its range to an end of it,
     or back; 0: it is there at once."""
@@ -68,7 +68,7 @@ class Steering(Keyboard):
         return np.clip(action, -1, 1)
 
 
-class ChoicePairs(Keyboard):
+class MultiDiscreteKeyboard(Keyboard):
     """Held keys in a world of several choices at once, ``(a,)``: each dimension rests at choice 0, and has a key for choice 1 and one
     for choice 2, as far as there are keys. Dimensions beyond them, and further choices, are for policies."""
 
@@ -97,17 +97,17 @@ def keyboard_for(
     """Keys for the world, and what each does, in words. ``labels`` name its choices, where it has choices; two or three without
     a name are taken for left and right. ramp: see Steering."""
     if spec.discrete and spec.action_size > 1:
-        pairs = ChoicePairs(spec)
+        pairs = MultiDiscreteKeyboard(spec)
         return pairs, tuple((key, f"{spec.action_names[i]} {choice}") for key, (i, choice) in pairs.layout.items())
     if not spec.discrete:
-        steering = Steering(spec, ramp)
+        steering = BoxKeyboard(spec, ramp)
         return steering, tuple(
             (key, f"{spec.action_names[i]} {'+' if target > 0 else '-'}")
             for key, (i, target) in steering.layout.items()
         )
     count = spec.action_choices[0]
     names = tuple(labels) or GUESSED.get(count, ())
-    choices = ChoiceKeyboard(spec, names)
+    choices = DiscreteKeyboard(spec, names)
     said = names or tuple(f"choice {k}" for k in range(count))
     return choices, tuple(
         (str(k), name.lower() + (" (rest)" if k == choices.rest else "")) for k, name in enumerate(said)

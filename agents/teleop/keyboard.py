@@ -124,7 +124,7 @@ class Keyboard:
         return self.serial
 
 
-class ChoiceKeyboard(Keyboard):
+class DiscreteKeyboard(Keyboard):
     """Keys for a world with one dimension of choices: digits take the choice of that number, and directions the one whose label
     names them, if ``labels`` (one per choice) are known. Of several keys the newest counts, unless a label names all of them.
 

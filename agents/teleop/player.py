@@ -22,16 +22,16 @@ import numpy as np
 import pygame
 
 from neuralsim.agents.policies.policy import load_driver
-from neuralsim.agents.teleop.imagined_world import Dream
+from neuralsim.agents.teleop.imagined_world import ImaginedWorld
 from neuralsim.agents.teleop.key_bindings import PAIRS
 from neuralsim.agents.teleop.keyboard import DIGITS, DIRECTIONS, GENTLE, Keyboard
 from neuralsim.agents.teleop.legend import keys_and_legend
 from neuralsim.agents.teleop.recorder import Recorder
-from neuralsim.agents.teleop.reference_env import Twin, find_twin
+from neuralsim.agents.teleop.reference_env import ReferenceEnv, find_reference_env
 from neuralsim.agents.teleop.scripted_keys import ScriptEvent, post, press, read_script, restless_hand
-from neuralsim.agents.teleop.session import REWIND_SECONDS, Moment, Session
-from neuralsim.agents.teleop.step_thread import Worker
-from neuralsim.agents.teleop.timing import KeyToFrame, Rate
+from neuralsim.agents.teleop.session import REWIND_SECONDS, Session, SessionFrame
+from neuralsim.agents.teleop.step_thread import StepThread
+from neuralsim.agents.teleop.timing import InputLatency, Rate
 from neuralsim.agents.teleop.window import Status, Window
 from neuralsim.data.episode import write_atomically
 from neuralsim.pretrained.world import open_world
@@ -62,7 +62,7 @@ PUSHT_FPS = 15.0
 
 
 @dataclass(frozen=True)
-class Play:
+class PlayConfig:
     """Play a learned world with the keyboard, beside the true simulator where there can be one."""
 
     world: str = "pusht"
@@ -133,15 +133,20 @@ class Player:
     """Joins session, window, keys and recorder; ``run_live`` and ``run_headless`` are its two clocks."""
 
     def __init__(
-        self, config: Play, session: Session, window: Window, recorder: Recorder, script: Sequence[ScriptEvent] = ()
+        self,
+        config: PlayConfig,
+        session: Session,
+        window: Window,
+        recorder: Recorder,
+        script: Sequence[ScriptEvent] = (),
     ) -> None:
         self.config, self.session, self.window, self.recorder = config, session, window, recorder
         self.moment = session.moment
         self.done = False
         self.steps = self.human_steps = self.frames = 0
-        self.world_rate, self.window_rate, self.latency = Rate(), Rate(), KeyToFrame()
+        self.world_rate, self.window_rate, self.latency = Rate(), Rate(), InputLatency()
         self._script = list(script)
-        self._worker: Worker | None = None
+        self._worker: StepThread | None = None
         self._down: set[int] = set()
         self._help = False
         self._message, self._message_until = "", 0.0
@@ -158,7 +163,7 @@ class Player:
     def run_live(self) -> None:
         """Play in real time until somebody quits."""
         wake = pygame.event.custom_type()
-        self._worker = Worker(self.session, self.fps, lambda: post(pygame.event.Event(wake)))
+        self._worker = StepThread(self.session, self.fps, lambda: post(pygame.event.Event(wake)))
         self._begin = time.perf_counter()
         benchmark = self.config.benchmark
         let_go = self._begin + benchmark * (1 - FLAT_OUT_SHARE) if benchmark > 0 else float("inf")
@@ -281,7 +286,7 @@ class Player:
         elif event.type == pygame.KEYDOWN:
             self._command(event.key)
 
-    def absorb(self, moment: Moment) -> None:
+    def absorb(self, moment: SessionFrame) -> None:
         """Take note of a new Moment."""
         last, self.moment = self.moment, moment
         if moment.take == last.take and moment.step == last.step + 1:
@@ -384,7 +389,7 @@ class Player:
             self._worker.ask(call)
             return
         moment = call(self.session)
-        if isinstance(moment, Moment):
+        if isinstance(moment, SessionFrame):
             self.absorb(moment)
 
     def _toggle_recording(self) -> None:
@@ -404,7 +409,7 @@ class Player:
         self._message, self._message_until = message, self._clock() + MESSAGE_SECONDS
 
 
-def play(config: Play) -> PlayReport:
+def play(config: PlayConfig) -> PlayReport:
     """Open the world and play it until somebody quits; recordings are kept however it ends."""
     if config.headless and config.script is None and config.benchmark <= 0:
         raise ValueError("--headless has no keyboard: give it --script 'SECONDS down KEY; ...' or --benchmark SECONDS")
@@ -416,7 +421,7 @@ def play(config: Play) -> PlayReport:
     if config.script is not None:
         script = read_script(config.script)
     no_screen = sys.platform.startswith("linux") and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)
-    dream = Dream(open_world(config.world, config.device), config.precision)
+    dream = ImaginedWorld(open_world(config.world, config.device), config.precision)
     twin, untrue = _twin(dream)
     keyboard, legend = keys_and_legend(dream.spec, dream.state_names, untrue)
     if config.benchmark > 0:
@@ -445,10 +450,10 @@ def play(config: Play) -> PlayReport:
     return report
 
 
-def _twin(dream: Dream) -> tuple[Twin | None, str]:
+def _twin(dream: ImaginedWorld) -> tuple[ReferenceEnv | None, str]:
     """The truth beside ``dream``, or in words why there is none."""
     try:
-        return find_twin(dream.spec, dream.starts), ""
+        return find_reference_env(dream.spec, dream.starts), ""
     except ValueError as error:
         return None, f"No truth beside it: {error}."
 
@@ -460,7 +465,7 @@ def _hand(keyboard: Keyboard, spec: WorldSpec) -> tuple[int, ...]:
     return tuple(codes[name] for name in choices[:4])
 
 
-def tell(report: PlayReport, config: Play) -> None:
+def tell(report: PlayReport, config: PlayConfig) -> None:
     """Print the report where nobody watched, and the recordings' places always."""
     if config.json is not None:
         config.json.parent.mkdir(parents=True, exist_ok=True)

@@ -19,21 +19,21 @@ import numpy as np
 import pygame
 
 from neuralsim.agents.policies.gym_collector import gym_collector
-from neuralsim.agents.policies.registry import COLLECTORS, Collector, find_collector
+from neuralsim.agents.policies.registry import SCRIPTED_POLICIES, ScriptedPolicies, find_scripted_policies
 from neuralsim.agents.teleop.key_bindings import keyboard_for
 from neuralsim.agents.teleop.keyboard import Keyboard
 from neuralsim.agents.teleop.player import NAMES, dummy_screen, stop_on_signals
 from neuralsim.agents.teleop.record_window import RecordWindow, Told
 from neuralsim.agents.teleop.scripted_keys import ScriptEvent, press, read_script
-from neuralsim.agents.teleop.take import Take
+from neuralsim.agents.teleop.take import ManualEpisode
 from neuralsim.data.episode import EpisodeStore, write_atomically
-from neuralsim.envs.gym_adapter.env import GymWorld
+from neuralsim.envs.gym_adapter.env import GymEnvConfig
 
 MESSAGE_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
-class Record:
+class RecordConfig:
     """Drive a true world by the keyboard and keep the episodes."""
 
     real: str
@@ -82,12 +82,12 @@ class Record:
         self.collector.spec(self.size)  # says what sizes there are
 
     @property
-    def collector(self) -> Collector:
+    def collector(self) -> ScriptedPolicies:
         """The true world as episodes are made of it."""
-        if self.real in COLLECTORS:
-            return find_collector(self.real)
+        if self.real in SCRIPTED_POLICIES:
+            return find_scripted_policies(self.real)
         names = ("real", "env_kwargs", "frames", "fit", "repeat", "rate", "action_names")
-        return gym_collector(GymWorld(*(getattr(self, name) for name in names)))
+        return gym_collector(GymEnvConfig(*(getattr(self, name) for name in names)))
 
     @property
     def folder(self) -> Path:
@@ -113,7 +113,7 @@ class RecordPlayer:
 
     def __init__(
         self,
-        config: Record,
+        config: RecordConfig,
         env: gym.Env[np.ndarray, Any],
         keyboard: Keyboard,
         window: RecordWindow,
@@ -223,10 +223,10 @@ class RecordPlayer:
             str(self.store.folder), self.kept, self.steps_kept, len(self.store), self.steps, round(seconds, 2)
         )
 
-    def _begin_take(self) -> Take:
+    def _begin_take(self) -> ManualEpisode:
         seed = int(np.random.default_rng([self.config.seed, self._number]).integers(2**31))
         states = bool(self.store.info.state_names)
-        return Take(self.env, self.keyboard, seed, self.config.steps, states)
+        return ManualEpisode(self.env, self.keyboard, seed, self.config.steps, states)
 
     def _next(self) -> None:
         self._number += 1
@@ -260,7 +260,7 @@ class RecordPlayer:
         self._message, self._message_until = message, self._now + MESSAGE_SECONDS
 
 
-def record(config: Record) -> RecordReport:
+def record(config: RecordConfig) -> RecordReport:
     """Open the true world and drive it until somebody quits; episodes are on the disk as soon as they are kept."""
     script = () if config.script is None else read_script(config.script)
     collector = config.collector
@@ -293,7 +293,7 @@ def _labels(env: Any) -> tuple[str, ...]:
     return tuple(map(str, meanings())) if callable(meanings) else ()
 
 
-def _store(config: Record, collector: Collector) -> EpisodeStore:
+def _store(config: RecordConfig, collector: ScriptedPolicies) -> EpisodeStore:
     """The store at ``config.folder``, for episodes of this very world; a ValueError where it is of another."""
     store = EpisodeStore.create(config.folder, collector.spec(config.size), collector.state_names)
     if not len(store) and store.info.source != collector.source:

@@ -9,7 +9,19 @@ from dataclasses import dataclass
 import numpy as np
 import pygame
 
-from neuralsim.agents.teleop.window import AMBER, BLUE, BRIGHT, DIM, EDGE, GREEN, MARGIN, NIGHT, PLAIN, RED, Painter
+from neuralsim.agents.teleop.window import (
+    AMBER,
+    BLUE,
+    BRIGHT,
+    DIM,
+    EDGE,
+    GREEN,
+    MARGIN,
+    NIGHT,
+    PLAIN,
+    RED,
+    PanelRenderer,
+)
 
 STRIP = 96
 """Height of what is told under the frame."""
@@ -48,7 +60,7 @@ class RecordWindow:
                 f"no window can be opened here ({error}); run 'neuralsim record' on a machine with a screen, or with "
                 "--headless and --script"
             ) from error
-        self.painter = Painter()
+        self.painter = PanelRenderer()
 
     def draw(self, frame: np.ndarray, told: Told) -> None:
         """Draw everything and present it."""

@@ -20,7 +20,7 @@ import imageio.v3 as iio
 import numpy as np
 
 import neuralsim
-from neuralsim.agents.teleop.session import Moment
+from neuralsim.agents.teleop.session import SessionFrame
 from neuralsim.data.episode import Episode, EpisodeStore
 from neuralsim.spec import WorldSpec
 
@@ -68,7 +68,7 @@ class VideoWriter:
 
 
 @dataclass(frozen=True)
-class Recording:
+class SavedRecording:
     """A finished recording: the video, its number of frames, and the folders of the episodes' shards (true, if any, and imagined in
     turn)."""
 
@@ -84,9 +84,9 @@ class Recorder:
         self.folder, self.spec, self.seed = folder, spec, seed
         self.stores: dict[str, tuple[str, ...]] = {} if states is None else {"true": tuple(states)}
         self.stores["imagined"] = ()
-        self.finished: list[Recording] = []
+        self.finished: list[SavedRecording] = []
         self._video: VideoWriter | None = None
-        self._kept: list[Moment] = []
+        self._kept: list[SessionFrame] = []
         self._written: list[Path] = []
 
     @property
@@ -99,7 +99,7 @@ class Recorder:
         """Video frames of the recording under way."""
         return self._video.frames if self._video else 0
 
-    def start(self, moment: Moment, image: np.ndarray) -> None:
+    def start(self, moment: SessionFrame, image: np.ndarray) -> None:
         """Begin at ``moment``, shown as ``image``."""
         if self._video is not None:
             raise RuntimeError("Recorder.start: already recording; stop it first")
@@ -113,7 +113,7 @@ class Recorder:
         self._kept, self._written = [], []
         self.add(moment, image)
 
-    def add(self, moment: Moment, image: np.ndarray) -> None:
+    def add(self, moment: SessionFrame, image: np.ndarray) -> None:
         """The next Moment, whatever led to it."""
         if self._video is None:
             return
@@ -128,7 +128,7 @@ class Recorder:
             self._write_episode()
             self._kept = [moment]
 
-    def stop(self) -> Recording | None:
+    def stop(self) -> SavedRecording | None:
         """Finish the recording under way, if there is one: episodes first, then the video."""
         if self._video is None:
             return None
@@ -137,7 +137,7 @@ class Recorder:
             self._write_episode(video.path)
         finally:
             video.close()
-        recording = Recording(video.path, video.frames, tuple(self._written))
+        recording = SavedRecording(video.path, video.frames, tuple(self._written))
         self.finished.append(recording)
         return recording
 

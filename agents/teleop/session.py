@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from neuralsim.agents.policies.policy import Driver
-from neuralsim.agents.teleop.imagined_world import Dream
+from neuralsim.agents.policies.policy import NamedPolicy
+from neuralsim.agents.teleop.imagined_world import ImaginedWorld
 from neuralsim.agents.teleop.keyboard import Keyboard
-from neuralsim.agents.teleop.reference_env import Twin
+from neuralsim.agents.teleop.reference_env import ReferenceEnv
 
 HISTORY = 300
 """Steps that can be rewound: half a minute. A step's snapshot of the dream is some 100 kB."""
@@ -23,7 +23,7 @@ REWIND_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Truth:
+class RealFrame:
     """The true side of a Moment: frame uint8 ``(h, w, 3)``, state float64 ``(s,)``, the reward now (NaN where only a step has one), and
     whether the world says that this is an end."""
 
@@ -34,7 +34,7 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Moment:
+class SessionFrame:
     """What there is to see after a step, a reset or a rewind.
 
     dream uint8 ``(h, w, 3)``; true: the truth beside it, if any; ``take`` counts resets, ``start`` is the start state's number,
@@ -44,7 +44,7 @@ class Moment:
     """
 
     dream: np.ndarray
-    true: Truth | None
+    true: RealFrame | None
     take: int
     start: int
     step: int
@@ -75,7 +75,7 @@ class Moment:
         return np.where(self.dream > self.truth, self.dream - self.truth, self.truth - self.dream)
 
     @property
-    def _known(self) -> Truth:
+    def _known(self) -> RealFrame:
         if self.true is None:
             raise ValueError("Moment: there is no truth beside this dream")
         return self.true
@@ -85,7 +85,12 @@ class Session:
     """See the module's text. Paused or not, whose turn it is, and where everything can be taken back to."""
 
     def __init__(
-        self, dream: Dream, driver: Driver, keyboard: Keyboard, seed: int = 0, twin: Twin | None = None
+        self,
+        dream: ImaginedWorld,
+        driver: NamedPolicy,
+        keyboard: Keyboard,
+        seed: int = 0,
+        twin: ReferenceEnv | None = None,
     ) -> None:
         self.dream, self.driver, self.keyboard, self.twin = dream, driver, keyboard, twin
         self.seed = seed
@@ -95,7 +100,7 @@ class Session:
         self._rng = np.random.default_rng(seed)
         self._policy_state: Any = None
         self._policy_begins = True
-        self._history: deque[tuple[Moment, Any]] = deque(maxlen=HISTORY + 1)
+        self._history: deque[tuple[SessionFrame, Any]] = deque(maxlen=HISTORY + 1)
         self._starts = np.arange(len(dream.starts))
         self.start = int(self._rng.choice(self._starts))
         self.take = -1
@@ -103,14 +108,14 @@ class Session:
 
     # -- what a player asks for -----------------------------------------------------------------------------------------------
 
-    def new_start(self) -> Moment:
+    def new_start(self) -> SessionFrame:
         """Begin at another start state."""
         others = self._starts[self._starts != self.start]
         if len(others):
             self.start = int(self._rng.choice(others))
         return self.same_start()
 
-    def same_start(self) -> Moment:
+    def same_start(self) -> SessionFrame:
         """Begin again at the same start state; the same keys then give the same dream."""
         self.take += 1
         self.dream.reset(self.start, self.seed + self.start)
@@ -122,7 +127,7 @@ class Session:
         self._policy_begins = True
         return self._observe(true, None, False, self.keyboard.serial, 0, 0.0)
 
-    def rewind(self, steps: int) -> Moment:
+    def rewind(self, steps: int) -> SessionFrame:
         """Take back ``steps`` steps, or as many as are remembered: dream and truth are then bit-equal to what they were."""
         if steps < 1:
             raise ValueError(f"rewind: expected at least 1 step, got {steps}")
@@ -163,7 +168,7 @@ class Session:
         """Who acts while no key is held."""
         return self.driver.name if self.policy_drives else "human"
 
-    def advance(self) -> Moment | None:
+    def advance(self) -> SessionFrame | None:
         """One step of dream and truth by whoever drives; None while paused."""
         if not self.wants_step:
             return None
@@ -200,15 +205,15 @@ class Session:
             return None
         return self.moment.dream if self.driver.sees == "pixels" else self.dream.features()
 
-    def _truth(self, reward: float, end: bool) -> Truth:
+    def _truth(self, reward: float, end: bool) -> RealFrame:
         assert self.twin is not None
-        return Truth(self.twin.env.render(), self.twin.env.state(), reward, end)
+        return RealFrame(self.twin.env.render(), self.twin.env.state(), reward, end)
 
     def _observe(
-        self, true: Truth | None, action: np.ndarray | None, human: bool, serial: int, step: int, total: float
-    ) -> Moment:
+        self, true: RealFrame | None, action: np.ndarray | None, human: bool, serial: int, step: int, total: float
+    ) -> SessionFrame:
         seen = self.dream.look()
-        self.moment = Moment(
+        self.moment = SessionFrame(
             dream=seen.frame,
             true=true,
             take=self.take,

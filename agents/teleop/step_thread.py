@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from neuralsim.agents.teleop.session import Moment, Session
+from neuralsim.agents.teleop.session import Session, SessionFrame
 
 
-class Worker(threading.Thread):
+class StepThread(threading.Thread):
     """``rate`` steps a second (0: as fast as they come); ``notify`` is called, in this thread, after every new Moment.
 
     ``ask`` has a call made between two steps; ``drain`` gives the Moments made since the last one, none skipped. ``error`` is what
@@ -23,7 +23,7 @@ class Worker(threading.Thread):
         self.session, self.rate, self.notify = session, rate, notify
         self.error: BaseException | None = None
         self._asked: queue.SimpleQueue[Callable[[Session], Any]] = queue.SimpleQueue()
-        self._made: queue.SimpleQueue[Moment] = queue.SimpleQueue()
+        self._made: queue.SimpleQueue[SessionFrame] = queue.SimpleQueue()
         self._wake = threading.Condition()
         self._woken = self._hurry = self._stopping = False
 
@@ -39,7 +39,7 @@ class Worker(threading.Thread):
         """
         self._stir(hurry=True)
 
-    def drain(self) -> list[Moment]:
+    def drain(self) -> list[SessionFrame]:
         """The Moments made since the last call, oldest first."""
         made = []
         while True:
@@ -83,7 +83,7 @@ class Worker(threading.Thread):
             self._publish(self.session.advance())
 
     def _publish(self, moment: object) -> None:
-        if isinstance(moment, Moment):
+        if isinstance(moment, SessionFrame):
             self._made.put(moment)
             self.notify()
 

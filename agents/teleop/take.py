@@ -12,7 +12,7 @@ from neuralsim.agents.policies.policy import Policy
 from neuralsim.data.episode import Episode
 
 
-class Take:
+class ManualEpisode:
     """``env`` is driven by ``policy`` from ``reset(seed=seed)`` on; ``longest``: steps after which it is cut off. ``states``:
     whether its observations are states to be kept."""
 

@@ -37,7 +37,7 @@ class Rate:
         return (len(self._times) - 1) / span if span > 0 else 0.0
 
 
-class KeyToFrame:
+class InputLatency:
     """Time from a key's event to the presentation of the first frame computed with it, in seconds.
 
     ``pressed(serial, now)`` when a key changes, ``presented(serial, now)`` when a frame that took changes up to ``serial`` into account is

@@ -1,8 +1,8 @@
 """Window: dream, truth and their difference as three panels, with what there is to know around them; where there is no truth, the
 dream and what the model reads of it.
 
-``Painter`` draws on any pygame surface (the window's, or a video frame's); ``Window`` is the one on the screen. All of it belongs to the
-main thread.
+``PanelRenderer`` draws on any pygame surface (the window's, or a video frame's); ``Window`` is the one on the screen. All of it
+belongs to the main thread.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pygame
 
 from neuralsim.agents.teleop.keyboard import DIGITS, GENTLE
 from neuralsim.agents.teleop.legend import PUSHT_KEYS, Legend
-from neuralsim.agents.teleop.session import Moment
+from neuralsim.agents.teleop.session import SessionFrame
 
 MARGIN, GAP, TITLE, CAPTION = 16, 24, 34, 46
 SCALES = (3, 14)
@@ -82,7 +82,7 @@ class Status:
     starts: int = 1
 
 
-class Painter:
+class PanelRenderer:
     """Draws panels and text; keeps rendered words and magnified frames from one picture to the next. ``legend``: what the world's
     things are called."""
 
@@ -91,7 +91,7 @@ class Painter:
         self.legend = legend or Legend()
         self._fonts: dict[int, pygame.font.Font] = {}
         self._words: dict[tuple[str, int, tuple[int, int, int]], pygame.Surface] = {}
-        self._panels: dict[tuple[str, int], tuple[Moment, pygame.Surface]] = {}
+        self._panels: dict[tuple[str, int], tuple[SessionFrame, pygame.Surface]] = {}
 
     def text(
         self, to: pygame.Surface, words: str, at: tuple[int, int], colour: tuple[int, int, int] = PLAIN, size: int = 20,
@@ -112,7 +112,7 @@ class Painter:
         to.blit(image, (at[0] - (image.get_width() if right else 0), top))
         return image.get_width()
 
-    def panels(self, to: pygame.Surface, moment: Moment, scale: int, doubt_limit: float = math.inf) -> None:
+    def panels(self, to: pygame.Surface, moment: SessionFrame, scale: int, doubt_limit: float = math.inf) -> None:
         """The panels with titles and captions, from the top left corner; see :func:`panels_size`."""
         height, width = moment.dream.shape[0] * scale, moment.dream.shape[1] * scale
         steps = f"{moment.denoise_steps} denoising step{'s' if moment.denoise_steps != 1 else ''}"
@@ -147,7 +147,7 @@ class Painter:
         third = second + width + GAP
         self._bar(to, (third, under), width, "uncertainty", moment.doubt / limit, unsure, shade, show_value=False)
 
-    def video_frame(self, moment: Moment, doubt_limit: float = math.inf) -> np.ndarray:
+    def video_frame(self, moment: SessionFrame, doubt_limit: float = math.inf) -> np.ndarray:
         """The panels alone, uint8 ``(h, w, 3)`` with even sides, at VIDEO_SCALE."""
         frame = moment.dream.shape[1], moment.dream.shape[0]
         width, height = panels_size(*frame, VIDEO_SCALE, moment.true is not None)
@@ -160,7 +160,7 @@ class Painter:
         self.text(surface, who, (width - MARGIN, foot), DIM, 18, right=True)
         return np.ascontiguousarray(pygame.surfarray.pixels3d(surface).transpose(1, 0, 2))
 
-    def status(self, to: pygame.Surface, moment: Moment, status: Status, top: int) -> None:
+    def status(self, to: pygame.Surface, moment: SessionFrame, status: Status, top: int) -> None:
         """The strip under the panels: who drives, counters, held keys, and the line of keys."""
         width = to.get_width()
         pygame.draw.rect(to, SLAB, (MARGIN, top, width - 2 * MARGIN, 62), border_radius=8)
@@ -226,7 +226,7 @@ class Painter:
         self.text(to, f"{self.legend.reward} {_number(reward)}", at, PLAIN, 20)
         self.text(to, said, (at[0] + width, at[1]), PLAIN, 20, right=True)
 
-    def _readings(self, to: pygame.Surface, moment: Moment, box: pygame.Rect) -> None:
+    def _readings(self, to: pygame.Surface, moment: SessionFrame, box: pygame.Rect) -> None:
         """What the model reads, and what is done, in as many rows as ``box`` has; why there is no truth at its foot."""
         pygame.draw.rect(to, SLAB, box, border_radius=3)
         words, lines = self.legend.untrue, []
@@ -253,7 +253,7 @@ class Painter:
         for i, line in enumerate(lines[::-1]):
             self.text(to, line, (box.left + 12, box.bottom - 14 - 18 * i), DIM, 18)
 
-    def _done(self, moment: Moment) -> Iterator[tuple[str, str, tuple[float, float] | None]]:
+    def _done(self, moment: SessionFrame) -> Iterator[tuple[str, str, tuple[float, float] | None]]:
         """Rows of what was done: a name, what it says in the world's own terms, and for a quantity where in its range of -1..1 it
         rests, and stands."""
         spec = self.legend.spec
@@ -282,7 +282,7 @@ class Painter:
             self._fonts[size] = pygame.font.Font(None, size)
         return self._fonts[size]
 
-    def _magnified(self, title: str, moment: Moment, frame: np.ndarray, scale: int) -> pygame.Surface:
+    def _magnified(self, title: str, moment: SessionFrame, frame: np.ndarray, scale: int) -> pygame.Surface:
         kept = self._panels.get((title, scale))
         if kept is not None and kept[0] is moment:
             return kept[1]
@@ -351,7 +351,7 @@ def _number(value: float) -> str:
 
 
 def panels_size(width: int, height: int, scale: int, true: bool = True) -> tuple[int, int]:
-    """Width and height in pixels of what ``Painter.panels`` draws for frames of this size, beside a truth or not; both even."""
+    """Width and height in pixels of what ``PanelRenderer.panels`` draws for frames of this size, beside a truth or not; both even."""
     others = 2 * width * scale + 2 * GAP if true else GAP + max(width * scale, LEAST_READINGS)
     wide = 2 * MARGIN + width * scale + others
     high = MARGIN + TITLE + height * scale + CAPTION
@@ -384,7 +384,7 @@ class Window:
                 f"no window can be opened here ({error}); run 'neuralsim play' on a machine with a screen, or with "
                 "--headless and --script"
             ) from error
-        self.painter = Painter(legend)
+        self.painter = PanelRenderer(legend)
 
     def _open(self) -> None:
         width, height = panels_size(*self._frame, self.scale, self._true)
@@ -398,7 +398,7 @@ class Window:
             self.scale = scale
             self._open()
 
-    def draw(self, moment: Moment, status: Status) -> None:
+    def draw(self, moment: SessionFrame, status: Status) -> None:
         """Draw everything and present it."""
         self.surface.fill(NIGHT)
         self.painter.panels(self.surface, moment, self.scale, status.doubt_limit)

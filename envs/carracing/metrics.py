@@ -1,4 +1,4 @@
-"""CarJudge: CarRacing's dreams, judged by where the road is and how it runs, by the dashboard, and by whether the scene is one."""
+"""CarRacingMetrics: CarRacing's dreams, judged by where the road is and how it runs, by the dashboard, and by whether the scene is one."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from neuralsim.envs.carracing.state_estimator import CarReader, CarReading
-from neuralsim.evaluation.config import MeasureConfig
+from neuralsim.envs.carracing.state_estimator import CarRacingStateEstimate, CarRacingStateEstimator
+from neuralsim.evaluation.config import EvalConfig
 from neuralsim.evaluation.curves import middle
-from neuralsim.evaluation.report import Bar, Row, row_of
+from neuralsim.evaluation.report import Metric, Target, metric_of
 from neuralsim.evaluation.rollouts import Rollouts, Windows
-from neuralsim.evaluation.state_estimator import Reading
+from neuralsim.evaluation.state_estimator import StateEstimate
 from neuralsim.evaluation.statistics import Bootstrap, mask_iou, median
-from neuralsim.evaluation.world_metrics import Figure, Judge, Sign
+from neuralsim.evaluation.world_metrics import IntegrityMetric, SeriesMetric, WorldMetrics
 
 CHANGED = 0.5
 """The road has changed where copying the last frame overlaps it by less than this."""
@@ -24,32 +24,32 @@ LEAST_KNOWN = 0.93
 """A scene shows road and grass where this share of it has their colours; true ones have 0.968 or more."""
 
 
-class CarJudge(Judge):
+class CarRacingMetrics(WorldMetrics):
     """See Judge. The simulator cannot be put at a state, so there is no ``truth``."""
 
-    reader: CarReader
-    bars: ClassVar[Mapping[tuple[str, int | None], Bar]] = {
-        ("codec_iou", None): Bar(least=0.9),
-        ("psnr", 30): Bar(beats=True),
-        ("road_iou", 30): Bar(beats=True),
-        ("road_iou_changed", 30): Bar(beats=True),
+    reader: CarRacingStateEstimator
+    bars: ClassVar[Mapping[tuple[str, int | None], Target]] = {
+        ("codec_iou", None): Target(least=0.9),
+        ("psnr", 30): Target(beats=True),
+        ("road_iou", 30): Target(beats=True),
+        ("road_iou_changed", 30): Target(beats=True),
     }
 
-    def __init__(self, reader: CarReader) -> None:
+    def __init__(self, reader: CarRacingStateEstimator) -> None:
         super().__init__(reader)
 
-    def rows(self, r: Rollouts, boot: Bootstrap, config: MeasureConfig) -> Iterator[Row]:
+    def rows(self, r: Rollouts, boot: Bootstrap, config: EvalConfig) -> Iterator[Metric]:
         """See Judge: road, its heading, and the speed, at every horizon."""
         figures = self._figures(r)
         redrawn = boot(figures[0].statistic, figures[0].values[:, 0])
-        yield row_of(redrawn, "codec_iou", "redrawing a true frame: road IoU", better="high")
+        yield metric_of(redrawn, "codec_iou", "redrawing a true frame: road IoU", better="high")
         for figure in figures:
             for step in config.horizons:
                 c = r.column(step)
                 assert figure.copied is not None
                 ours, theirs = (boot(figure.statistic, x[:, c]) for x in (figure.values, figure.copied))
                 floor = None if figure.floor is None else figure.statistic(figure.floor[:, c])
-                yield row_of(
+                yield metric_of(
                     ours,
                     figure.key,
                     figure.label,
@@ -60,7 +60,7 @@ class CarJudge(Judge):
                     better=figure.better,
                 )
 
-    def headlines(self, r: Rollouts) -> tuple[Figure, ...]:
+    def headlines(self, r: Rollouts) -> tuple[SeriesMetric, ...]:
         """See Judge: where the road is, and how it runs."""
         road, _, heading, *_ = self._figures(r)
         return road, heading
@@ -85,16 +85,16 @@ class CarJudge(Judge):
             if _apart(seen.heading[0], seen.heading[1]) > TURNED and seen.off_road.max() < 1:
                 yield i
 
-    def signs(self, reading: Reading) -> tuple[Sign, ...]:
+    def signs(self, reading: StateEstimate) -> tuple[IntegrityMetric, ...]:
         """See Judge."""
-        assert isinstance(reading, CarReading)
+        assert isinstance(reading, CarRacingStateEstimate)
         whole = reading.car_found & reading.black & (reading.known >= LEAST_KNOWN)
         on_road = reading.off_road <= 0.5
         in_sight = ~np.isnan(reading.ahead[..., 0])
         return tuple(
-            Sign(key, label, np.asarray(values, np.float64), bar=bar)
+            IntegrityMetric(key, label, np.asarray(values, np.float64), bar=bar)
             for key, label, values, bar in (
-                ("whole", "frames that are whole: car, dashboard and colours", whole, Bar(least=0.95)),
+                ("whole", "frames that are whole: car, dashboard and colours", whole, Target(least=0.95)),
                 ("car_found", "frames with the car at its place", reading.car_found, None),
                 ("dashboard", "frames with a black dashboard", reading.black, None),
                 ("colours", "share of the scene in the colours there are", reading.known, None),
@@ -103,11 +103,11 @@ class CarJudge(Judge):
             )
         )
 
-    def _figures(self, r: Rollouts) -> tuple[Figure, ...]:
+    def _figures(self, r: Rollouts) -> tuple[SeriesMetric, ...]:
         """Everything that is looked at; the road, all of it and where it changed, comes first."""
         seen, true = r.reading, r.true_reading
-        assert isinstance(seen, CarReading)
-        assert isinstance(true, CarReading)
+        assert isinstance(seen, CarRacingStateEstimate)
+        assert isinstance(true, CarRacingStateEstimate)
         copied = true.copied()
         iou, still = mask_iou(seen.road, true.road), mask_iou(copied.road, true.road)
         changed = np.where(still < CHANGED, 0.0, np.nan)
@@ -116,12 +116,12 @@ class CarJudge(Judge):
         speed = true.speed if r.states is None else np.hypot(r.states[..., 0], r.states[..., 1])
         fast, fast_still, floor = (np.abs(x.speed - speed) for x in (seen, copied, true))
         return (
-            Figure("road_iou", "road IoU", iou, still),
-            Figure("road_iou_changed", "road IoU where copying is below 0.5", iou + changed, still + changed),
-            Figure(
+            SeriesMetric("road_iou", "road IoU", iou, still),
+            SeriesMetric("road_iou_changed", "road IoU where copying is below 0.5", iou + changed, still + changed),
+            SeriesMetric(
                 "heading", "road's heading error, median", heading, heading_still, None, median, unit="°", better="low"
             ),
-            Figure(
+            SeriesMetric(
                 "offset",
                 "error of the car's place across the road, median",
                 offset,
@@ -131,7 +131,7 @@ class CarJudge(Judge):
                 unit="units",
                 better="low",
             ),
-            Figure(
+            SeriesMetric(
                 "speed",
                 "dashboard's speed error, median",
                 fast,

@@ -1,4 +1,4 @@
-"""CarReader: reads road, car and dashboard off CarRacing frames, with nothing but the pixels and the rules of their drawing.
+"""CarRacingStateEstimator: reads road, car and dashboard off CarRacing frames, with nothing but the pixels and the rules of their drawing.
 
 The car always stands at the same place and looks up; the road turns under it. Road is what is grey above the dashboard; where
 it lies and how it runs are the mean and the first principal axis of its pixels in a disc. The dashboard's bars are as long as
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from neuralsim.evaluation.state_estimator import Reading
+from neuralsim.evaluation.state_estimator import StateEstimate
 
 UNITS = (61.73, 49.38)
 """World units across a frame, and from its top to its bottom: 16.2 pixels a unit in the 1000x800 that the game draws."""
@@ -46,7 +46,7 @@ BATCH = 256
 
 
 @dataclass(frozen=True)
-class CarReading(Reading):
+class CarRacingStateEstimate(StateEstimate):
     """What is to be seen in ``n`` frames of CarRacing; lengths in the world's units, right and clockwise positive.
 
     road bool ``(n, h, w)``: its pixels. heading ``(n,)``: the angle in degrees, -90..90, by which the road just before the car
@@ -70,7 +70,7 @@ class CarReading(Reading):
     known: np.ndarray
 
 
-class CarReader:
+class CarRacingStateEstimator:
     """Reads ``size``-pixel frames of CarRacing; see the module's text. Implements :class:`neuralsim.evaluation.state_estimator.Reader`."""
 
     def __init__(self, size: int = 64) -> None:
@@ -89,17 +89,19 @@ class CarReader:
         beside = ring & (away_y[:, None] <= 0.5)
         self._wheels = [beside & (front == f) & (right == r) for f in (True, False) for r in (True, False)]
 
-    def __call__(self, frames: np.ndarray) -> CarReading:
-        """uint8 ``(n, size, size, 3)`` -> CarReading."""
+    def __call__(self, frames: np.ndarray) -> CarRacingStateEstimate:
+        """uint8 ``(n, size, size, 3)`` -> CarRacingStateEstimate."""
         frames = np.asarray(frames)
         if frames.ndim != 4 or frames.shape[1:] != (self.size, self.size, 3) or frames.dtype != np.uint8:
             raise ValueError(
-                f"CarReader: expected uint8 frames (n, {self.size}, {self.size}, 3), got {frames.dtype} {frames.shape}; "
-                "for another size make CarReader(size=...)"
+                f"CarRacingStateEstimator: expected uint8 frames (n, {self.size}, {self.size}, 3), got {frames.dtype} {frames.shape}; "
+                "for another size make CarRacingStateEstimator(size=...)"
             )
-        return CarReading.join([self._read(frames[i : i + BATCH]) for i in range(0, max(len(frames), 1), BATCH)])
+        return CarRacingStateEstimate.join(
+            [self._read(frames[i : i + BATCH]) for i in range(0, max(len(frames), 1), BATCH)]
+        )
 
-    def _read(self, frames: np.ndarray) -> CarReading:
+    def _read(self, frames: np.ndarray) -> CarRacingStateEstimate:
         pixels = frames.astype(np.float32)
         red, green, blue = np.moveaxis(pixels, -1, 0)
         scene = slice(0, self._scene)
@@ -115,7 +117,7 @@ class CarReader:
         speed, steering, turn_rate = self._bars(pixels)
         rows = np.arange(self.size) / self.size
         empty = (rows >= DASHBOARD + 0.01) & (rows < BAR_ROWS[0] - 0.01)
-        return CarReading(
+        return CarRacingStateEstimate(
             road=road,
             heading=heading,
             offset=offset,

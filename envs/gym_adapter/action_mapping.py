@@ -1,4 +1,4 @@
-"""OwnActions: an environment's own actions and the same actions in a WorldSpec's terms, both ways."""
+"""GymActionMapping: an environment's own actions and the same actions in a WorldSpec's terms, both ways."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from neuralsim.spec import WorldSpec
 
 
 @dataclass(frozen=True)
-class OwnActions:
+class GymActionMapping:
     """The action space of ``env``, as a WorldSpec tells it: a Box by its bounds, Discrete, MultiDiscrete and MultiBinary as
     choices. ``names`` are the dimensions'; without them they are numbered. Raises ValueError for other spaces."""
 

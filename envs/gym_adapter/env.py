@@ -1,7 +1,7 @@
-"""GymWorldEnv: any registered Gymnasium environment behind NeuralSim's spaces: frames of one size, normalised actions.
+"""GymRealEnv: any registered Gymnasium environment behind NeuralSim's spaces: frames of one size, normalised actions.
 
-A world so made is known by what its store says of it (``GymWorld.source``), so that whoever has the store can make the
-true environment again: see :func:`true_env_of`.
+A world so made is known by what its store says of it (``GymEnvConfig.source``), so that whoever has the store can make the
+true environment again: see :func:`real_env_of`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-from neuralsim.data.images import FrameFit, Size, height_and_width
-from neuralsim.envs.gym_adapter.action_mapping import OwnActions
-from neuralsim.envs.gym_adapter.state_vector import FlatState
+from neuralsim.data.images import ImageResizer, Size, height_and_width
+from neuralsim.envs.gym_adapter.action_mapping import GymActionMapping
+from neuralsim.envs.gym_adapter.state_vector import StateVector
 from neuralsim.envs.real_env import check_views
 from neuralsim.spec import WorldSpec
 
@@ -46,7 +46,7 @@ NAMED: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class GymWorld:
+class GymEnvConfig:
     """A registered environment, and how it becomes a world."""
 
     env: str
@@ -88,7 +88,7 @@ class GymWorld:
         }
 
     @classmethod
-    def of(cls, spec: WorldSpec, source: Mapping[str, Any]) -> GymWorld:
+    def of(cls, spec: WorldSpec, source: Mapping[str, Any]) -> GymEnvConfig:
         """The world that a store of this spec and source was made with.
 
         A record is not reason enough to run a module's code: one that the record names must be imported already, or be
@@ -133,7 +133,7 @@ class GymWorld:
             raise ValueError(f"{self.env}: cannot be made with {self.kwargs}: {error}") from error
 
 
-class GymWorldEnv(gym.Env[np.ndarray, Any]):
+class GymRealEnv(gym.Env[np.ndarray, Any]):
     """``world`` with frames of ``size``.
 
     Observation: the frame, uint8 ``(h, w, 3)``, or with ``observation="state"`` float32 ``(s,)`` named by ``state_names``: the
@@ -144,7 +144,7 @@ class GymWorldEnv(gym.Env[np.ndarray, Any]):
 
     def __init__(
         self,
-        world: GymWorld,
+        world: GymEnvConfig,
         size: Size = 64,
         observation: Literal["pixels", "state"] = "pixels",
         render_mode: str | None = None,
@@ -167,9 +167,9 @@ class GymWorldEnv(gym.Env[np.ndarray, Any]):
         fps = world.rate or self.env.metadata.get("render_fps")
         self.rate_guessed = not fps
         height, width = height_and_width(size)
-        self.fit = FrameFit(height, width, world.fit)
+        self.fit = ImageResizer(height, width, world.fit)
         names = world.action_names or tuple(getattr(self.env.unwrapped, "action_names", ()))
-        self.actions = OwnActions(world.env, self.env.action_space, names)
+        self.actions = GymActionMapping(world.env, self.env.action_space, names)
         self.spec_world = WorldSpec(
             name=self.env.spec.id if self.env.spec else world.env,
             height=height,
@@ -179,7 +179,7 @@ class GymWorldEnv(gym.Env[np.ndarray, Any]):
             **self.actions.told,
         )
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": self.spec_world.rate_hz}
-        self.flat = FlatState(seen, tuple(getattr(self.env.unwrapped, "state_names", ())))
+        self.flat = StateVector(seen, tuple(getattr(self.env.unwrapped, "state_names", ())))
         if observation == "state" and not self.state_names:
             raise ValueError(
                 f"{world.env}: its observations are no small vector ({seen}); there is observation='pixels'"
@@ -240,7 +240,7 @@ class GymWorldEnv(gym.Env[np.ndarray, Any]):
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """``world.repeat`` steps of the environment under ``action``."""
         if not self._begun:
-            raise gym.error.ResetNeeded("GymWorldEnv.step before reset: call env.reset(seed=...) first")
+            raise gym.error.ResetNeeded("GymRealEnv.step before reset: call env.reset(seed=...) first")
         given = np.asarray(action)
         given = self.spec_world.check_actions(self.spec_world.from_space(given) if given.ndim == 0 else given)
         if given.ndim != 1:
@@ -281,15 +281,15 @@ class GymWorldEnv(gym.Env[np.ndarray, Any]):
         return self.render() if self.observation_kind == "pixels" else self.state()
 
 
-def true_env_of(spec: WorldSpec, source: Mapping[str, Any] | None = None) -> gym.Env[Any, Any]:
+def real_env_of(spec: WorldSpec, source: Mapping[str, Any] | None = None) -> gym.Env[Any, Any]:
     """The true environment of a world, behind the world's own spaces and showing frames.
 
     ``spec`` and ``source`` are a store's (``store.spec``, ``store.info.source``). Raises ValueError where neither says which
     environment it was, or where that has changed since.
     """
     if source and "env" in source:
-        env: gym.Env[Any, Any] = GymWorldEnv(
-            GymWorld.of(spec, source), (spec.height, spec.width), render_mode="rgb_array"
+        env: gym.Env[Any, Any] = GymRealEnv(
+            GymEnvConfig.of(spec, source), (spec.height, spec.width), render_mode="rgb_array"
         )
         there = env.spec_world  # type: ignore[attr-defined]
         if (there.action_scale, there.action_offset, there.action_choices) != (

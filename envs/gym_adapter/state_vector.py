@@ -1,4 +1,4 @@
-"""FlatState: small observations of other people's environments as one vector of named numbers."""
+"""StateVector: small observations of other people's environments as one vector of named numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MOST_NUMBERS = 64
 """An observation of more numbers is no state to keep beside the frames."""
 
 
-class FlatState:
+class StateVector:
     """What of ``space`` is kept as a state: all of a Box, Discrete, MultiDiscrete or MultiBinary, or of a Dict or Tuple of
     these, where that is at most MOST_NUMBERS numbers; else nothing, and ``names`` is empty."""
 

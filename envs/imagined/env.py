@@ -27,7 +27,7 @@ from neuralsim.task import Task
 RENDER_MODES = ["rgb_array"]
 
 
-class Settings(TypedDict, total=False):
+class ImaginedEnvSettings(TypedDict, total=False):
     """What the batched faces take beside ``world`` and ``num_envs``; the meaning is ImaginedEnv's."""
 
     observation: Literal["pixels", "features"]
@@ -44,7 +44,7 @@ class Settings(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Face:
+class ImaginedSession:
     """What all faces share: an Imagination, what of it is shown, and how many steps one action plays (None: one,
     without a chunk axis).
     """
@@ -154,9 +154,9 @@ class Face:
         state[start < 0] = np.nan
         return {"start": start, "state": state}
 
-    def fork(self, n: int) -> Face:
+    def fork(self, n: int) -> ImaginedSession:
         """The same face on a fork."""
-        return Face(self.imagination.fork(n), self.observation, self.chunk, self.render_mode)
+        return ImaginedSession(self.imagination.fork(n), self.observation, self.chunk, self.render_mode)
 
 
 class ImaginedEnv(gym.Env[np.ndarray, np.ndarray]):
@@ -194,7 +194,7 @@ class ImaginedEnv(gym.Env[np.ndarray, np.ndarray]):
         device: str = "auto",
         precision: str = "auto",
     ) -> None:
-        face = Face.open(
+        face = ImaginedSession.open(
             num_slots=1,
             world=world,
             observation=observation,
@@ -212,7 +212,7 @@ class ImaginedEnv(gym.Env[np.ndarray, np.ndarray]):
         self._wear(face)
 
     @classmethod
-    def on(cls, face: Face) -> Self:
+    def on(cls, face: ImaginedSession) -> Self:
         """An environment on a Face of one slot."""
         if face.imagination.num_slots != 1:
             raise ValueError(f"ImaginedEnv shows one slot, got an Imagination of {face.imagination.num_slots}")
@@ -220,7 +220,7 @@ class ImaginedEnv(gym.Env[np.ndarray, np.ndarray]):
         env._wear(face)
         return env
 
-    def _wear(self, face: Face) -> None:
+    def _wear(self, face: ImaginedSession) -> None:
         self.face = face
         self.imagination = face.imagination
         self.render_mode = face.render_mode
@@ -293,18 +293,21 @@ class ImaginedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     }
 
     def __init__(
-        self, num_envs: int = 1, world: str | os.PathLike[str] | World = "pusht", **settings: Unpack[Settings]
+        self,
+        num_envs: int = 1,
+        world: str | os.PathLike[str] | World = "pusht",
+        **settings: Unpack[ImaginedEnvSettings],
     ) -> None:
-        self._wear(Face.open(num_envs, world, **settings))
+        self._wear(ImaginedSession.open(num_envs, world, **settings))
 
     @classmethod
-    def on(cls, face: Face) -> Self:
+    def on(cls, face: ImaginedSession) -> Self:
         """A vector environment on a Face."""
         env = cls.__new__(cls)
         env._wear(face)
         return env
 
-    def _wear(self, face: Face) -> None:
+    def _wear(self, face: ImaginedSession) -> None:
         self.face = face
         self.imagination = face.imagination
         self.num_envs = face.imagination.num_slots
@@ -380,6 +383,6 @@ class ImaginedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return type(self).on(self.face.fork(n))
 
 
-def _metadata(face: Face, metadata: dict[str, Any]) -> dict[str, Any]:
+def _metadata(face: ImaginedSession, metadata: dict[str, Any]) -> dict[str, Any]:
     """The class's metadata at the world's own rate."""
     return {**metadata, "render_fps": face.imagination.model.spec.rate_hz}

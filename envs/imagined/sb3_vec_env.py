@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
 
-from neuralsim.envs.imagined.env import Face, Settings
+from neuralsim.envs.imagined.env import ImaginedEnvSettings, ImaginedSession
 from neuralsim.pretrained.world import World
 
 
@@ -27,9 +27,12 @@ class ImaginedVecEnv(VecEnv):
     """
 
     def __init__(
-        self, world: str | os.PathLike[str] | World = "pusht", num_envs: int = 1, **settings: Unpack[Settings]
+        self,
+        world: str | os.PathLike[str] | World = "pusht",
+        num_envs: int = 1,
+        **settings: Unpack[ImaginedEnvSettings],
     ) -> None:
-        self.face = Face.open(num_envs, world, **settings)
+        self.face = ImaginedSession.open(num_envs, world, **settings)
         self.imagination = self.face.imagination
         self.render_mode = self.face.render_mode  # before super().__init__, which asks for it
         self._actions: np.ndarray | None = None

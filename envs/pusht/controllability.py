@@ -10,11 +10,11 @@ import numpy as np
 
 from neuralsim.data.episode import Clip
 from neuralsim.envs.pusht.scene_metrics import has_moved
-from neuralsim.envs.pusht.state_estimator import PushTReader, PushTReading
-from neuralsim.evaluation.config import STRIDE, MeasureConfig
-from neuralsim.evaluation.report import Row, row_of
+from neuralsim.envs.pusht.state_estimator import PushTStateEstimate, PushTStateEstimator
+from neuralsim.evaluation.config import STRIDE, EvalConfig
+from neuralsim.evaluation.report import Metric, metric_of
 from neuralsim.evaluation.rollouts import Rollouts, Ticker, Windows, dream
-from neuralsim.evaluation.state_estimator import Truth
+from neuralsim.evaluation.state_estimator import GroundTruthEnv
 from neuralsim.evaluation.statistics import Bootstrap, mask_iou, mean, turn
 from neuralsim.runtime.device import pick_dtype
 from neuralsim.task import inference
@@ -25,8 +25,13 @@ PLANS = 4
 
 
 def control_rows(
-    model: WorldModel, windows: Windows, reader: PushTReader, truth: Truth, config: MeasureConfig, tick: Ticker
-) -> Iterator[Row]:
+    model: WorldModel,
+    windows: Windows,
+    reader: PushTStateEstimator,
+    truth: GroundTruthEnv,
+    config: EvalConfig,
+    tick: Ticker,
+) -> Iterator[Metric]:
     """The spread of futures under different actions from one start, imagined over true.
 
     From each start ``PLANS`` futures of ``STRIDE`` steps: its own recorded actions and those of other windows. The spread is the mean
@@ -81,12 +86,12 @@ def control_rows(
         spreads = np.stack([_spread(seen_end, apart), _spread(true_end, apart)], 1)
         spreads[~whole] = np.nan
         found = boot(_ratio_of_sums, spreads)
-        yield row_of(found, key, label, step=STRIDE, baseline=0.0)
+        yield metric_of(found, key, label, step=STRIDE, baseline=0.0)
 
 
 def restart_rows(
-    windows: Windows, main: Rollouts, reader: PushTReader, truth: Truth, config: MeasureConfig
-) -> Iterator[Row]:
+    windows: Windows, main: Rollouts, reader: PushTStateEstimator, truth: GroundTruthEnv, config: EvalConfig
+) -> Iterator[Metric]:
     """What the true simulator reaches when it, too, knows no more than the state at the start: the most that can be asked of a dream.
 
     Contact is chaotic, and a state holds no velocities, so this is less than perfect.
@@ -94,7 +99,7 @@ def restart_rows(
     steps = [s for s in (10, 30) if s in config.horizons]
     if not steps:
         return
-    assert isinstance(main.true_reading, PushTReading)
+    assert isinstance(main.true_reading, PushTStateEstimate)
     clip, n = windows.read(), len(windows)
     assert clip.states is not None
     frames = np.empty((n, len(steps), *clip.frames.shape[2:]), np.uint8)
@@ -111,7 +116,7 @@ def restart_rows(
         c = main.column(step)
         iou = np.where(moved[:n, c], mask_iou(seen.mask[:, j], main.true_reading.mask[:n, c]), np.nan)
         label = "true simulator restarted from the start: block IoU where it moved"
-        yield row_of(boot(mean, iou), "restart/iou_moved", label, step=step, better="high")
+        yield metric_of(boot(mean, iou), "restart/iou_moved", label, step=step, better="high")
 
 
 def _shifts(rng: np.random.Generator, n: int) -> list[int]:

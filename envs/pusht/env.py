@@ -19,7 +19,7 @@ import pymunk
 from gym_pusht.envs.pusht import PushTEnv as GymPushT
 from gymnasium import spaces
 
-from neuralsim.envs.real_env import TrueEnv
+from neuralsim.envs.real_env import RealEnv
 from neuralsim.spec import WorldSpec
 
 WORKSPACE = 512.0
@@ -61,7 +61,7 @@ def pusht_spec(size: int = 64, context: int = 4) -> WorldSpec:
     )
 
 
-class PushTRealEnv(TrueEnv):
+class PushTRealEnv(RealEnv):
     """True Push-T: push the grey T onto the green one with the blue pusher.
 
     Observation: uint8 ``(size, size, 3)``, or with ``observation="state"`` float32 ``(5,)``: pusher x, y, block x, y

@@ -15,9 +15,9 @@ import torch
 from neuralsim.envs.pusht.env import PushTRealEnv
 from neuralsim.envs.pusht.replay import apart, replay
 from neuralsim.envs.pusht.scene_metrics import MOVED, beyond
-from neuralsim.envs.pusht.state_estimator import PushTReader, PushTReading
-from neuralsim.evaluation.report import Bar, Row, row_of
-from neuralsim.evaluation.role_predictions import Answers
+from neuralsim.envs.pusht.state_estimator import PushTStateEstimate, PushTStateEstimator
+from neuralsim.evaluation.report import Metric, Target, metric_of
+from neuralsim.evaluation.role_predictions import RolePredictions
 from neuralsim.evaluation.statistics import Bootstrap, mean, median
 
 NEAR_UNITS, NEAR_DEGREES = 20.0, 20.0
@@ -40,14 +40,14 @@ class Execution:
     states: np.ndarray
 
 
-def draw(answers: Answers, tokens: torch.Tensor) -> np.ndarray:
+def draw(answers: RolePredictions, tokens: torch.Tensor) -> np.ndarray:
     """``tokens`` ``(n, k, N, d)`` as frames uint8 ``(n, k, h, w, 3)``."""
     codec, k = answers.model.codec, tokens.shape[1]
     (frames,) = answers.each(lambda state, rng, rows: (codec.decode(tokens[rows].flatten(0, 1)).unflatten(0, (-1, k)),))
     return frames.cpu().numpy()
 
 
-def read(answers: Answers, frames: np.ndarray) -> torch.Tensor:
+def read(answers: RolePredictions, frames: np.ndarray) -> torch.Tensor:
     """The tokens ``(n, k, N, d)`` that the model reads off ``frames`` uint8 ``(n, k, h, w, 3)``."""
     codec, seen = answers.model.codec, torch.from_numpy(frames).to(answers.model.device)
     (tokens,) = answers.each(
@@ -56,7 +56,7 @@ def read(answers: Answers, frames: np.ndarray) -> torch.Tensor:
     return tokens
 
 
-def execute(answers: Answers, truth: PushTRealEnv, tokens: torch.Tensor) -> Execution:
+def execute(answers: RolePredictions, truth: PushTRealEnv, tokens: torch.Tensor) -> Execution:
     """Decode ``tokens`` into a video, infer what was done in it, and do it."""
     assert answers.moments.states is not None
     frames = draw(answers, tokens)
@@ -65,8 +65,8 @@ def execute(answers: Answers, truth: PushTRealEnv, tokens: torch.Tensor) -> Exec
 
 
 def executability_rows(
-    demos: Answers, foreseen: Execution, truth: PushTRealEnv, reader: PushTReader, boot: Bootstrap
-) -> Iterator[Row]:
+    demos: RolePredictions, foreseen: Execution, truth: PushTRealEnv, reader: PushTStateEstimator, boot: Bootstrap
+) -> Iterator[Metric]:
     """Where replays end beside where the video ends: the share that ends there, and how far off."""
     moments = demos.moments
     assert moments.states is not None
@@ -87,21 +87,21 @@ def executability_rows(
     }
     for name, told in WAYS.items():
         share = boot.share(there[name].astype(np.float64))
-        yield row_of(share, f"executable/{name}", f"executability: ends where the video does, {told}", better="high")
+        yield metric_of(share, f"executable/{name}", f"executability: ends where the video does, {told}", better="high")
     gain = boot(mean, there["foreseen"].astype(np.float64) - there["random"])
     label = "executability: share less that of random actions"
-    yield row_of(gain, "executable/gain", label, better="high", bar=Bar(least=0.0, surely=True))
+    yield metric_of(gain, "executable/gain", label, better="high", bar=Target(least=0.0, surely=True))
     for name in ("foreseen", "ceiling", "rest"):
         pushed = np.where(_moves(ends[name][0], here), there[name].astype(np.float64), np.nan)
         label = f"executability where the block moves, {WAYS[name]}"
-        yield row_of(boot.share(pushed), f"executable-pushed/{name}", label, better="high")
+        yield metric_of(boot.share(pushed), f"executable-pushed/{name}", label, better="high")
     for field, unit in (("pusher", "units"), ("block", "units"), ("angle", "°")):
         for name, told in WAYS.items():
             off = boot(median, getattr(found[name], field))
             label = f"executability: {field} ends off by (median), {told}"
-            yield row_of(off, f"executable-{field}/{name}", label, unit=unit, better="low")
+            yield metric_of(off, f"executable-{field}/{name}", label, unit=unit, better="low")
 
 
-def _moves(seen: PushTReading, here: np.ndarray) -> np.ndarray:
+def _moves(seen: PushTStateEstimate, here: np.ndarray) -> np.ndarray:
     """Where the block that is ``seen`` is another place than in the states ``here`` ``(n, 5)``."""
     return seen.block_found & beyond(seen.block, here[:, 2:5], MOVED)

@@ -1,4 +1,4 @@
-"""PushTJudge: Push-T's dreams, judged by where pusher and block are and whether the block is still one."""
+"""PushTMetrics: Push-T's dreams, judged by where pusher and block are and whether the block is still one."""
 
 from __future__ import annotations
 
@@ -9,58 +9,58 @@ import numpy as np
 
 from neuralsim.envs.pusht.controllability import PLANS, control_rows, restart_rows
 from neuralsim.envs.pusht.scene_metrics import AREA_SLACK, beyond, has_moved, scene_rows, scenes_of
-from neuralsim.envs.pusht.state_estimator import PushTReader, PushTReading
-from neuralsim.evaluation.config import STRIDE, MeasureConfig
+from neuralsim.envs.pusht.state_estimator import PushTStateEstimate, PushTStateEstimator
+from neuralsim.evaluation.config import STRIDE, EvalConfig
 from neuralsim.evaluation.curves import middle
-from neuralsim.evaluation.report import Bar, Row
+from neuralsim.evaluation.report import Metric, Target
 from neuralsim.evaluation.rollouts import Rollouts, Ticker, Windows
-from neuralsim.evaluation.state_estimator import Reading, Truth
+from neuralsim.evaluation.state_estimator import GroundTruthEnv, StateEstimate
 from neuralsim.evaluation.statistics import Bootstrap, mean, median
-from neuralsim.evaluation.world_metrics import Figure, Judge, Sign
+from neuralsim.evaluation.world_metrics import IntegrityMetric, SeriesMetric, WorldMetrics
 from neuralsim.world_model import WorldModel
 
 LIVELY = (30.0, 45.0)
 """A window in which the block goes further than this is worth a picture: units, degrees."""
 
 
-class PushTJudge(Judge):
+class PushTMetrics(WorldMetrics):
     """See Judge. Most of it wants the true states beside the frames; controllability wants ``truth``, a PushTRealEnv that
     observes states."""
 
-    reader: PushTReader
-    bars: ClassVar[Mapping[tuple[str, int | None], Bar]] = {
-        ("codec_iou", None): Bar(least=0.95),
-        ("codec_pusher", None): Bar(most=2.0),
-        ("iou_moved", 10): Bar(least=0.80),
-        ("pusher_moved", 10): Bar(most=10.0),
-        ("iou_moved", 30): Bar(least=0.60),
-        ("pusher_moved", 30): Bar(most=20.0),
-        ("shape", 64): Bar(least=0.95),
-        ("reward", 10): Bar(most=0.05),
-        ("success_precision", 10): Bar(least=0.90),
-        ("success_recall", 10): Bar(least=0.90),
-        ("control_pusher", 10): Bar(0.8, 1.25),
-        ("control_block", 10): Bar(0.8, 1.25),
+    reader: PushTStateEstimator
+    bars: ClassVar[Mapping[tuple[str, int | None], Target]] = {
+        ("codec_iou", None): Target(least=0.95),
+        ("codec_pusher", None): Target(most=2.0),
+        ("iou_moved", 10): Target(least=0.80),
+        ("pusher_moved", 10): Target(most=10.0),
+        ("iou_moved", 30): Target(least=0.60),
+        ("pusher_moved", 30): Target(most=20.0),
+        ("shape", 64): Target(least=0.95),
+        ("reward", 10): Target(most=0.05),
+        ("success_precision", 10): Target(least=0.90),
+        ("success_recall", 10): Target(least=0.90),
+        ("control_pusher", 10): Target(0.8, 1.25),
+        ("control_block", 10): Target(0.8, 1.25),
     }
     ending = "success"
     near_miss = 0.6
 
-    def __init__(self, reader: PushTReader, truth: Truth | None = None) -> None:
+    def __init__(self, reader: PushTStateEstimator, truth: GroundTruthEnv | None = None) -> None:
         super().__init__(reader, truth)
 
-    def rows(self, r: Rollouts, boot: Bootstrap, config: MeasureConfig) -> Iterator[Row]:
+    def rows(self, r: Rollouts, boot: Bootstrap, config: EvalConfig) -> Iterator[Metric]:
         """See Judge."""
         return scene_rows(r, self.reader, boot, config)
 
-    def headlines(self, r: Rollouts) -> tuple[Figure, ...]:
+    def headlines(self, r: Rollouts) -> tuple[SeriesMetric, ...]:
         """See Judge: block and pusher where the block moved."""
         if r.states is None:
             return ()
         scene, copied, _ = scenes_of(r, self.reader)
         moved = np.where(has_moved(r, self.reader), 0.0, np.nan)
         return (
-            Figure("iou_moved", "block IoU where it moved", scene.iou + moved, copied.iou + moved),
-            Figure(
+            SeriesMetric("iou_moved", "block IoU where it moved", scene.iou + moved, copied.iou + moved),
+            SeriesMetric(
                 "pusher_moved",
                 "pusher error where the block moved, median",
                 scene.pusher + moved,
@@ -106,8 +106,8 @@ class PushTJudge(Judge):
                 yield i
 
     def trials(
-        self, model: WorldModel, windows: Windows, main: Rollouts, config: MeasureConfig, tick: Ticker
-    ) -> Iterator[Row]:
+        self, model: WorldModel, windows: Windows, main: Rollouts, config: EvalConfig, tick: Ticker
+    ) -> Iterator[Metric]:
         """See Judge: other actions in dream and truth, and the simulator restarted."""
         if self.truth is None or main.states is None:
             return
@@ -119,14 +119,18 @@ class PushTJudge(Judge):
         """See Judge."""
         return 0 if self.truth is None else windows * PLANS * STRIDE
 
-    def signs(self, reading: Reading) -> tuple[Sign, ...]:
+    def signs(self, reading: StateEstimate) -> tuple[IntegrityMetric, ...]:
         """See Judge."""
-        assert isinstance(reading, PushTReading)
+        assert isinstance(reading, PushTStateEstimate)
         whole = (np.abs(reading.size - 1) <= AREA_SLACK) & (reading.pieces == 1)
         return (
-            Sign("rigid", "frames whose block is one piece of its size", whole.astype(np.float64), bar=Bar(least=0.95)),
-            Sign("pusher_found", "frames with a pusher", reading.pusher_found.astype(np.float64), bar=Bar(least=0.99)),
-            Sign(
+            IntegrityMetric(
+                "rigid", "frames whose block is one piece of its size", whole.astype(np.float64), bar=Target(least=0.95)
+            ),
+            IntegrityMetric(
+                "pusher_found", "frames with a pusher", reading.pusher_found.astype(np.float64), bar=Target(least=0.99)
+            ),
+            IntegrityMetric(
                 "misfit", "block's misfit to its rigid shape (0 none)", reading.misfit, statistic=median, better="low"
             ),
         )

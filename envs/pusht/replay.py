@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from neuralsim.envs.pusht.env import STEP_UNITS, PushTRealEnv
-from neuralsim.envs.pusht.state_estimator import PushTReader, PushTReading
+from neuralsim.envs.pusht.state_estimator import PushTStateEstimate, PushTStateEstimator
 from neuralsim.evaluation.statistics import turn
 
 HEEDED = 0.02
@@ -54,7 +54,7 @@ class Apart:
     angle: np.ndarray
 
 
-def apart(reader: PushTReader, seen: PushTReading, states: np.ndarray) -> Apart:
+def apart(reader: PushTStateEstimator, seen: PushTStateEstimate, states: np.ndarray) -> Apart:
     """``seen`` ``(n,)`` against true ``states`` ``(n, 5)``."""
     place = np.linalg.norm(seen.block[:, :2] - states[:, 2:4], axis=-1)
     return Apart(

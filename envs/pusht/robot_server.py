@@ -59,7 +59,7 @@ PING_EVERY, PING_PATIENCE = 2.0, 10.0
 
 
 @dataclass(frozen=True)
-class RobotSim:
+class RobotSimConfig:
     """Push-T as a "robot" in a process of its own, with real-life faults."""
 
     port: int = 5555
@@ -89,15 +89,15 @@ class RobotSim:
         _check_pace(self.pace, self.faults)
 
 
-def robot_sim(config: RobotSim, ready: Callable[[str], None]) -> None:
+def robot_sim(config: RobotSimConfig, ready: Callable[[str], None]) -> None:
     """Run the robot until it is interrupted; ``ready`` is told its address once it can be reached."""
     asyncio.run(_Server(config).run(ready))
 
 
 @contextmanager
-def spawn_robot_sim(config: RobotSim | None = None, patience: float = 60.0) -> Iterator[str]:
+def spawn_robot_sim(config: RobotSimConfig | None = None, patience: float = 60.0) -> Iterator[str]:
     """A robot in a process of its own, for as long as the context: gives its address. ``config`` says which; a free port by default."""
-    with RobotProcess(RobotSim(port=0) if config is None else config, patience) as process:
+    with RobotProcess(RobotSimConfig(port=0) if config is None else config, patience) as process:
         yield process.address
 
 
@@ -107,7 +107,7 @@ class RobotProcess:
     A RobotLost says that it did not answer within ``patience`` seconds, or what it said instead.
     """
 
-    def __init__(self, config: RobotSim, patience: float = 60.0) -> None:
+    def __init__(self, config: RobotSimConfig, patience: float = 60.0) -> None:
         self.config, self.patience = config, patience
         self.address = ""
         """Where it can be reached, ``ws://host:port``, once it runs."""
@@ -167,7 +167,7 @@ class RobotProcess:
 class _Server:
     """The robot behind a socket."""
 
-    def __init__(self, config: RobotSim) -> None:
+    def __init__(self, config: RobotSimConfig) -> None:
         self.config, self.faults = config, config.faults
         self.robot = PushTRobot(config.camera_size, config.seed, config.truth)
         self.robot.connect()
@@ -386,7 +386,7 @@ def _told(kind: Any) -> Any:
     return list(kind) if isinstance(kind, tuple) else kind.__name__
 
 
-def _flags(config: RobotSim) -> Iterator[str]:
+def _flags(config: RobotSimConfig) -> Iterator[str]:
     """``config`` as words of the command line."""
     told = asdict(config)
     told.pop("until_eof")

@@ -9,14 +9,16 @@ import torch
 
 from neuralsim.envs.pusht.executability import draw
 from neuralsim.envs.pusht.replay import apart
-from neuralsim.envs.pusht.state_estimator import PushTReader, PushTReading
-from neuralsim.evaluation.report import Bar, Row, row_of
+from neuralsim.envs.pusht.state_estimator import PushTStateEstimate, PushTStateEstimator
+from neuralsim.evaluation.report import Metric, Target, metric_of
 from neuralsim.evaluation.role_metrics import looked_at
-from neuralsim.evaluation.role_predictions import Answers
+from neuralsim.evaluation.role_predictions import RolePredictions
 from neuralsim.evaluation.statistics import Bootstrap, median, turn
 
 
-def pose_rows(demos: Answers, foreseen: np.ndarray, reader: PushTReader, boot: Bootstrap) -> Iterator[Row]:
+def pose_rows(
+    demos: RolePredictions, foreseen: np.ndarray, reader: PushTStateEstimator, boot: Bootstrap
+) -> Iterator[Metric]:
     """Pusher and block in foreseen frames uint8 ``(n, k, h, w, 3)``, beside the last true frame, and beside the frames simulated from
     the true actions (the floor)."""
     states = demos.moments.states
@@ -29,7 +31,7 @@ def pose_rows(demos: Answers, foreseen: np.ndarray, reader: PushTReader, boot: B
             for seen in (reader(foreseen[:, step - 1]), here, reader(simulated[:, i]))
         )
         for field, unit in (("pusher", "units"), ("block", "units"), ("angle", "°")):
-            yield row_of(
+            yield metric_of(
                 boot(median, getattr(ours, field)),
                 f"foresee/{field}",
                 f"foresee: {field} off by (median; floor: simulated from the true actions)",
@@ -42,8 +44,8 @@ def pose_rows(demos: Answers, foreseen: np.ndarray, reader: PushTReader, boot: B
 
 
 def spread_rows(
-    play: Answers, ends: np.ndarray, ends_otherwise: np.ndarray, reader: PushTReader, boot: Bootstrap
-) -> Iterator[Row]:
+    play: RolePredictions, ends: np.ndarray, ends_otherwise: np.ndarray, reader: PushTStateEstimator, boot: Bootstrap
+) -> Iterator[Metric]:
     """Permuted actions: how far another moment's actions lead from where the own ones do, imagined over true.
 
     ``ends`` and ``ends_otherwise`` ``(n, 5)``: where the simulator ends under the own and under the other actions, from here.
@@ -58,18 +60,18 @@ def spread_rows(
         ("spread-jointly", "simulate, joint stream", play.simulated_jointly, play.simulate_jointly(others)),
     ):
         imagined = _spread(*(_poses(reader(_last(play, tokens)), here) for tokens in (own, other)))
-        for i, (field, bar) in enumerate((("pusher", Bar(0.8, 1.25)), ("block", None), ("angle", None))):
+        for i, (field, bar) in enumerate((("pusher", Target(0.8, 1.25)), ("block", None), ("angle", None))):
             pairs = np.stack([imagined[i], true[i]], 1)
             pairs[~whole] = np.nan
             label = f"{told}: other actions part the {field} as far as in truth"
-            yield row_of(boot(_ratio, pairs), f"{key}/{field}", label, step=moments.steps, bar=bar)
+            yield metric_of(boot(_ratio, pairs), f"{key}/{field}", label, step=moments.steps, bar=bar)
 
 
-def _last(answers: Answers, tokens: torch.Tensor) -> np.ndarray:
+def _last(answers: RolePredictions, tokens: torch.Tensor) -> np.ndarray:
     return draw(answers, tokens[:, -1:])[:, 0]
 
 
-def _poses(seen: PushTReading, here: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _poses(seen: PushTStateEstimate, here: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pusher ``(n, 2)`` and block ``(n, 3)``; what is lost tells nothing of where it is, and counts as not having moved."""
     return (
         np.where(seen.pusher_found[:, None], seen.pusher, here[:, :2]),

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from neuralsim.envs.pusht.state_estimator import PushTReader, PushTReading
-from neuralsim.evaluation.config import STRIDE, MeasureConfig
-from neuralsim.evaluation.report import Row, row_of
+from neuralsim.envs.pusht.state_estimator import PushTStateEstimate, PushTStateEstimator
+from neuralsim.evaluation.config import STRIDE, EvalConfig
+from neuralsim.evaluation.report import Metric, metric_of
 from neuralsim.evaluation.rollouts import Rollouts
-from neuralsim.evaluation.state_estimator import Reading
+from neuralsim.evaluation.state_estimator import StateEstimate
 from neuralsim.evaluation.statistics import Bootstrap, Estimate, mask_iou, mean, median, turn
 
 MOVED = (5.0, 5.0)
@@ -27,7 +27,7 @@ AREA_SLACK = 0.1
 
 
 @dataclass(frozen=True)
-class Scene:
+class PushTScene:
     """What the reader makes of rollouts, each ``(n, s)``; NaN where a figure does not apply. The same for the imagined frames, for the
     last true frame copied, and for the true frames themselves (the reader's floor)."""
 
@@ -40,10 +40,10 @@ class Scene:
     missed: np.ndarray
 
 
-def scene_of(r: Rollouts, seen: Reading | None, reader: PushTReader) -> Scene:
+def scene_of(r: Rollouts, seen: StateEstimate | None, reader: PushTStateEstimator) -> PushTScene:
     """``seen`` ``(n, s)`` against the truth."""
-    assert isinstance(seen, PushTReading)
-    assert isinstance(r.true_reading, PushTReading)
+    assert isinstance(seen, PushTStateEstimate)
+    assert isinstance(r.true_reading, PushTStateEstimate)
     assert r.states is not None
     true = r.true_reading
     true_pusher, true_block, in_sight = reader.of_state(r.states)
@@ -61,7 +61,7 @@ def scene_of(r: Rollouts, seen: Reading | None, reader: PushTReader) -> Scene:
     went = sight & beyond(true_block[:, a], true_block[:, b], MOVED)
     there = seen.block_found[:, a] & seen.block_found[:, b]
     goes = beyond(seen.block[:, a], seen.block[:, b], GHOST) | ~there
-    return Scene(
+    return PushTScene(
         iou=mask_iou(seen.mask, true.mask),
         pusher=pusher,
         place=np.where(in_sight, place, np.nan),
@@ -72,14 +72,14 @@ def scene_of(r: Rollouts, seen: Reading | None, reader: PushTReader) -> Scene:
     )
 
 
-def scenes_of(r: Rollouts, reader: PushTReader) -> tuple[Scene, Scene, Scene]:
+def scenes_of(r: Rollouts, reader: PushTStateEstimator) -> tuple[PushTScene, PushTScene, PushTScene]:
     """Of the dream, of copy-last-frame, and of the true frames themselves."""
     assert r.true_reading is not None
     dreamt, copied, true = (scene_of(r, seen, reader) for seen in (r.reading, r.true_reading.copied(), r.true_reading))
     return dreamt, copied, true
 
 
-def has_moved(r: Rollouts, reader: PushTReader) -> np.ndarray:
+def has_moved(r: Rollouts, reader: PushTStateEstimator) -> np.ndarray:
     """bool ``(n, s)``: whether the true block has moved since step 0."""
     assert r.states is not None
     _, block, _ = reader.of_state(r.states)
@@ -93,22 +93,24 @@ def beyond(block: np.ndarray, other: np.ndarray, limit: tuple[float, float]) -> 
     )
 
 
-def scene_rows(r: Rollouts, reader: PushTReader, boot: Bootstrap, config: MeasureConfig) -> Iterator[Row]:
+def scene_rows(r: Rollouts, reader: PushTStateEstimator, boot: Bootstrap, config: EvalConfig) -> Iterator[Metric]:
     """Pusher, block and shape at every horizon, beside copying and the reader's floor; then motion that is made up or missing."""
-    assert isinstance(r.reading, PushTReading)
-    assert isinstance(r.true_reading, PushTReading)
+    assert isinstance(r.reading, PushTStateEstimate)
+    assert isinstance(r.true_reading, PushTStateEstimate)
     if r.states is None:
         true = r.true_reading.mask
         iou, copy = (mask_iou(seen, true) for seen in (r.reading.mask, r.true_reading.copied().mask))
         for step in config.horizons:
             c = r.column(step)
-            yield row_of(boot(mean, iou[:, c]), "iou", "block IoU", step=step, baseline=mean(copy[:, c]), better="high")
+            yield metric_of(
+                boot(mean, iou[:, c]), "iou", "block IoU", step=step, baseline=mean(copy[:, c]), better="high"
+            )
         return
     scene, copy_scene, floor = scenes_of(r, reader)
     moved = np.where(has_moved(r, reader), 0.0, np.nan)  # added to a figure, it leaves only where the block moved
     everywhere = np.zeros_like(moved)
-    yield row_of(boot(mean, scene.iou[:, 0]), "codec_iou", "redrawing a true frame: block IoU", better="high")
-    yield row_of(
+    yield metric_of(boot(mean, scene.iou[:, 0]), "codec_iou", "redrawing a true frame: block IoU", better="high")
+    yield metric_of(
         boot(mean, scene.pusher[:, 0]),
         "codec_pusher",
         "redrawing a true frame: mean pusher error",
@@ -134,7 +136,7 @@ def scene_rows(r: Rollouts, reader: PushTReader, boot: Bootstrap, config: Measur
             c = r.column(step)
             value, copied, exact = (getattr(s, name)[:, c] + where[:, c] for s in (scene, copy_scene, floor))
             found = boot.share(value) if name == "shape" else boot(statistic, value)
-            yield row_of(
+            yield metric_of(
                 found,
                 key,
                 label,
@@ -151,7 +153,7 @@ def scene_rows(r: Rollouts, reader: PushTReader, boot: Bootstrap, config: Measur
         value, copied, exact = (getattr(s, name) for s in (scene, copy_scene, floor))
         if value.size:
             found = _rate(boot, value)
-            yield row_of(found, name, label, baseline=mean(copied.ravel()), floor=mean(exact.ravel()), better="low")
+            yield metric_of(found, name, label, baseline=mean(copied.ravel()), floor=mean(exact.ravel()), better="low")
 
 
 def _rate(boot: Bootstrap, happened: np.ndarray) -> Estimate:

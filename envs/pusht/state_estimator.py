@@ -1,4 +1,4 @@
-"""PushTReader: reads pusher and block off Push-T frames, with nothing but the pixels and the rules of gym-pusht's drawing.
+"""PushTStateEstimator: reads pusher and block off Push-T frames, with nothing but the pixels and the rules of gym-pusht's drawing.
 
 Every pixel is a mixture of a known background (white, walls, goal), the pusher's blue and the block's grey. Unmixing gives two soft
 masks. The pusher is the centroid of its mask. The block is found by matching the T's shape at all places and 32 angles at half
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from neuralsim.envs.pusht.env import PUSHER_RADIUS, PUSHER_RANGE, WORKSPACE, PushTRealEnv
-from neuralsim.evaluation.state_estimator import Reading
+from neuralsim.evaluation.state_estimator import StateEstimate
 
 OUTLINE = 2.35
 """Half the width in units of the dark line gym-pusht draws along the T's edges, measured: the drawn T is larger than the true by this."""
@@ -49,7 +49,7 @@ BATCH = 32
 
 
 @dataclass(frozen=True)
-class PushTReading(Reading):
+class PushTStateEstimate(StateEstimate):
     """What is to be seen in ``n`` frames of Push-T. Positions in world units, angles in radians.
 
     pusher ``(n, 2)``, valid where ``pusher_found`` ``(n,)``. block ``(n, 3)``: x, y, angle, valid where ``block_found``. mask bool
@@ -69,7 +69,7 @@ class PushTReading(Reading):
     misfit: np.ndarray
 
 
-class PushTReader:
+class PushTStateEstimator:
     """Reads ``size``-pixel frames of Push-T; see the module's text. Implements
     :class:`neuralsim.evaluation.state_estimator.Reader`. ``extent`` is the world's width in its units: what
     being lost costs as a position error."""
@@ -124,16 +124,16 @@ class PushTReader:
         return states[..., :2], states[..., 2:5], reach <= WORKSPACE / 2 - SIGHT_MARGIN
 
     @torch.inference_mode()
-    def __call__(self, frames: np.ndarray) -> PushTReading:
-        """uint8 ``(n, size, size, 3)`` -> PushTReading."""
+    def __call__(self, frames: np.ndarray) -> PushTStateEstimate:
+        """uint8 ``(n, size, size, 3)`` -> PushTStateEstimate."""
         frames = np.asarray(frames)
         if frames.ndim != 4 or frames.shape[1:] != (self.size, self.size, 3) or frames.dtype != np.uint8:
             raise ValueError(
-                f"PushTReader: expected uint8 frames (n, {self.size}, {self.size}, 3), got {frames.dtype} {frames.shape}; "
-                f"for another size make PushTReader(size=...)"
+                f"PushTStateEstimator: expected uint8 frames (n, {self.size}, {self.size}, 3), got {frames.dtype} {frames.shape}; "
+                f"for another size make PushTStateEstimator(size=...)"
             )
         parts = [self._read(frames[i : i + BATCH]) for i in range(0, len(frames), BATCH)] or [self._read(frames)]
-        return PushTReading(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+        return PushTStateEstimate(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
     def _read(self, frames: np.ndarray) -> tuple[np.ndarray, ...]:
         pixels = torch.from_numpy(np.ascontiguousarray(frames)).float()

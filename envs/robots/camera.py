@@ -8,14 +8,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from neuralsim.data.images import FrameFit
+from neuralsim.data.images import ImageResizer
 from neuralsim.spec import WorldSpec
 
 
 @dataclass(frozen=True)
 class Camera:
     """name: which entry of an observation it is. crop: the part that is looked at, ``(top, left, height, width)`` in pixels of
-    the camera; all of it by default. how: see FrameFit."""
+    the camera; all of it by default. how: see ImageResizer."""
 
     name: str = "camera"
     crop: tuple[int, int, int, int] | None = None
@@ -40,7 +40,7 @@ class Camera:
             self.check(picture.shape)
             top, left, height, width = self.crop
             picture = picture[top : top + height, left : left + width]
-        return FrameFit(spec.height, spec.width, self.how)(picture)
+        return ImageResizer(spec.height, spec.width, self.how)(picture)
 
     def check(self, shape: tuple[int, ...]) -> None:
         """A ValueError unless pictures of this shape, ``(h, w, 3)``, hold the crop."""

@@ -9,9 +9,9 @@ from typing import cast
 
 import numpy as np
 
-from neuralsim.agents.policies.registry import Collector, find_collector
+from neuralsim.agents.policies.registry import ScriptedPolicies, find_scripted_policies
 from neuralsim.envs.pusht.env import BLOCK_OUTLINE, PUSHER_RADIUS
-from neuralsim.envs.real_env import TrueEnv
+from neuralsim.envs.real_env import RealEnv
 from neuralsim.envs.tworoom import env as tworoom
 from neuralsim.evaluation.statistics import turn
 
@@ -28,7 +28,7 @@ Measure = Callable[[np.ndarray, np.ndarray], float]
 
 
 @dataclass(frozen=True)
-class Course:
+class GoalTask:
     """One world's test. The first two numbers of its state are the place of what the actions move.
 
     rules: name -> whether a state is at the goal; the first decides which pairs count as solved before anything was done.
@@ -43,13 +43,13 @@ class Course:
     least: float
 
     @property
-    def collector(self) -> Collector:
+    def collector(self) -> ScriptedPolicies:
         """The world's simulator, random starts and scripted explorer."""
-        return find_collector(self.world)
+        return find_scripted_policies(self.world)
 
-    def make(self, size: int) -> TrueEnv:
+    def make(self, size: int) -> RealEnv:
         """The true world, drawn at ``size`` pixels."""
-        return cast(TrueEnv, self.collector.env(size))
+        return cast(RealEnv, self.collector.env(size))
 
     def reached(self, state: np.ndarray, goal: np.ndarray) -> dict[str, bool]:
         """What each rule says."""
@@ -64,7 +64,7 @@ class Course:
         return {name: measure(state, goal) for name, (_, measure) in self.distances.items()}
 
 
-def course_of(world: str) -> Course:
+def goal_task_of(world: str) -> GoalTask:
     """The course of ``world``; a ValueError lists those there are."""
     if world not in COURSES:
         near = difflib.get_close_matches(world, COURSES, 1, 0.5)
@@ -119,7 +119,7 @@ def _tworoom_outlines(state: np.ndarray) -> list[np.ndarray]:
     return [tworoom.RADIUS * _ROUND + state[:2]]
 
 
-PUSHT = Course(
+PUSHT = GoalTask(
     world="pusht",
     rules={"block": block_there, "block and pusher": block_and_pusher_there},
     distances={
@@ -130,12 +130,12 @@ PUSHT = Course(
     outlines=_pusht_outlines,
     least=0.85,
 )
-TWOROOM = Course(
+TWOROOM = GoalTask(
     world="tworoom",
     rules={"agent": agent_there},
     distances={"agent": ("units", hand_distance)},
     outlines=_tworoom_outlines,
     least=0.97,
 )
-COURSES: Mapping[str, Course] = {course.world: course for course in (PUSHT, TWOROOM)}
+COURSES: Mapping[str, GoalTask] = {course.world: course for course in (PUSHT, TWOROOM)}
 """The courses, by world."""

@@ -1,4 +1,4 @@
-"""TrueWorld: a true simulator in which episodes are tried; how it is opened, and where its episodes begin."""
+"""RealWorld: a true simulator in which episodes are tried; how it is opened, and where its episodes begin."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 
 from neuralsim.data.images import Size, height_and_width
-from neuralsim.envs.gym_adapter.env import GymWorldEnv, true_env_of
+from neuralsim.envs.gym_adapter.env import GymRealEnv, real_env_of
 from neuralsim.pretrained.world import Starts, World
 from neuralsim.spec import WorldSpec
 from neuralsim.storage.manifest import TRAINING, read_object
@@ -23,7 +23,7 @@ NAMED_STEPS = 300
 
 
 @dataclass(frozen=True)
-class TrueWorld:
+class RealWorld:
     """make: opens the simulator, showing frames of a size. draw: a random state ``(s,)`` to begin at, as its own reset draws it;
     None where it cannot be put at a state, and episodes begin at resets by seed. steps: actions in an episode at most."""
 
@@ -60,18 +60,18 @@ class TrueWorld:
         return [int(s) for s in np.random.default_rng([seed, 77]).integers(2**31, size=count)]
 
 
-def true_world_of(world: World) -> TrueWorld:
+def real_world_of(world: World) -> RealWorld:
     """The simulator that ``world`` was learned from, if its folder says so or its name does; a ValueError says why not."""
     record = None if world.folder is None else world.folder / TRAINING
     source = read_object(record).get("source") if record is not None and record.is_file() else None
     make = partial(_open, world.spec, source)
     env = make((world.spec.height, world.spec.width))
     try:
-        return TrueWorld(make, steps=min(LONGEST, env.steps) if isinstance(env, GymWorldEnv) else NAMED_STEPS)
+        return RealWorld(make, steps=min(LONGEST, env.steps) if isinstance(env, GymRealEnv) else NAMED_STEPS)
     finally:
         env.close()
 
 
 def _open(spec: WorldSpec, source: dict[str, Any] | None, size: Size) -> gym.Env[Any, Any]:
     height, width = height_and_width(size)
-    return true_env_of(replace(spec, height=height, width=width), source)
+    return real_env_of(replace(spec, height=height, width=width), source)

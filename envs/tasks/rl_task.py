@@ -21,12 +21,12 @@ from neuralsim.data.images import Size, height_and_width
 from neuralsim.envs.gym_adapter.env import NAMED
 from neuralsim.envs.pusht.env import GOAL_POSE, PUSHER_RADIUS, PushTRealEnv
 from neuralsim.envs.pusht.env import random_state as pusht_state
-from neuralsim.envs.tasks.real_world import NAMED_STEPS, TrueWorld, true_world_of
+from neuralsim.envs.tasks.real_world import NAMED_STEPS, RealWorld, real_world_of
 from neuralsim.envs.tworoom import env as tworoom
 from neuralsim.envs.tworoom.env import TwoRoomRealEnv
 from neuralsim.envs.tworoom.env import random_state as tworoom_state
 from neuralsim.pretrained.world import Starts, World, open_world
-from neuralsim.storage.resolve import list_worlds, settle
+from neuralsim.storage.resolve import list_worlds, resolve
 from neuralsim.task import LearnedTask, StateTask, Task
 
 Judge = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -50,10 +50,10 @@ BOXES = np.array([((-60.0, 0.0), (60.0, 30.0)), ((-15.0, 30.0), (15.0, 120.0))])
 
 
 @dataclass(frozen=True)
-class Wish:
+class RLTask:
     """One thing to learn in one world.
 
-    judge: None means the world's own reward and end (in imagination: as its heads learned them). came_true: whether states
+    judge: None means the world's own reward and end (in imagination: as its heads learned them). is_success: whether states
     ``(b, s)`` are what was wished for, bool ``(b,)``; None: wherever the wish ends. A wish may ask its learner for a little more
     than what counts, since a dream tells its states with some error. horizon: steps until truncation. truth: the simulator to
     be tried in; None where nobody knows it, and ``unknown`` says why. outcome: what an end means, ``success``, or just that the
@@ -64,9 +64,9 @@ class Wish:
     world: str
     about: str
     judge: Judge | None = None
-    came_true: Callable[[np.ndarray], np.ndarray] | None = None
+    is_success: Callable[[np.ndarray], np.ndarray] | None = None
     horizon: int = 100
-    truth: TrueWorld | None = None
+    truth: RealWorld | None = None
     unknown: str = ""
     outcome: str = "success"
 
@@ -75,9 +75,9 @@ class Wish:
         """The wish as imagination judges it."""
         return LearnedTask() if self.judge is None else StateTask(self.judge)
 
-    def env(self, size: Size = 64) -> WishedEnv:
+    def env(self, size: Size = 64) -> TaskEnv:
         """The true world that wishes for this; its observations are frames. Raises ValueError where it is not known."""
-        return WishedEnv(self.true_world().make(size), self)
+        return TaskEnv(self.true_world().make(size), self)
 
     def starts(self, count: int, seed: int, size: Size = 64) -> Starts:
         """``count`` beginnings as the true world's reset makes them: where policies are tried, and dreams begin."""
@@ -91,23 +91,23 @@ class Wish:
         rows = np.random.default_rng([seed, 77]).integers(len(shipped), size=count)
         return Starts(shipped.frames[rows], shipped.actions[rows])
 
-    def true_world(self) -> TrueWorld:
+    def true_world(self) -> RealWorld:
         """The truth; a ValueError where it is not known."""
         if self.truth is None:
             raise ValueError(f"world {self.world!r} can be tried in imagination alone: {self.unknown}")
         return self.truth
 
 
-class WishedEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
-    """A true world under a wish: its rewards and ends, and truncation at its horizon.
+class TaskEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
+    """A true world under a rl_task: its rewards and ends, and truncation at its horizon.
 
     ``info`` gains ``success``, ``elapsed``, and the world's own ``own_reward`` and ``own_terminated``.
     ``reset(options={"state": ...})`` starts exactly there, where the world can be put at a state.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], wish: Wish) -> None:
+    def __init__(self, env: gym.Env[Any, Any], rl_task: RLTask) -> None:
         super().__init__(env)
-        self.wish = wish
+        self.rl_task = rl_task
         self.elapsed = 0
 
     def reset(
@@ -120,7 +120,7 @@ class WishedEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """See the true world."""
-        judge = self.wish.judge
+        judge = self.rl_task.judge
         before = self.state() if judge is not None else None
         observation, own_reward, own_terminated, own_truncated, info = self.env.step(action)
         reward, terminated = float(own_reward), bool(own_terminated)
@@ -130,39 +130,39 @@ class WishedEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
         self.elapsed += 1
         info |= {"elapsed": self.elapsed, "success": terminated or self._came_true()}
         info |= {"own_reward": own_reward, "own_terminated": own_terminated}
-        return observation, reward, terminated, bool(own_truncated) or self.elapsed >= self.wish.horizon, info
+        return observation, reward, terminated, bool(own_truncated) or self.elapsed >= self.rl_task.horizon, info
 
     def state(self) -> np.ndarray:
         """The true state ``(s,)`` now, where the world shows it."""
         return np.asarray(self.env.get_wrapper_attr("state")())
 
     def _came_true(self) -> bool:
-        return self.wish.came_true is not None and bool(self.wish.came_true(self.state()[None])[0])
+        return self.rl_task.is_success is not None and bool(self.rl_task.is_success(self.state()[None])[0])
 
 
-def find_wish(world: str, name: str | None = None) -> Wish:
+def find_task(world: str, name: str | None = None) -> RLTask:
     """The wish ``name`` of the world that is called ``world`` (None: its first); a ValueError lists those there are."""
-    if world not in WISHES:
-        near = difflib.get_close_matches(world, WISHES, 1, 0.5)
+    if world not in RL_TASKS:
+        near = difflib.get_close_matches(world, RL_TASKS, 1, 0.5)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"no true world {world!r} to learn in; there are {', '.join(WISHES)}, and the folders of trained worlds{hint}"
+            f"no true world {world!r} to learn in; there are {', '.join(RL_TASKS)}, and the folders of trained worlds{hint}"
         )
-    return _chosen(WISHES[world], world, name)
+    return _chosen(RL_TASKS[world], world, name)
 
 
-def wish_of(world: World, name: str | None = None) -> Wish:
+def task_of(world: World, name: str | None = None) -> RLTask:
     """The wish ``name`` in a learned ``world``: of those its name knows, else what its heads learned is wished for. The true
     world is the one that its folder says it was learned from."""
     spec = world.spec
-    if spec.name in WISHES and spec.height == spec.width:
-        return find_wish(spec.name, name)
+    if spec.name in RL_TASKS and spec.height == spec.width:
+        return find_task(spec.name, name)
     truth, unknown = None, ""
     try:
-        truth = true_world_of(world)
+        truth = real_world_of(world)
     except ValueError as error:
         unknown = str(error)
-    own = Wish(
+    own = RLTask(
         OWN,
         spec.name,
         "the world's own reward and end",
@@ -174,28 +174,28 @@ def wish_of(world: World, name: str | None = None) -> Wish:
     return _chosen({OWN: own}, spec.name, name)
 
 
-def wish_for(place: str | os.PathLike[str], name: str | None = None, device: str = "auto") -> Wish:
+def task_for(place: str | os.PathLike[str], name: str | None = None, device: str = "auto") -> RLTask:
     """The wish ``name`` in the world called ``place``, or in the learned one of that name or folder. Raises ValueError for a
     word that is neither, FileNotFoundError for a folder that is not there."""
     word = os.fspath(place)
-    if word in WISHES:
-        return find_wish(word, name)
+    if word in RL_TASKS:
+        return find_task(word, name)
     try:
-        settle(place)
+        resolve(place)
     except FileNotFoundError:
         if os.sep in word:
             raise
-        return find_wish(word, name)  # says which there are
-    return wish_of(open_world(place, device), name)
+        return find_task(word, name)  # says which there are
+    return task_of(open_world(place, device), name)
 
 
 def world_name(place: str | os.PathLike[str], device: str = "auto") -> str:
     """What the world that ``place`` names, or that was learned there, is called; the word itself where there is none."""
     word = os.fspath(place)
-    if word in WISHES:
+    if word in RL_TASKS:
         return word
     try:
-        settle(place)
+        resolve(place)
     except FileNotFoundError:
         return word
     return open_world(place, device).spec.name
@@ -204,9 +204,9 @@ def world_name(place: str | os.PathLike[str], device: str = "auto") -> str:
 def learned_name(place: str | os.PathLike[str]) -> str:
     """The learned world that is dreamt in where only the world is named: itself, or the one that ships for a name."""
     word = os.fspath(place)
-    if word not in WISHES:
+    if word not in RL_TASKS:
         try:
-            settle(place)
+            resolve(place)
         except FileNotFoundError:
             return f"{word}-latent"
         return word
@@ -224,7 +224,7 @@ def shipped_starts(world: World) -> Starts:
     return world.starts
 
 
-def _chosen(wishes: Mapping[str, Wish], world: str, name: str | None) -> Wish:
+def _chosen(wishes: Mapping[str, RLTask], world: str, name: str | None) -> RLTask:
     if name is None:
         return next(iter(wishes.values()))
     if name not in wishes:
@@ -313,20 +313,20 @@ def _carracing(size: Size) -> gym.Env[Any, Any]:
 
 OWN = "own"
 """What the one wish of a world of other people's making is called."""
-PUSHT, TWOROOM, CARRACING = TrueWorld(_pusht, pusht_state), TrueWorld(_tworoom, tworoom_state), TrueWorld(_carracing)
-_in_pusht, _in_tworoom = partial(Wish, world="pusht", truth=PUSHT), partial(Wish, world="tworoom", truth=TWOROOM)
-WISHES: Mapping[str, Mapping[str, Wish]] = {
+PUSHT, TWOROOM, CARRACING = RealWorld(_pusht, pusht_state), RealWorld(_tworoom, tworoom_state), RealWorld(_carracing)
+_in_pusht, _in_tworoom = partial(RLTask, world="pusht", truth=PUSHT), partial(RLTask, world="tworoom", truth=TWOROOM)
+RL_TASKS: Mapping[str, Mapping[str, RLTask]] = {
     "pusht": {
         "push": _in_pusht("push", about="bring the block home: distance and angle to its goal", judge=_push),
         "touch": _in_pusht("touch", about="go and touch the block", judge=_touch, horizon=50),
         "cover": _in_pusht("cover", about="the world's own: the goal's coverage, until 95 %"),
     },
     "tworoom": {
-        "reach": _in_tworoom("reach", about="go to the goal, through the door", judge=_reach, came_true=_at_goal),
+        "reach": _in_tworoom("reach", about="go to the goal, through the door", judge=_reach, is_success=_at_goal),
         "stay": _in_tworoom("stay", about="the world's own: straight distance to the goal"),
     },
     "carracing": {
-        "drive": Wish(
+        "drive": RLTask(
             "drive",
             "carracing",
             "the world's own: along the road, and fast",

@@ -16,7 +16,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from neuralsim.envs.real_env import TrueEnv
+from neuralsim.envs.real_env import RealEnv
 from neuralsim.spec import WorldSpec
 
 ARENA = 512.0
@@ -74,7 +74,7 @@ def tworoom_spec(size: int = 64, context: int = 1) -> WorldSpec:
     )
 
 
-class TwoRoomRealEnv(TrueEnv):
+class TwoRoomRealEnv(RealEnv):
     """True TwoRoom: bring the round agent to a place, perhaps through the door into the other room.
 
     Observation: uint8 ``(size, size, 3)``, or with ``observation="state"`` float32 ``(2,)``: the agent's x, y in units

@@ -1,4 +1,4 @@
-"""TwoRoomReader: reads the agent's place off TwoRoom frames, with nothing but the pixels and the known empty scene.
+"""TwoRoomStateEstimator: reads the agent's place off TwoRoom frames, with nothing but the pixels and the known empty scene.
 
 Every pixel is a mixture of the empty scene and the agent's colour; the agent is the centroid of its share. The reader's
 error on true frames is in ``tests/test_tworoom.py``.
@@ -18,7 +18,7 @@ BATCH = 256
 """Frames read at once."""
 
 
-class TwoRoomReader:
+class TwoRoomStateEstimator:
     """Reads ``size``-pixel frames of TwoRoom; ``extent`` is the world's width in its units: what being lost costs as a
     position error."""
 
@@ -40,8 +40,8 @@ class TwoRoomReader:
         frames = np.asarray(frames)
         if frames.ndim != 4 or frames.shape[1:] != (self.size, self.size, 3) or frames.dtype != np.uint8:
             raise ValueError(
-                f"TwoRoomReader: expected uint8 frames (n, {self.size}, {self.size}, 3), got {frames.dtype} "
-                f"{frames.shape}; for another size make TwoRoomReader(size=...)"
+                f"TwoRoomStateEstimator: expected uint8 frames (n, {self.size}, {self.size}, 3), got {frames.dtype} "
+                f"{frames.shape}; for another size make TwoRoomStateEstimator(size=...)"
             )
         parts = [self._read(frames[i : i + BATCH]) for i in range(0, max(len(frames), 1), BATCH)]
         places, found = zip(*parts, strict=True)

@@ -36,7 +36,7 @@ def as_actions(chosen: np.ndarray, action_size: int, choices: Sequence[int] = ()
     return np.clip(array, -1, 1).astype(np.float32)
 
 
-class MoveEnv(gym.ActionWrapper[np.ndarray, np.int64, np.ndarray]):
+class DiscreteActionEnv(gym.ActionWrapper[np.ndarray, np.int64, np.ndarray]):
     """An environment whose action is the number of a move."""
 
     def __init__(self, env: gym.Env[np.ndarray, np.ndarray]) -> None:
@@ -49,7 +49,7 @@ class MoveEnv(gym.ActionWrapper[np.ndarray, np.int64, np.ndarray]):
         return np.array(self.moves[int(action)])
 
 
-class MoveVecEnv(VecEnvWrapper):
+class DiscreteActionVecEnv(VecEnvWrapper):
     """The same for Stable-Baselines3's vector environments."""
 
     def __init__(self, venv: VecEnv) -> None:

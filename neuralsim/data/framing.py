@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from neuralsim.formats.dataset_reader import Broken, Images
+from neuralsim.formats.dataset_reader import CorruptDataError, Images
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Framing:
         """Images uint8 ``(h, w, 3)`` -> one frame uint8 ``(height, width, 3)``."""
         for image in images:
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape:
-                raise Broken(f"expected uint8 images (h, w, 3), got {image.dtype} {image.shape}")
+                raise CorruptDataError(f"expected uint8 images (h, w, 3), got {image.dtype} {image.shape}")
         return np.concatenate([self._fit(image) for image in images], axis=1)
 
     def about(self, camera: str, height: int, width: int) -> str:

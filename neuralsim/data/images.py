@@ -1,4 +1,4 @@
-"""FrameFit: how an environment's own images become frames of a world's size."""
+"""ImageResizer: how an environment's own images become frames of a world's size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def height_and_width(size: Size) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class FrameFit:
+class ImageResizer:
     """Images of any size -> frames ``(height, width, 3)``; averaged over areas where they shrink. ``stretch`` fills the frame,
     ``pad`` keeps the aspect and leaves the rest black."""
 

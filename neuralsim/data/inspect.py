@@ -28,7 +28,7 @@ STRIP = (6, 8)
 
 
 @dataclass(frozen=True)
-class Data:
+class DataConfig:
     """Tell what is in an episode store: lengths, ranges, coverage, what is odd, and frames as a picture."""
 
     store: str

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from neuralsim.formats.dataset_reader import Broken, blaming
+from neuralsim.formats.dataset_reader import CorruptDataError, blaming
 
 STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
 """Decoder options: say that a stream is damaged, instead of painting over it."""
 
 
 @dataclass(frozen=True)
-class Film:
+class VideoInfo:
     """What the header of a video file says: frames per second, how many frames there are, and how many seconds they last
     (None where it does not)."""
 
@@ -27,7 +27,7 @@ class Film:
     seconds: float | None
 
 
-def look_at(path: Path) -> Film:
+def read_video_info(path: Path) -> VideoInfo:
     """Read the header of ``path``; Broken where it is no video."""
     import av  # heavy
 
@@ -35,14 +35,14 @@ def look_at(path: Path) -> Film:
         stream = _stream(container, path)
         rate = stream.average_rate or stream.guessed_rate
         if not rate:
-            raise Broken(f"{path}: does not say how many frames it shows per second")
+            raise CorruptDataError(f"{path}: does not say how many frames it shows per second")
         seconds = None if stream.duration is None else float(stream.duration * stream.time_base)
         if seconds is None and container.duration and len(container.streams) == 1:
             seconds = container.duration / av.time_base
-        return Film(float(rate), stream.frames or None, seconds)
+        return VideoInfo(float(rate), stream.frames or None, seconds)
 
 
-def read_film(path: Path, start: float = 0.0) -> Iterator[tuple[float, np.ndarray]]:
+def read_video(path: Path, start: float = 0.0) -> Iterator[tuple[float, np.ndarray]]:
     """Decode ``path`` from ``start`` seconds on, one frame at a time: (seconds, image uint8 ``(h, w, 3)``), upright.
 
     Raises Broken at the first frame that is damaged, as far as the codec can tell.
@@ -57,7 +57,7 @@ def read_film(path: Path, start: float = 0.0) -> Iterator[tuple[float, np.ndarra
             container.seek(int(start / stream.time_base), stream=stream)
         for number, frame in enumerate(container.decode(stream)):
             if frame.is_corrupt:
-                raise Broken(f"{path}: frame {number} is damaged")
+                raise CorruptDataError(f"{path}: frame {number} is damaged")
             seconds = number / rate if frame.time is None else frame.time
             if seconds < start - 0.5 / rate:  # decoding begins at a key frame before
                 continue
@@ -67,11 +67,11 @@ def read_film(path: Path, start: float = 0.0) -> Iterator[tuple[float, np.ndarra
 
 def _stream(container: Any, path: Path) -> Any:
     if not container.streams.video:
-        raise Broken(f"{path}: has no video stream")
+        raise CorruptDataError(f"{path}: has no video stream")
     return container.streams.video[0]
 
 
-class FilmWriter:
+class VideoFileWriter:
     """Writes an mp4 frame by frame: H.264, every second frame a key frame, so that any place is near one.
 
     ``pixels`` is yuv444p (colour as sharp as brightness; 50 dB and more on rendered scenes) or yuv420p (what every player
@@ -101,7 +101,7 @@ class FilmWriter:
         """How long the film is so far."""
         return float(self.frames / self._rate)
 
-    def __enter__(self) -> FilmWriter:
+    def __enter__(self) -> VideoFileWriter:
         return self
 
     def __exit__(

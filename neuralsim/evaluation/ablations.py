@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 
-from neuralsim.evaluation.config import MeasureConfig
-from neuralsim.evaluation.report import Row, row_of
+from neuralsim.evaluation.config import EvalConfig
+from neuralsim.evaluation.report import Metric, metric_of
 from neuralsim.evaluation.rollouts import Rollouts, Ticker, Windows, roll_out
 from neuralsim.evaluation.statistics import Bootstrap
-from neuralsim.evaluation.world_metrics import Judge, pixel_headlines
+from neuralsim.evaluation.world_metrics import WorldMetrics, pixel_headlines
 from neuralsim.world_model import WorldModel
 
 
-def variants_of(model: WorldModel, config: MeasureConfig) -> dict[str, tuple[int | None, int]]:
+def variants_of(model: WorldModel, config: EvalConfig) -> dict[str, tuple[int | None, int]]:
     """Other ways to run the model: name -> (denoising steps or None for the model's own, chunk)."""
     variants: dict[str, tuple[int | None, int]] = {}
     if config.chunk > 1:
@@ -28,11 +28,11 @@ def variant_rows(
     model: WorldModel,
     windows: Windows,
     main: Rollouts,
-    judge: Judge | None,
-    config: MeasureConfig,
+    judge: WorldMetrics | None,
+    config: EvalConfig,
     variants: Mapping[str, tuple[int | None, int]],
     tick: Ticker,
-) -> Iterator[Row]:
+) -> Iterator[Metric]:
     """The main figures of other ways to run the model, beside the usual way on the same rollouts."""
     steps = [s for s in (10, 30) if s in config.horizons]
     if not steps or not variants:
@@ -61,7 +61,7 @@ def variant_rows(
             for step in steps:
                 value = figure.values[: len(windows), r.column(step)]
                 label = f"{name}: " if name in variants else f"{name}, same rollouts: "
-                yield row_of(
+                yield metric_of(
                     boot(figure.statistic, value),
                     f"{name.replace(' ', '_')}/{figure.key}",
                     label + figure.label,

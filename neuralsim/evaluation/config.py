@@ -9,7 +9,7 @@ STRIDE = 10
 
 
 @dataclass(frozen=True)
-class MeasureConfig:
+class EvalConfig:
     """How much to measure."""
 
     rollouts: int = 256
@@ -32,7 +32,7 @@ class MeasureConfig:
     def __post_init__(self) -> None:
         if self.rollouts < 2 or self.batch < 1 or not self.horizons or min(self.horizons) < 1:
             raise ValueError(
-                f"MeasureConfig: rollouts must be 2 or more, batch 1 or more and horizons 1 or more; got {self.rollouts}, "
+                f"EvalConfig: rollouts must be 2 or more, batch 1 or more and horizons 1 or more; got {self.rollouts}, "
                 f"{self.batch} and {self.horizons}"
             )
 

@@ -7,17 +7,17 @@ from dataclasses import replace
 
 import numpy as np
 
-from neuralsim.evaluation.config import STRIDE, MeasureConfig
-from neuralsim.evaluation.report import Row, row_of
+from neuralsim.evaluation.config import STRIDE, EvalConfig
+from neuralsim.evaluation.report import Metric, metric_of
 from neuralsim.evaluation.rollouts import Rollouts, Ticker, Windows, roll_out
 from neuralsim.evaluation.statistics import Bootstrap
-from neuralsim.evaluation.world_metrics import Judge, pixel_headlines
+from neuralsim.evaluation.world_metrics import WorldMetrics, pixel_headlines
 from neuralsim.world_model import WorldModel
 
 
 def heed_rows(
-    model: WorldModel, windows: Windows, main: Rollouts, judge: Judge | None, config: MeasureConfig, tick: Ticker
-) -> Iterator[Row]:
+    model: WorldModel, windows: Windows, main: Rollouts, judge: WorldMetrics | None, config: EvalConfig, tick: Ticker
+) -> Iterator[Metric]:
     """By how much dreams of ``windows``, the first of those of ``main``, lose in truth when each is given the actions of
     another: 0 where a model is deaf to them. For worlds whose simulator cannot be put at a state, or that have none."""
     steps = [s for s in (STRIDE, 30) if s in config.horizons]
@@ -38,4 +38,4 @@ def heed_rows(
             lost = lost if own.better == "high" else -lost
             label = f"controllability: {own.label}, lost under another window's actions"
             found = boot(own.statistic, lost)
-            yield row_of(found, f"heed/{own.key}", label, unit=own.unit, step=step, baseline=0.0, better="high")
+            yield metric_of(found, f"heed/{own.key}", label, unit=own.unit, step=step, baseline=0.0, better="high")

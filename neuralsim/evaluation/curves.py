@@ -9,13 +9,13 @@ import numpy as np
 
 from neuralsim.evaluation.rollouts import Rollouts, Windows
 from neuralsim.evaluation.statistics import psnr
-from neuralsim.evaluation.world_metrics import Judge
+from neuralsim.evaluation.world_metrics import WorldMetrics
 
 Line = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Middle, low and high at each step, ``(s,)`` each."""
 
 
-def eventful_first(windows: Windows, judge: Judge | None) -> Windows:
+def eventful_first(windows: Windows, judge: WorldMetrics | None) -> Windows:
     """The same windows, up to four first in which much happens: those the picture shows. The rest keep their order."""
     if judge is None:
         return windows
@@ -33,7 +33,7 @@ def middle(values: np.ndarray) -> Line:
     return out[0], out[1], out[2]
 
 
-def curves_of(r: Rollouts, judge: Judge | None) -> dict[str, Any]:
+def curves_of(r: Rollouts, judge: WorldMetrics | None) -> dict[str, Any]:
     """For each drawn figure: steps, and lines name -> Line over rollouts."""
     copied = np.where(r.steps == 0, np.nan, r.error_copy)
     panels: dict[str, Any] = {"PSNR (dB)": {"dream": middle(psnr(r.error)), "copy last": middle(psnr(copied))}}

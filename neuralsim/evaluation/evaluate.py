@@ -19,23 +19,23 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from neuralsim.data.episode import EpisodeStore
 from neuralsim.evaluation.ablations import variant_rows, variants_of
-from neuralsim.evaluation.config import STRIDE, MeasureConfig
+from neuralsim.evaluation.config import STRIDE, EvalConfig
 from neuralsim.evaluation.control import heed_rows
 from neuralsim.evaluation.curves import curves_of, eventful_first
 from neuralsim.evaluation.head_metrics import ending_rows, reward_rows, state_rows, uncertainty_rows
 from neuralsim.evaluation.plots import draw_curves, draw_strip
-from neuralsim.evaluation.report import Report, Row, circumstances, row_of
+from neuralsim.evaluation.report import Metric, Report, circumstances, metric_of
 from neuralsim.evaluation.rollouts import Rollouts, held_out_episodes, roll_out, sample_windows
 from neuralsim.evaluation.statistics import Bootstrap, mean
-from neuralsim.evaluation.world_metrics import Judge
+from neuralsim.evaluation.world_metrics import WorldMetrics
 from neuralsim.models.latent_world import LatentWorld
 from neuralsim.world_model import WorldModel
 
-__all__ = ["MeasureConfig", "Measurement", "calibrate_uncertainty", "measure"]
+__all__ = ["EvalConfig", "WorldEvaluation", "calibrate_uncertainty", "evaluate_world_model"]
 
 
 @dataclass(frozen=True)
-class Measurement(Report):
+class WorldEvaluation(Report):
     """A Report of :func:`measure`, with the rollouts behind its pictures."""
 
     rollouts: Rollouts | None = None
@@ -57,14 +57,14 @@ class Measurement(Report):
         return target, strip
 
 
-def measure(
+def evaluate_world_model(
     model: WorldModel,
     store: EpisodeStore,
-    judge: Judge | None = None,
-    config: MeasureConfig | None = None,
+    judge: WorldMetrics | None = None,
+    config: EvalConfig | None = None,
     near: EpisodeStore | None = None,
     show: bool = False,
-) -> Measurement:
+) -> WorldEvaluation:
     """Measure ``model`` on the held-out episodes of ``store``.
 
     ``near``: further episodes, of which more end, to ask about termination. Without a ``judge`` only what pixels, rewards and
@@ -73,7 +73,7 @@ def measure(
     held to that (see 'neuralsim plan'). ``show`` draws a progress bar. Raises ValueError where the store is of another world or
     has no held-out episode that is long enough.
     """
-    config = config or MeasureConfig()
+    config = config or EvalConfig()
     if store.spec.frame_shape != model.spec.frame_shape or store.spec.action_names != model.spec.action_names:
         raise ValueError(f"measure: the model is of {model.spec}, the episodes in {store.folder} of {store.spec}")
     rng = np.random.default_rng(config.seed)
@@ -131,7 +131,7 @@ def measure(
     told = {"seed": config.seed, "denoise_steps": getattr(model, "denoise_steps", None)}
     if short := sorted(set(asked) - set(config.horizons)):
         told["left_out"] = f"steps {' '.join(map(str, short))}: too few episodes are as long"
-    return Measurement(
+    return WorldEvaluation(
         title=f"{store.spec.name}: {config.rollouts} held-out rollouts, {len(np.unique(rollouts.episodes))} episodes",
         rows=tuple(rows),
         circumstances=circumstances() | told,
@@ -140,7 +140,7 @@ def measure(
     )
 
 
-def _reached(store: EpisodeStore, context: int, config: MeasureConfig) -> tuple[int, ...]:
+def _reached(store: EpisodeStore, context: int, config: EvalConfig) -> tuple[int, ...]:
     """The horizons that at least half of the held-out episodes reach; the nearest, if none."""
     reach = store.lengths[held_out_episodes(store, config.all_held_out)] + 1 - context
     return tuple(h for h in config.horizons if 2 * (reach >= h).sum() >= len(reach)) or (min(config.horizons),)
@@ -170,12 +170,12 @@ def calibrate_uncertainty(
     return float(np.quantile(rollouts.uncertainty.max(1), quantile))
 
 
-def _frame_rows(r: Rollouts, boot: Bootstrap, config: MeasureConfig) -> Iterator[Row]:
+def _frame_rows(r: Rollouts, boot: Bootstrap, config: EvalConfig) -> Iterator[Metric]:
     """How like the true frames the imagined ones are, pixel by pixel, redrawn and at every horizon."""
-    yield row_of(boot(mean, r.psnr(0)), "codec_psnr", "redrawing a true frame: PSNR", unit="dB", better="high")
+    yield metric_of(boot(mean, r.psnr(0)), "codec_psnr", "redrawing a true frame: PSNR", unit="dB", better="high")
     for step in config.horizons:
         ours, theirs = (boot(mean, r.psnr(step, copy)) for copy in (False, True))
-        yield row_of(ours, "psnr", "PSNR", theirs, unit="dB", step=step, better="high")
+        yield metric_of(ours, "psnr", "PSNR", theirs, unit="dB", step=step, better="high")
     for step in config.horizons if np.isfinite(r.likeness).any() else ():
         ours, theirs = (boot(mean, x[:, r.column(step)]) for x in (r.likeness, r.likeness_copy))
-        yield row_of(ours, "ssim", "SSIM", theirs, step=step, better="high")
+        yield metric_of(ours, "ssim", "SSIM", theirs, step=step, better="high")

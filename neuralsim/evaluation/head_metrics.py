@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from neuralsim.data.episode import EpisodeStore
-from neuralsim.evaluation.config import STRIDE, MeasureConfig
-from neuralsim.evaluation.report import Row, row_of
+from neuralsim.evaluation.config import STRIDE, EvalConfig
+from neuralsim.evaluation.report import Metric, metric_of
 from neuralsim.evaluation.rollouts import Rollouts, Ticker, Windows, held_out_episodes, roll_out
 from neuralsim.evaluation.statistics import Bootstrap, auroc, mean, pearson, rank_correlation, turn
 from neuralsim.world_model import WorldModel
@@ -18,13 +18,13 @@ EACH = 4
 """Windows of a kind from one episode, at most."""
 
 
-def reward_rows(r: Rollouts, boot: Bootstrap, config: MeasureConfig) -> Iterator[Row]:
+def reward_rows(r: Rollouts, boot: Bootstrap, config: EvalConfig) -> Iterator[Metric]:
     """The foretold reward against the true one, at every horizon; and returns, whose order is what ranks policies."""
     if "reward" not in r.heads:
         return
     for step in config.horizons:
         true = r.true_reward[:, step - 1]
-        yield row_of(
+        yield metric_of(
             boot(mean, np.abs(r.heads["reward"][:, step - 1] - true)),
             "reward",
             "reward error, mean",
@@ -35,10 +35,10 @@ def reward_rows(r: Rollouts, boot: Bootstrap, config: MeasureConfig) -> Iterator
     for step in (s for s in (30, 64) if s in config.horizons):
         told, came = (x[:, :step].sum(1) for x in (r.heads["reward"], r.true_reward))
         label = "return of the steps so far: correlation with the true one"
-        yield row_of(boot(pearson, told, came), "return", label, step=step, better="high")
+        yield metric_of(boot(pearson, told, came), "return", label, step=step, better="high")
 
 
-def state_rows(r: Rollouts, names: Sequence[str], boot: Bootstrap, config: MeasureConfig) -> Iterator[Row]:
+def state_rows(r: Rollouts, names: Sequence[str], boot: Bootstrap, config: EvalConfig) -> Iterator[Metric]:
     """The state that the model tells of its dreams against the true one, each number by itself, in its own unit and as a share
     of its spread; an angle's error is the shorter way round."""
     if r.told is None or r.states is None or r.told.shape != r.states.shape:
@@ -56,17 +56,17 @@ def state_rows(r: Rollouts, names: Sequence[str], boot: Bootstrap, config: Measu
             for step in config.horizons if scale > 0 else ():
                 c = r.column(step)
                 ours, theirs = (boot(mean, np.abs(x[:, c]) / scale) for x in (wrong, copied))
-                yield row_of(ours, key, label, theirs, step=step, better="low")
+                yield metric_of(ours, key, label, theirs, step=step, better="low")
 
 
 def ending_rows(
     model: WorldModel,
     store: EpisodeStore,
-    config: MeasureConfig,
+    config: EvalConfig,
     tick: Ticker,
     ending: str = "termination",
     near_miss: float | None = None,
-) -> Iterator[Row]:
+) -> Iterator[Metric]:
     """Reward and termination ``STRIDE`` steps ahead, on as many ends as near misses (or other steps); nothing where no held-out
     episode ends so. ``ending`` is what termination means; a step without it but with a reward of ``near_miss`` is a near miss."""
     if "terminated" not in model.head_names:
@@ -78,18 +78,18 @@ def ending_rows(
     boot = Bootstrap(r.episodes, seed=config.seed)
     true = r.true_terminated[:, STRIDE - 1].astype(np.float64)
     told = (r.heads["terminated"][:, STRIDE - 1] > 0.5).astype(np.float64)
-    came_true = len(np.unique(r.episodes[true > 0]))
+    is_success = len(np.unique(r.episodes[true > 0]))
     many = ending + ("es" if ending.endswith("s") else "s")
-    counts = f"{int(true.sum())} {many} in {came_true} episodes, {int((1 - true).sum())} others"
+    counts = f"{int(true.sum())} {many} in {is_success} episodes, {int((1 - true).sum())} others"
     precision = np.where(told > 0, true, np.nan)
     recall = np.where(true > 0, told, np.nan)
     for name, share in (("precision", precision), ("recall", recall)):
         label = f"{ending}: {name} ({counts})"
-        yield row_of(boot.share(share), f"{ending}_{name}", label, step=STRIDE, better="high")
+        yield metric_of(boot.share(share), f"{ending}_{name}", label, step=STRIDE, better="high")
     if "reward" in r.heads:
         error = np.abs(r.heads["reward"][:, STRIDE - 1] - r.true_reward[:, STRIDE - 1])
         copied = np.abs(r.reward_before - r.true_reward[:, STRIDE - 1])
-        yield row_of(
+        yield metric_of(
             boot(mean, error),
             "reward_near",
             f"reward error near {ending}, mean",
@@ -99,9 +99,7 @@ def ending_rows(
         )
 
 
-def _ending_windows(
-    store: EpisodeStore, context: int, config: MeasureConfig, near_miss: float | None
-) -> Windows | None:
+def _ending_windows(store: EpisodeStore, context: int, config: EvalConfig, near_miss: float | None) -> Windows | None:
     """Up to ``rollouts`` windows whose last step ends (half) or is a near miss (half); other steps where near misses are few.
 
     No more than ``EACH`` of a kind from one episode: a block that came to rest would otherwise be asked about again and again.
@@ -134,15 +132,15 @@ def _ending_windows(
     return Windows(store, episodes, starts, context, STRIDE)
 
 
-def uncertainty_rows(r: Rollouts, boot: Bootstrap, config: MeasureConfig) -> Iterator[Row]:
+def uncertainty_rows(r: Rollouts, boot: Bootstrap, config: EvalConfig) -> Iterator[Metric]:
     """Does doubt follow error? Error is the root-mean-square difference of the frames at that step."""
     for step in (s for s in (10, 30) if s in config.horizons):
         doubt = r.uncertainty[:, step - 1].astype(np.float64)
         error = np.sqrt(r.error[:, r.column(step)])
         worst = (error > np.quantile(error, 0.9)).astype(np.float64)
         found = boot(rank_correlation, doubt, error)
-        yield row_of(found, "doubt_rank", "uncertainty: rank correlation with frame error", step=step, better="high")
+        yield metric_of(found, "doubt_rank", "uncertainty: rank correlation with frame error", step=step, better="high")
         found = boot(lambda d, w: auroc(d, w > 0), doubt, worst)
-        yield row_of(
+        yield metric_of(
             found, "doubt_auroc", "uncertainty: AUROC for the worst tenth of frame errors", step=step, better="high"
         )

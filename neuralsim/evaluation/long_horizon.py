@@ -11,10 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from neuralsim.evaluation.report import Bar, Report, Row, circumstances, resident_megabytes, row_of
-from neuralsim.evaluation.state_estimator import Truth
+from neuralsim.evaluation.report import Metric, Report, Target, circumstances, metric_of, resident_megabytes
+from neuralsim.evaluation.state_estimator import GroundTruthEnv
 from neuralsim.evaluation.statistics import Bootstrap, mean, squared_error
-from neuralsim.evaluation.world_metrics import Judge, Sign
+from neuralsim.evaluation.world_metrics import IntegrityMetric, WorldMetrics
 from neuralsim.noise import Noise
 from neuralsim.runtime.device import pick_dtype
 from neuralsim.spec import WorldSpec
@@ -28,7 +28,7 @@ CHANGED = 0.5
 
 
 @dataclass(frozen=True)
-class LongPlayConfig:
+class LongHorizonConfig:
     """How long to play."""
 
     steps: int = 6000
@@ -73,13 +73,13 @@ def played_keys(spec: WorldSpec, rng: np.random.Generator, steps: int) -> np.nda
     return keys
 
 
-def long_play(
+def evaluate_long_horizon(
     model: WorldModel,
     frames: np.ndarray,
     actions: np.ndarray,
-    judge: Judge | None = None,
+    judge: WorldMetrics | None = None,
     states: np.ndarray | None = None,
-    config: LongPlayConfig | None = None,
+    config: LongHorizonConfig | None = None,
     tick: Callable[[int], None] | None = None,
     driver: Hands | None = None,
     name: str = "",
@@ -93,7 +93,7 @@ def long_play(
     ``known`` true frames ``(m, h, w, 3)``, by default the histories'. Without a judge frames must be such as the model can redraw
     as well as it does those known. ``tick`` is told of steps done.
     """
-    config = config or LongPlayConfig()
+    config = config or LongHorizonConfig()
     b, spec = len(frames), model.spec
     known = frames.reshape(-1, *frames.shape[2:]) if known is None else known
     draws = [np.random.default_rng([config.seed, i]) for i in range(b)]
@@ -129,7 +129,7 @@ def long_play(
     frames = np.stack(seen, 1)
     baseline: list[float | None] = []
     if judge is None:
-        signs: tuple[Sign, ...] = (_redrawn(model, frames[:, tail], known, config),)
+        signs: tuple[IntegrityMetric, ...] = (_redrawn(model, frames[:, tail], known, config),)
     else:
         signs = _signs(judge, frames)
         if judge.truth is not None and states is not None and driver is None:
@@ -144,7 +144,7 @@ def long_play(
     minutes = config.steps / model.spec.rate_hz / 60
     rows = (
         *(
-            row_of(
+            metric_of(
                 boot(sign.statistic, np.array([sign.statistic(row) for row in sign.values])),
                 before + sign.key,
                 f"{who}{sign.label}, last fifth" + (", median" if sign.statistic is not mean else ""),
@@ -154,40 +154,40 @@ def long_play(
             )
             for sign, truth in zip_longest(signs, baseline)
         ),
-        Row(
+        Metric(
             f"{before}not_finite",
             f"{who}steps with a number that is not finite",
             float(bad),
             n=b * config.steps,
-            bar=Bar(most=0),
+            bar=Target(most=0),
         ),
-        Row(f"{before}growth", f"{who}memory grown after the first tenth", growth, unit="MB", bar=Bar(most=50)),
+        Metric(f"{before}growth", f"{who}memory grown after the first tenth", growth, unit="MB", bar=Target(most=50)),
     )
     hands = "random keys" if driver is None else name or "a driver"
     return Report(f"{minutes:.1f} minutes of imagined play, {b} dreams, {hands}", rows, circumstances())
 
 
-def _signs(judge: Judge, frames: np.ndarray) -> tuple[Sign, ...]:
+def _signs(judge: WorldMetrics, frames: np.ndarray) -> tuple[IntegrityMetric, ...]:
     """What the judge says of frames ``(b, looks, h, w, 3)``."""
     return judge.signs(judge.reader(frames.reshape(-1, *frames.shape[2:])).reshape(*frames.shape[:2]))
 
 
-def _changing(frames: np.ndarray, driven: bool) -> Sign:
+def _changing(frames: np.ndarray, driven: bool) -> IntegrityMetric:
     """Whether frames ``(b, looks, h, w, 3)`` go on changing: who drives gets somewhere, keys may well lead nowhere."""
     differ = squared_error(frames[:, 1:], frames[:, :-1]) > CHANGED**2
     label = "looks at which the frame is another than before"
-    return Sign("changing", label, differ.astype(np.float64), bar=Bar(least=0.9) if driven else None)
+    return IntegrityMetric("changing", label, differ.astype(np.float64), bar=Target(least=0.9) if driven else None)
 
 
-def _redrawn(model: WorldModel, frames: np.ndarray, known: np.ndarray, config: LongPlayConfig) -> Sign:
+def _redrawn(model: WorldModel, frames: np.ndarray, known: np.ndarray, config: LongHorizonConfig) -> IntegrityMetric:
     """Whether the model redraws frames ``(b, looks, h, w, 3)`` no worse than any of those ``known``."""
     errors = _redraw_error(model, frames.reshape(-1, *frames.shape[2:]), config)
     fits = (errors <= _redraw_error(model, known, config).max()).reshape(frames.shape[:2])
     label = "frames that the model redraws as well as it does true ones"
-    return Sign("redrawn", label, fits.astype(np.float64), bar=Bar(least=0.95))
+    return IntegrityMetric("redrawn", label, fits.astype(np.float64), bar=Target(least=0.95))
 
 
-def _redraw_error(model: WorldModel, frames: np.ndarray, config: LongPlayConfig, batch: int = 64) -> np.ndarray:
+def _redraw_error(model: WorldModel, frames: np.ndarray, config: LongHorizonConfig, batch: int = 64) -> np.ndarray:
     """Squared error of redrawing ``(n, h, w, 3)``, each shown to the model as a world at rest, ``(n,)``."""
     errors, t = [], model.spec.context
     for i in range(0, len(frames), batch):
@@ -199,7 +199,7 @@ def _redraw_error(model: WorldModel, frames: np.ndarray, config: LongPlayConfig,
     return np.concatenate(errors)
 
 
-def _true_frames(truth: Truth, states: np.ndarray, keys: np.ndarray, looked: set[int]) -> list[np.ndarray]:
+def _true_frames(truth: GroundTruthEnv, states: np.ndarray, keys: np.ndarray, looked: set[int]) -> list[np.ndarray]:
     columns = []
     for state, plan in zip(states, keys, strict=True):
         truth.reset(options={"state": state})

@@ -16,7 +16,7 @@ from neuralsim.training.video_stages import DISCOUNT
 
 
 @dataclass(frozen=True, eq=False)
-class Moments:
+class RoleQueries:
     """``n`` moments and the k steps after each.
 
     ``state``: the model's, of the history that ends here; tokens ``(n, k+1, N, d)`` and frames uint8 ``(n, k+1, h, w, 3)``, the
@@ -49,7 +49,7 @@ class Moments:
         return found
 
     @classmethod
-    def take(cls, model: VideoWAM, windows: Windows, precision: str = "auto", batch: int = 64) -> Moments:
+    def take(cls, model: VideoWAM, windows: Windows, precision: str = "auto", batch: int = 64) -> RoleQueries:
         """The moments at which the histories of ``windows`` end."""
         device, first = torch.device(model.device), windows.context - 1
         states, tokens, actions, frames, truths = [], [], [], [], []

@@ -22,7 +22,7 @@ from neuralsim.evaluation.statistics import Estimate
 
 
 @dataclass(frozen=True)
-class Bar:
+class Target:
     """What a figure must reach: ``least <= value <= most``; with ``beats`` it must be better than copy-last-frame, and their 95 %
     intervals apart; with ``surely`` the whole of its 95 % interval must lie within, and not on the edge."""
 
@@ -45,7 +45,7 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Row:
+class Metric:
     """One figure. ``key`` and ``step`` name it for programs, ``label`` for people; ``low`` to ``high`` is its 95 % confidence interval.
 
     ``baseline`` is the same figure for copy-last-frame, with its interval where that is known, ``floor`` for the reader on true
@@ -65,7 +65,7 @@ class Row:
     floor: float | None = None
     better: str = ""
     median: float | None = None
-    bar: Bar | None = None
+    bar: Target | None = None
     baseline_low: float | None = None
     baseline_high: float | None = None
 
@@ -85,11 +85,11 @@ class Row:
         return ours is not None and theirs is not None and ours > theirs
 
 
-def row_of(estimate: Estimate, key: str, label: str, copied: Estimate | None = None, **rest: Any) -> Row:
+def metric_of(estimate: Estimate, key: str, label: str, copied: Estimate | None = None, **rest: Any) -> Metric:
     """A Row of an Estimate, beside that of copy-last-frame if ``copied`` is given."""
     if copied is not None:
         rest |= {"baseline": copied.value, "baseline_low": copied.low, "baseline_high": copied.high}
-    return Row(key, label, estimate.value, low=estimate.low, high=estimate.high, n=estimate.n, **rest)
+    return Metric(key, label, estimate.value, low=estimate.low, high=estimate.high, n=estimate.n, **rest)
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ class Report:
     """Rows with their title and circumstances (when, where, how)."""
 
     title: str
-    rows: tuple[Row, ...]
+    rows: tuple[Metric, ...]
     circumstances: Mapping[str, Any] = field(default_factory=dict)
 
-    def __getitem__(self, key: str | tuple[str, int | None]) -> Row:
+    def __getitem__(self, key: str | tuple[str, int | None]) -> Metric:
         """The row of ``key`` or ``(key, step)``."""
         wanted = (key, None) if isinstance(key, str) else key
         for row in self.rows:
@@ -109,11 +109,11 @@ class Report:
         raise KeyError(f"{wanted!r}; there are {sorted({(r.key, r.step or 0) for r in self.rows})}")
 
     @property
-    def missed(self) -> tuple[Row, ...]:
+    def missed(self) -> tuple[Metric, ...]:
         """The rows that do not reach their bar."""
         return tuple(r for r in self.rows if r.passed is False)
 
-    def table(self, rows: Sequence[Row] | None = None) -> Table:
+    def table(self, rows: Sequence[Metric] | None = None) -> Table:
         """A rich table of ``rows`` (all by default)."""
         rows = self.rows if rows is None else rows
         table = Table(
@@ -149,7 +149,7 @@ class Report:
             table.add_row(row.label, *(cells[name] for name in shown))
         return table
 
-    def grid(self, rows: Sequence[Row]) -> Table:
+    def grid(self, rows: Sequence[Metric]) -> Table:
         """Rows of the same keys at several steps: one column per step; below each figure its interval, baseline and floor."""
         steps = sorted({r.step for r in rows if r.step is not None})
         table = Table(title="by steps dreamt")

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from neuralsim.evaluation.report import Bar, Row, row_of
-from neuralsim.evaluation.role_predictions import Answers
+from neuralsim.evaluation.report import Metric, Target, metric_of
+from neuralsim.evaluation.role_predictions import RolePredictions
 from neuralsim.evaluation.statistics import Bootstrap, mean, pearson, rank_correlation
 
-NEGATIVE, POSITIVE = Bar(most=0.0, surely=True), Bar(least=0.0, surely=True)
+NEGATIVE, POSITIVE = Target(most=0.0, surely=True), Target(least=0.0, surely=True)
 SAME = 0.9
 """Correlation from which actions count as the same."""
 OTHER = 0.5
@@ -46,7 +46,7 @@ def astray(frames: torch.Tensor, true: torch.Tensor, step: int) -> np.ndarray:
     return (frames[:, step - 1] - true[:, step - 1]).square().mean((1, 2)).cpu().double().numpy()
 
 
-def simulate_rows(play: Answers, boot: Bootstrap) -> Iterator[Row]:
+def simulate_rows(play: RolePredictions, boot: Bootstrap) -> Iterator[Metric]:
     """Frames given actions, by the environment's way and by the joint stream."""
     moments, after = play.moments, play.moments.tokens[:, 1:]
     still = moments.tokens[:, :1].expand_as(after)
@@ -56,40 +56,44 @@ def simulate_rows(play: Answers, boot: Bootstrap) -> Iterator[Row]:
     ):
         for step in looked_at(moments.steps):
             ours, copied = (boot(root, astray(x, after, step)) for x in (frames, still))
-            yield row_of(ours, name, told, copied, unit="sd", step=step, better="low", bar=Bar(beats=True))
+            yield metric_of(ours, name, told, copied, unit="sd", step=step, better="low", bar=Target(beats=True))
 
 
-def act_rows(demos: Answers, boot: Bootstrap) -> Iterator[Row]:
+def act_rows(demos: RolePredictions, boot: Bootstrap) -> Iterator[Metric]:
     """The next actions, beside what knows nothing of the scene."""
     true = demos.moments.actions
     ours = wrong(demos.acted, true)
-    yield row_of(boot(root, ours), "act", "act: error against the demonstrator", better="low")
+    yield metric_of(boot(root, ours), "act", "act: error against the demonstrator", better="low")
     for name, told, guess in (
         ("mean", "of the mean action", true.mean((0, 1)).expand_as(true)),
         ("rest", "of resting", torch.zeros_like(true)),
         ("others", "of another moment's actions", true[demos.moments.others]),
     ):
         theirs = wrong(guess, true)
-        yield row_of(boot(root, theirs), f"act/{name}", f"act: error {told}", better="low")
+        yield metric_of(boot(root, theirs), f"act/{name}", f"act: error {told}", better="low")
         if name == "mean":
             gain = boot(mean, ours - theirs)
-            yield row_of(
+            yield metric_of(
                 gain, "act/gain", "act: squared error less that of the mean action", better="low", bar=NEGATIVE
             )
 
 
-def infer_rows(play: Answers, told: np.ndarray, boot: Bootstrap) -> Iterator[Row]:
+def infer_rows(play: RolePredictions, told: np.ndarray, boot: Bootstrap) -> Iterator[Metric]:
     """The actions between true frames; ``told`` ``(n, k)``: which of them the frames tell."""
     true = play.moments.actions
     ours, blind = wrong(play.inferred, true, told), wrong(play.acted, true, told)
-    yield row_of(boot(root, ours), "infer", "infer: error from true frames", better="low")
-    yield row_of(boot(root, blind), "infer/act", "infer: error of act, which sees no future", better="low")
+    yield metric_of(boot(root, ours), "infer", "infer: error from true frames", better="low")
+    yield metric_of(boot(root, blind), "infer/act", "infer: error of act, which sees no future", better="low")
     gain = boot(mean, ours - blind)
-    yield row_of(gain, "infer/gain", "infer: squared error less that of act", better="low", bar=NEGATIVE)
-    yield _same(play.inferred, true, told, boot, "infer/same", "infer: correlation with what was done", Bar(least=SAME))
+    yield metric_of(gain, "infer/gain", "infer: squared error less that of act", better="low", bar=NEGATIVE)
+    yield _same(
+        play.inferred, true, told, boot, "infer/same", "infer: correlation with what was done", Target(least=SAME)
+    )
 
 
-def closure_rows(play: Answers, told: np.ndarray, told_otherwise: np.ndarray, boot: Bootstrap) -> Iterator[Row]:
+def closure_rows(
+    play: RolePredictions, told: np.ndarray, told_otherwise: np.ndarray, boot: Bootstrap
+) -> Iterator[Metric]:
     """``infer(simulate(a))`` returns a: the actions that were done, and those of another moment, which nothing but the simulated
     frames tells. ``told_otherwise``: which of the latter would have their effect."""
     true, other = play.moments.actions, play.moments.actions[play.moments.others]
@@ -99,8 +103,8 @@ def closure_rows(play: Answers, told: np.ndarray, told_otherwise: np.ndarray, bo
         ("closure-otherwise", "infer(simulate(another's a))", otherwise, other, told_otherwise),
     ):
         label = f"{what}: correlation with a"
-        yield row_of(boot(root, wrong(guess, aim, counts)), key, f"{what}: error against a", better="low")
-        yield _same(guess, aim, counts, boot, f"{key}/same", label, Bar(least=SAME))
+        yield metric_of(boot(root, wrong(guess, aim, counts)), key, f"{what}: error against a", better="low")
+        yield _same(guess, aim, counts, boot, f"{key}/same", label, Target(least=SAME))
     yield _same(
         otherwise,
         true,
@@ -108,18 +112,18 @@ def closure_rows(play: Answers, told: np.ndarray, told_otherwise: np.ndarray, bo
         boot,
         "closure/shuffled",
         "infer(another's frames): correlation with a, which it must not return",
-        Bar(most=OTHER),
+        Target(most=OTHER),
     )
 
 
-def foresee_rows(demos: Answers, boot: Bootstrap) -> Iterator[Row]:
+def foresee_rows(demos: RolePredictions, boot: Bootstrap) -> Iterator[Metric]:
     """The next frames, beside the last one and beside those simulated from the true actions (the floor)."""
     moments, after = demos.moments, demos.moments.tokens[:, 1:]
     still = moments.tokens[:, :1].expand_as(after)
     for step in looked_at(moments.steps):
         ours, copied = (boot(root, astray(x, after, step)) for x in (demos.foreseen, still))
         floor = root(astray(demos.simulated, after, step))
-        yield row_of(
+        yield metric_of(
             ours,
             "foresee",
             "foresee: error of frames (floor: simulated from the true actions)",
@@ -128,31 +132,35 @@ def foresee_rows(demos: Answers, boot: Bootstrap) -> Iterator[Row]:
             step=step,
             floor=floor,
             better="low",
-            bar=Bar(beats=True),
+            bar=Target(beats=True),
         )
     last = moments.steps
     gap = boot(mean, astray(demos.foreseen, after, last) - astray(demos.simulated, after, last))
     label = "foresee: squared error less that of frames simulated from the true actions"
-    yield row_of(gap, "foresee/gap", label, step=last, better="low", bar=Bar(least=0.0))
+    yield metric_of(gap, "foresee/gap", label, step=last, better="low", bar=Target(least=0.0))
 
 
-def dream_rows(demos: Answers, boot: Bootstrap) -> Iterator[Row]:
+def dream_rows(demos: RolePredictions, boot: Bootstrap) -> Iterator[Metric]:
     """Actions and frames that are dreamt together agree."""
     moments = demos.moments
     actions, frames = demos.dream()
-    yield row_of(boot(root, wrong(actions, moments.actions)), "dream/act", "dream: error of its actions", better="low")
+    yield metric_of(
+        boot(root, wrong(actions, moments.actions)), "dream/act", "dream: error of its actions", better="low"
+    )
     own, other = demos.simulate(actions), demos.simulate(actions[moments.others])
     for step in looked_at(moments.steps):
         apart, swapped = astray(own, frames, step), astray(other, frames, step)
         told = "dream: its frames from those simulated from its actions"
-        yield row_of(boot(root, apart), "dream", told, unit="sd", step=step, better="low")
-        yield row_of(boot(root, swapped), "dream/swapped", "dream: from another dream's actions", unit="sd", step=step)
+        yield metric_of(boot(root, apart), "dream", told, unit="sd", step=step, better="low")
+        yield metric_of(
+            boot(root, swapped), "dream/swapped", "dream: from another dream's actions", unit="sd", step=step
+        )
     gain = boot(mean, apart - swapped)
     label = "dream: squared distance less that from another dream's actions"
-    yield row_of(gain, "dream/gain", label, step=moments.steps, better="low", bar=NEGATIVE)
+    yield metric_of(gain, "dream/gain", label, step=moments.steps, better="low", bar=NEGATIVE)
 
 
-def prefix_rows(demos: Answers, boot: Bootstrap) -> Iterator[Row]:
+def prefix_rows(demos: RolePredictions, boot: Bootstrap) -> Iterator[Metric]:
     """A third of the chunk is given: it comes back bit-equal, and what follows goes on from it."""
     true = demos.moments.actions
     p = looked_at(true.shape[1])[0]
@@ -165,24 +173,24 @@ def prefix_rows(demos: Answers, boot: Bootstrap) -> Iterator[Row]:
     ):
         equal = (found[:, :p] == begun).flatten(1).all(1).cpu().double().numpy()
         label = f"{role}: prefix of {p} comes back bit-equal"
-        yield row_of(boot.share(equal), f"prefix/{role}", label, better="high", bar=Bar(least=1.0))
+        yield metric_of(boot.share(equal), f"prefix/{role}", label, better="high", bar=Target(least=1.0))
     after, alone = wrong(acted[:, p:], true[:, p:]), wrong(demos.acted[:, p:], true[:, p:])
-    yield row_of(boot(root, after), "prefix", f"act: error after a true prefix of {p}", better="low")
-    yield row_of(boot(root, alone), "prefix/without", "act: error of the same steps without", better="low")
+    yield metric_of(boot(root, after), "prefix", f"act: error after a true prefix of {p}", better="low")
+    yield metric_of(boot(root, alone), "prefix/without", "act: error of the same steps without", better="low")
     gain = boot(mean, after - alone)
-    yield row_of(gain, "prefix/gain", "act: squared error less that without", better="low", bar=NEGATIVE)
+    yield metric_of(gain, "prefix/gain", "act: squared error less that without", better="low", bar=NEGATIVE)
 
 
-def value_rows(demos: Answers, boot: Bootstrap) -> Iterator[Row]:
+def value_rows(demos: RolePredictions, boot: Bootstrap) -> Iterator[Metric]:
     """Does the value rise towards success?"""
     found = boot(rank_correlation, demos.worth.cpu().double().numpy(), demos.moments.worth)
     label = "value: rank correlation with the nearness of success"
-    yield row_of(found, "value", label, better="high", bar=POSITIVE)
+    yield metric_of(found, "value", label, better="high", bar=POSITIVE)
 
 
 def _same(
-    found: torch.Tensor, true: torch.Tensor, counts: np.ndarray, boot: Bootstrap, key: str, label: str, bar: Bar
-) -> Row:
+    found: torch.Tensor, true: torch.Tensor, counts: np.ndarray, boot: Bootstrap, key: str, label: str, bar: Target
+) -> Metric:
     """Correlation of actions ``(n, k, a)`` over all steps that count."""
     a, b = (x.cpu().double().numpy() for x in (found, true))
 
@@ -192,4 +200,4 @@ def _same(
         return pearson(a[moments][kept].ravel(), b[moments][kept].ravel())
 
     rows = np.where(counts.any(1), np.arange(len(a), dtype=np.float64), np.nan)
-    return row_of(boot(correlation, rows), key, label, better="high" if bar.least > 0 else "", bar=bar)
+    return metric_of(boot(correlation, rows), key, label, better="high" if bar.least > 0 else "", bar=bar)

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import torch
 
-from neuralsim.evaluation.moments import Moments
+from neuralsim.evaluation.moments import RoleQueries
 from neuralsim.models.roles import FOLLOWING, PASSES, act, ask, dream, foresee, infer, value
 from neuralsim.models.video_wam import VideoState, VideoWAM
 from neuralsim.noise import Noise
@@ -20,13 +20,13 @@ Question = Callable[[VideoState, Noise, slice], tuple[torch.Tensor, ...]]
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class RolePredictions:
     """What ``model`` says about ``moments``. ``aim``: 1 for what a demonstrator would do, 0 for what anybody might; ``passes`` of
     denoising, but one where the answer follows from what is given. Moment i's noise follows ``seed`` and i alone. Frames are
     tokens ``(n, k, N, d)``, actions ``(n, k, a)``."""
 
     model: VideoWAM
-    moments: Moments
+    moments: RoleQueries
     aim: int
     passes: int = PASSES
     seed: int = 0

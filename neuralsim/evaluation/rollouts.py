@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from neuralsim.data.episode import Clip, EpisodeStore
-from neuralsim.evaluation.state_estimator import Reader, Reading
+from neuralsim.evaluation.state_estimator import StateEstimate, StateEstimator
 from neuralsim.evaluation.statistics import psnr, squared_error, ssim
 from neuralsim.noise import Noise
 from neuralsim.runtime.device import pick_dtype
@@ -142,8 +142,8 @@ class Rollouts:
     true_terminated: np.ndarray
     reward_before: np.ndarray
     heads: dict[str, np.ndarray]
-    reading: Reading | None = None
-    true_reading: Reading | None = None
+    reading: StateEstimate | None = None
+    true_reading: StateEstimate | None = None
     states: np.ndarray | None = None
     told: np.ndarray | None = None
     frames: tuple[np.ndarray, np.ndarray] | None = None
@@ -164,7 +164,7 @@ def roll_out(
     model: WorldModel,
     windows: Windows,
     steps: Sequence[int],
-    reader: Reader | None,
+    reader: StateEstimator | None,
     *,
     ssim_steps: Sequence[int] = (),
     chunk: int = 1,
@@ -188,7 +188,7 @@ def _roll_out(
     windows: Windows,
     rows: slice,
     steps: np.ndarray,
-    reader: Reader | None,
+    reader: StateEstimator | None,
     ssim_steps: Sequence[int],
     chunk: int,
     seed: int,
@@ -254,7 +254,7 @@ def _join(parts: list[dict[str, object]], episodes: np.ndarray, steps: np.ndarra
             joined[name] = {k: np.concatenate([v[k] for v in values]) for k in example}  # type: ignore[index]
         elif isinstance(example, tuple):
             joined[name] = tuple(np.concatenate(column) for column in zip(*values, strict=True))
-        elif isinstance(example, Reading):
+        elif isinstance(example, StateEstimate):
             joined[name] = type(example).join(values)  # type: ignore[arg-type]
         else:
             joined[name] = np.concatenate(values)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Reading:
+class StateEstimate:
     """What a Reader saw in ``n`` frames: a frozen dataclass of arrays, frames first. Each world has its own."""
 
     def __len__(self) -> int:
@@ -38,14 +38,14 @@ class Reading:
         return cls(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)})
 
 
-class Reader(Protocol):
+class StateEstimator(Protocol):
     """Reads frames of one world."""
 
-    def __call__(self, frames: np.ndarray) -> Reading:
+    def __call__(self, frames: np.ndarray) -> StateEstimate:
         """uint8 ``(n, h, w, 3)`` -> Reading of length n."""
 
 
-class Truth(Protocol):
+class GroundTruthEnv(Protocol):
     """The true world: what controllability and long play are measured against. Not every one can be put into a given state."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, Mapping[str, Any]]:

@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from neuralsim.evaluation.config import MeasureConfig
-from neuralsim.evaluation.report import Bar, Row
+from neuralsim.evaluation.config import EvalConfig
+from neuralsim.evaluation.report import Metric, Target
 from neuralsim.evaluation.rollouts import Rollouts, Ticker, Windows
-from neuralsim.evaluation.state_estimator import Reader, Reading, Truth
+from neuralsim.evaluation.state_estimator import GroundTruthEnv, StateEstimate, StateEstimator
 from neuralsim.evaluation.statistics import Bootstrap, mean, psnr
 from neuralsim.world_model import WorldModel
 
@@ -25,7 +25,7 @@ Statistic = Callable[[np.ndarray], float]
 
 
 @dataclass(frozen=True)
-class Figure:
+class SeriesMetric:
     """One thing that is looked at in rollouts: ``values`` ``(n, s)``, NaN where it does not apply; the same for the last true
     frame copied, and for the true frames, where the reader's own error is worth telling."""
 
@@ -46,7 +46,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Sign:
+class IntegrityMetric:
     """One sign that a scene is still whole: ``values`` ``(b, looks)``, and the bar for their ``statistic``."""
 
     key: str
@@ -54,31 +54,31 @@ class Sign:
     values: np.ndarray
     statistic: Statistic = mean
     better: str = "high"
-    bar: Bar | None = None
+    bar: Target | None = None
 
 
-class Judge(ABC):
+class WorldMetrics(ABC):
     """Judges dreams of one world. ``reader`` reads its frames, ``truth`` is its simulator where that can be put at a state;
     ``bars``: what a world that redraws frames must reach, by a row's key and step. ``ending``: what its termination means, and
     ``near_miss``: the reward from which a step without is the harder to tell apart."""
 
-    bars: ClassVar[Mapping[tuple[str, int | None], Bar]] = {}
+    bars: ClassVar[Mapping[tuple[str, int | None], Target]] = {}
     ending: ClassVar[str] = "termination"
     near_miss: ClassVar[float | None] = None
 
-    def __init__(self, reader: Reader, truth: Truth | None = None) -> None:
+    def __init__(self, reader: StateEstimator, truth: GroundTruthEnv | None = None) -> None:
         self.reader, self.truth = reader, truth
 
     @abstractmethod
-    def rows(self, r: Rollouts, boot: Bootstrap, config: MeasureConfig) -> Iterator[Row]:
+    def rows(self, r: Rollouts, boot: Bootstrap, config: EvalConfig) -> Iterator[Metric]:
         """What is told of rollouts that were read."""
 
     @abstractmethod
-    def headlines(self, r: Rollouts) -> tuple[Figure, ...]:
+    def headlines(self, r: Rollouts) -> tuple[SeriesMetric, ...]:
         """The figures by which ways to run a model, or other actions, are compared; none where the rollouts lack what it takes."""
 
     @abstractmethod
-    def signs(self, reading: Reading) -> tuple[Sign, ...]:
+    def signs(self, reading: StateEstimate) -> tuple[IntegrityMetric, ...]:
         """Whether scenes ``(b, looks)`` are whole, the signs with a bar first."""
 
     def panels(self, r: Rollouts) -> Mapping[str, Mapping[str, Any]]:
@@ -90,8 +90,8 @@ class Judge(ABC):
         return iter(())
 
     def trials(
-        self, model: WorldModel, windows: Windows, main: Rollouts, config: MeasureConfig, tick: Ticker
-    ) -> Iterator[Row]:
+        self, model: WorldModel, windows: Windows, main: Rollouts, config: EvalConfig, tick: Ticker
+    ) -> Iterator[Metric]:
         """What further dreams of ``windows``, the first of those of ``main``, tell beside the simulator."""
         return iter(())
 
@@ -100,7 +100,7 @@ class Judge(ABC):
         return 0
 
 
-def pixel_headlines(r: Rollouts) -> tuple[Figure, ...]:
+def pixel_headlines(r: Rollouts) -> tuple[SeriesMetric, ...]:
     """The headlines of a world that has no Judge."""
     copied = np.where(r.steps == 0, np.nan, r.error_copy)
-    return (Figure("psnr", "PSNR", psnr(r.error), psnr(copied), unit="dB"),)
+    return (SeriesMetric("psnr", "PSNR", psnr(r.error), psnr(copied), unit="dB"),)

@@ -22,12 +22,12 @@ Images = tuple[np.ndarray, ...]
 """What the chosen cameras saw at one moment: uint8 ``(h, w, 3)`` each."""
 
 
-class Broken(ValueError):
+class CorruptDataError(ValueError):
     """Something that cannot be read; the text begins with the file and the field."""
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class SkippedRecording:
     """A recording that was not read: where it lies, and why."""
 
     where: str
@@ -35,7 +35,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class About:
+class DatasetInfo:
     """What a dataset says of itself before any frame is read.
 
     ``given`` names what it records of "actions", "rewards", "terminated" and "truncated"; ``rate_hz`` is None where it does
@@ -74,16 +74,16 @@ class Recording:
     truncated: np.ndarray | None = None
 
 
-class Source(Protocol):
+class DatasetReader(Protocol):
     """A dataset that can be read recording by recording."""
 
-    about: About
+    about: DatasetInfo
 
-    def actions(self) -> Iterator[np.ndarray | LeftOut]:
+    def actions(self) -> Iterator[np.ndarray | SkippedRecording]:
         """The actions ``(T, a)`` of every recording, in native units; no frame is decoded."""
 
-    def recordings(self, cameras: Sequence[str]) -> Iterator[Recording | LeftOut]:
-        """Every recording as seen by ``cameras``, in the same order each time; a broken one is a LeftOut, or raises Broken
+    def recordings(self, cameras: Sequence[str]) -> Iterator[Recording | SkippedRecording]:
+        """Every recording as seen by ``cameras``, in the same order each time; a broken one is a SkippedRecording, or raises Broken
         while its frames are read."""
 
 
@@ -92,23 +92,23 @@ def blaming(where: str) -> Iterator[None]:
     """Whatever a library says of broken bytes becomes a Broken that begins with ``where``; libraries say it in all ways."""
     try:
         yield
-    except Broken:
+    except CorruptDataError:
         raise
     except Exception as error:
-        raise Broken(f"{where}: {' '.join(str(error).split())[:300] or type(error).__name__}") from error
+        raise CorruptDataError(f"{where}: {' '.join(str(error).split())[:300] or type(error).__name__}") from error
 
 
 def each(
     items: Iterable[Item], where: Callable[[Item], str], read: Callable[[Item], Found]
-) -> Iterator[Found | LeftOut]:
-    """``read(item)`` of every item in turn; a LeftOut for one that is broken."""
+) -> Iterator[Found | SkippedRecording]:
+    """``read(item)`` of every item in turn; a SkippedRecording for one that is broken."""
     for item in items:
         place = where(item)
         try:
             with blaming(place):
                 found = read(item)
-        except Broken as error:
-            yield LeftOut(place, str(error).removeprefix(f"{place}: "))
+        except CorruptDataError as error:
+            yield SkippedRecording(place, str(error).removeprefix(f"{place}: "))
         else:
             yield found
 
@@ -128,7 +128,7 @@ LAST_ROW = (
 
 
 @dataclass(frozen=True)
-class Steps:
+class RowSpan:
     """What T+1 rows of a dataset that records an observation and an action per row say of T steps.
 
     No frame shows what the last row's action led to; ``unseen`` keeps that row for the provenance.
@@ -138,7 +138,7 @@ class Steps:
     unseen: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of_rows(cls, rows: dict[str, np.ndarray]) -> Steps:
+    def of_rows(cls, rows: dict[str, np.ndarray]) -> RowSpan:
         """``rows``: actions ``(N, a)`` and whatever else is known per row, ``(N,)``; N = T + 1."""
         return cls(
             {name: array[:-1] for name, array in rows.items()},
@@ -150,15 +150,15 @@ def numbers(values: Any, where: str, width: int | None = None, rows: int | None 
     """``values`` as finite float64 ``(n,)``, or ``(n, width)`` where a width is given; Broken says what is wrong with them."""
     array = np.asarray(values)
     if array.dtype.kind not in "fiub":
-        raise Broken(f"{where}: expected numbers, got {array.dtype}")
+        raise CorruptDataError(f"{where}: expected numbers, got {array.dtype}")
     array = array.astype(np.float64)
     if width is not None and array.ndim == 1:
         array = array[:, None]
     shape = (len(array) if rows is None else rows, *(() if width is None else (width,)))
     if array.shape != shape and not (width is None and array.shape == (*shape, 1)):
-        raise Broken(f"{where}: expected shape {shape}, got {array.shape}")
+        raise CorruptDataError(f"{where}: expected shape {shape}, got {array.shape}")
     if not np.isfinite(array).all():
-        raise Broken(
+        raise CorruptDataError(
             f"{where}: expected finite numbers, got NaN or infinity in row {np.argwhere(~np.isfinite(array))[0][0]}"
         )
     return array.reshape(shape)
@@ -168,5 +168,5 @@ def flags(values: Any, where: str, rows: int | None = None) -> np.ndarray:
     """``values`` as bool ``(n,)``; Broken where they are anything but yes and no."""
     array = numbers(values, where, rows=rows)
     if not np.isin(array, (0, 1)).all():
-        raise Broken(f"{where}: expected 0 or 1, got {array[~np.isin(array, (0, 1))][0]:g}")
+        raise CorruptDataError(f"{where}: expected 0 or 1, got {array[~np.isin(array, (0, 1))][0]:g}")
     return array.astype(bool)

@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from neuralsim.formats.dataset_reader import Source
+from neuralsim.formats.dataset_reader import DatasetReader
 
 KINDS = {
     "minari": "minari:my/dataset-v0",
@@ -19,7 +19,7 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class Place:
+class DatasetURI:
     """A kind of dataset and where it lies; a ValueError tells what can be typed."""
 
     kind: str
@@ -32,7 +32,7 @@ class Place:
             raise ValueError(f"{str(self)!r}: expected one of {', '.join(KINDS.values())}{hint}")
 
     @classmethod
-    def parse(cls, text: str) -> Place:
+    def parse(cls, text: str) -> DatasetURI:
         """``kind:where``."""
         kind, _, where = text.partition(":")
         return cls(kind, where)
@@ -45,7 +45,7 @@ class Place:
         """A name for what lies there."""
         return self.where.rstrip("/").split("/")[-1].split(".")[0] or self.kind
 
-    def open(self, root: Path | None = None) -> Source:
+    def open(self, root: Path | None = None) -> DatasetReader:
         """Look at what lies there; ``root`` is the folder of all Minari datasets.
 
         Raises FileNotFoundError where nothing does, ValueError where it is no dataset of its kind.
@@ -53,22 +53,22 @@ class Place:
         path = Path(self.where).expanduser()
         match self.kind:
             case "minari":
-                from neuralsim.formats.minari import MinariSource
+                from neuralsim.formats.minari import MinariReader
 
-                return MinariSource(self.where, root)
+                return MinariReader(self.where, root)
             case "lerobot":
-                from neuralsim.formats.lerobot_reader import LeRobotSource
+                from neuralsim.formats.lerobot_reader import LeRobotReader
 
-                return LeRobotSource(path)
+                return LeRobotReader(path)
             case "robomimic":
-                from neuralsim.formats.robomimic import RobomimicSource
+                from neuralsim.formats.robomimic import RobomimicReader
 
-                return RobomimicSource(path)
+                return RobomimicReader(path)
             case "zarr":
-                from neuralsim.formats.zarr_replay_buffer import ReplayBufferSource
+                from neuralsim.formats.zarr_replay_buffer import ReplayBufferReader
 
-                return ReplayBufferSource(path)
+                return ReplayBufferReader(path)
             case _:
-                from neuralsim.formats.video_folder import VideoFolderSource
+                from neuralsim.formats.video_folder import VideoFolderReader
 
-                return VideoFolderSource(path)
+                return VideoFolderReader(path)

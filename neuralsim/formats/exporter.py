@@ -15,7 +15,7 @@ TARGETS = {"lerobot": "lerobot:folder/", "minari": "minari:my/dataset-v0"}
 
 
 @dataclass(frozen=True)
-class Export:
+class ExportConfig:
     """Write an episode store as a LeRobotDataset v3.0 or a local Minari dataset."""
 
     store: str
@@ -40,7 +40,10 @@ class Export:
 
 
 def export(
-    config: Export, store: EpisodeStore, env_id: str | None = None, watch: Callable[[int], None] = lambda done: None
+    config: ExportConfig,
+    store: EpisodeStore,
+    env_id: str | None = None,
+    watch: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
     """Write ``store``; returns the figures, ready for JSON.
 

@@ -25,8 +25,8 @@ from neuralsim.data.episode import Episode, EpisodeStore
 from neuralsim.data.framing import Framing
 from neuralsim.formats.action_choices import ActionChoices, Meaning
 from neuralsim.formats.action_mapping import ActionScale
-from neuralsim.formats.dataset_reader import Broken, LeftOut, Recording, blaming
-from neuralsim.formats.dataset_uri import Place
+from neuralsim.formats.dataset_reader import CorruptDataError, Recording, SkippedRecording, blaming
+from neuralsim.formats.dataset_uri import DatasetURI
 from neuralsim.spec import WorldSpec
 
 SIZE, CONTEXT, RATE_HZ = 64, 4, 10.0
@@ -41,7 +41,7 @@ SPARE_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class Import:
+class ImportConfig:
     """Read a dataset into an episode store."""
 
     source: str
@@ -73,9 +73,9 @@ class Import:
         _ = self.place  # says what can be read
 
     @property
-    def place(self) -> Place:
+    def place(self) -> DatasetURI:
         """Where the dataset lies."""
-        return Place.parse(self.source)
+        return DatasetURI.parse(self.source)
 
     @property
     def folder(self) -> Path:
@@ -84,13 +84,13 @@ class Import:
 
 
 @dataclass
-class Report:
+class ImportReport:
     """How an import went: recordings read (now and before), those left out and why, and what a person should know."""
 
     store: Path
     read: int = 0
     now: int = 0
-    left_out: list[LeftOut] = field(default_factory=list)
+    left_out: list[SkippedRecording] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
     def figures(self) -> dict[str, Any]:
@@ -104,8 +104,8 @@ class Importer:
     Raises FileNotFoundError where there is no dataset, ValueError where it cannot be read or has no such camera.
     """
 
-    def __init__(self, config: Import) -> None:
-        self.config, self.report = config, Report(config.folder)
+    def __init__(self, config: ImportConfig) -> None:
+        self.config, self.report = config, ImportReport(config.folder)
         self.source = config.place.open(config.root)
         about = self.about = self.source.about
         self.cameras = _chosen(about.cameras, config)
@@ -147,7 +147,7 @@ class Importer:
         written = Counter(_key(store.provenance(i)) for i in range(len(store)))
         batch = _Batch(store)
         for looked_at, item in enumerate(self.source.recordings(self.cameras), 1):
-            if isinstance(item, LeftOut):
+            if isinstance(item, SkippedRecording):
                 self.report.left_out.append(item)
             elif _is_written(self._provenance(item), written):
                 self.report.read += 1
@@ -156,8 +156,10 @@ class Importer:
                     for episode in self._episodes(item):
                         if not written[_key(episode.provenance)]:
                             batch.add(episode)
-                except Broken as error:
-                    self.report.left_out.append(LeftOut(item.where, str(error).removeprefix(f"{item.where}: ")))
+                except CorruptDataError as error:
+                    self.report.left_out.append(
+                        SkippedRecording(item.where, str(error).removeprefix(f"{item.where}: "))
+                    )
                 else:
                     self.report.read += 1
                     self.report.now += 1
@@ -182,7 +184,9 @@ class Importer:
         with blaming(recording.where):
             steps = first + len(held) - 1
             if wrong := {name: len(a) for name, a in arrays.items() if len(a) != steps + (name == "states")}:
-                raise Broken(f"{recording.where}: has {steps + 1} frames for {wrong}; expected a frame more than steps")
+                raise CorruptDataError(
+                    f"{recording.where}: has {steps + 1} frames for {wrong}; expected a frame more than steps"
+                )
             yield self._episode(recording, arrays, held, first, {"part": part, "last_part": True} if part else {})
 
     def _arrays(self, recording: Recording) -> dict[str, np.ndarray]:
@@ -246,7 +250,7 @@ class Importer:
             return None
         if self.about.scale is not None:
             return self.about.scale
-        left_out: list[LeftOut] = []
+        left_out: list[SkippedRecording] = []
         try:
             return ActionScale.of_actions(_kept(self.source.actions(), left_out))
         except ValueError as error:
@@ -380,21 +384,21 @@ def _is_written(provenance: dict[str, Any], written: Counter[str]) -> bool:
     return False
 
 
-def _kept(found: Iterable[np.ndarray | LeftOut], left_out: list[LeftOut]) -> Iterator[np.ndarray]:
+def _kept(found: Iterable[np.ndarray | SkippedRecording], left_out: list[SkippedRecording]) -> Iterator[np.ndarray]:
     """What could be read; the rest goes to ``left_out``."""
     for item in found:
-        if isinstance(item, LeftOut):
+        if isinstance(item, SkippedRecording):
             left_out.append(item)
         else:
             yield item
 
 
-def _reasons(left_out: list[LeftOut]) -> str:
+def _reasons(left_out: list[SkippedRecording]) -> str:
     told = "; ".join(f"{item.where}: {item.why}" for item in left_out[:3])
     return f" ({told})" if told else ""
 
 
-def _chosen(there: tuple[str, ...], config: Import) -> tuple[str, ...]:
+def _chosen(there: tuple[str, ...], config: ImportConfig) -> tuple[str, ...]:
     """The cameras to use."""
     for name in config.camera:
         if name not in there:

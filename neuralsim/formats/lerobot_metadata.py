@@ -1,4 +1,4 @@
-"""LeRobotLayout: what the ``meta`` folder of a LeRobotDataset says, v3.0 and v2.x alike: features, and where episodes lie.
+"""LeRobotMetadata: what the ``meta`` folder of a LeRobotDataset says, v3.0 and v2.x alike: features, and where episodes lie.
 
 v3.0 keeps many episodes in a file and tells in ``meta/episodes`` where each lies; v2.x has a file per episode. A dataset that
 NeuralSim wrote also carries ``meta/neuralsim.json``: its store's spec and source, and a checksum of every file.
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from neuralsim.formats.action_mapping import ActionScale
-from neuralsim.formats.dataset_reader import Broken, LeftOut, blaming, each, extra, numbers
+from neuralsim.formats.dataset_reader import CorruptDataError, SkippedRecording, blaming, each, extra, numbers
 
 ACTION, REWARD, DONE, TERMINATED, TRUNCATED = "action", "next.reward", "next.done", "next.terminated", "next.truncated"
 RECORD = "meta/neuralsim.json"
@@ -27,7 +27,7 @@ EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.par
 
 
 @dataclass(frozen=True)
-class Entry:
+class EpisodeEntry:
     """Where one episode lies: its rows, and per camera the film and the seconds at which it begins there."""
 
     index: int
@@ -38,7 +38,7 @@ class Entry:
     provenance: dict[str, Any] | None = None
 
 
-class LeRobotLayout:
+class LeRobotMetadata:
     """The meta folder below ``folder``. Raises FileNotFoundError where there is none, ValueError where it cannot be read.
 
     ``entries`` are the episodes in order, ``broken`` what of them cannot be found; ``record`` what NeuralSim wrote, else None.
@@ -58,20 +58,22 @@ class LeRobotLayout:
         with blaming(f"{folder}/meta/info.json"):
             self.version = str(self._info["codebase_version"]).removeprefix("v")
             if self.version not in ("2.0", "2.1", "3.0"):
-                raise Broken(
+                raise CorruptDataError(
                     f"{folder}: is a LeRobotDataset v{self.version}, this reads v2.0, v2.1 and v3.0; "
                     "LeRobot's own scripts convert the others"
                 )
             self.rate_hz = float(self._info["fps"])
             if not 0 < self.rate_hz < 10_000:
-                raise Broken(f"{folder}/meta/info.json: fps: expected frames per second, got {self._info['fps']!r}")
+                raise CorruptDataError(
+                    f"{folder}/meta/info.json: fps: expected frames per second, got {self._info['fps']!r}"
+                )
             self.features: dict[str, dict[str, Any]] = {str(k): dict(v) for k, v in self._info["features"].items()}
             self.kinds = {key: str(feature["dtype"]) for key, feature in self.features.items()}
             self.widths = {key: _width(feature) for key, feature in self.features.items()}
         self._films = [key for key, kind in self.kinds.items() if kind == "video"]
         found = list(self._v3_entries() if self.version == "3.0" else self._v2_entries())
-        self.entries = [item for item in found if isinstance(item, Entry)]
-        self.broken = [item for item in found if isinstance(item, LeftOut)]
+        self.entries = [item for item in found if isinstance(item, EpisodeEntry)]
+        self.broken = [item for item in found if isinstance(item, SkippedRecording)]
         self.broken += self._inconsistencies()
         if not self.entries:
             why = f" ({self.broken[0].where}: {self.broken[0].why})" if self.broken else ""
@@ -112,7 +114,7 @@ class LeRobotLayout:
             stats = [self._json(name)]
         elif (self.folder / "meta/episodes_stats.jsonl").is_file():
             name = "meta/episodes_stats.jsonl"
-            stats = [line["stats"] for line in self._lines(name) if not isinstance(line, LeftOut)]
+            stats = [line["stats"] for line in self._lines(name) if not isinstance(line, SkippedRecording)]
         if not stats:
             return None
         with blaming(f"{self.folder}/{name}: action"):
@@ -125,9 +127,9 @@ class LeRobotLayout:
         if not self._checksums or path in self._checked:
             return
         if not path.is_file():
-            raise Broken(f"{path}: is missing")
+            raise CorruptDataError(f"{path}: is missing")
         if sha256_of(path) != self._checksums.get(path.relative_to(self.folder).as_posix()):
-            raise Broken(
+            raise CorruptDataError(
                 f"{path}: has changed since NeuralSim wrote it (its checksum differs); copy it again, or "
                 f"remove {RECORD} if it was changed on purpose"
             )
@@ -141,7 +143,7 @@ class LeRobotLayout:
             told = json.loads(path.read_bytes())
             record: dict[str, Any] = told["record"]
             if told["sha256"] != sha256_of_record(record):
-                raise Broken(f"{path}: is not as NeuralSim wrote it; copy the dataset again")
+                raise CorruptDataError(f"{path}: is not as NeuralSim wrote it; copy the dataset again")
             self._checksums = dict(record["files"])
         return record
 
@@ -152,31 +154,33 @@ class LeRobotLayout:
             return json.loads(path.read_bytes())
 
     def _lines(self, name: str) -> Iterator[Any]:
-        """What each line of a file says, or a LeftOut for one that cannot be read."""
+        """What each line of a file says, or a SkippedRecording for one that cannot be read."""
         path = self.folder / name
         with blaming(str(path)):
             lines = list(enumerate(path.read_bytes().splitlines(), 1))
         return each(lines, lambda line: f"{path}: line {line[0]}", lambda line: json.loads(line[1]))
 
-    def _inconsistencies(self) -> Iterator[LeftOut]:
+    def _inconsistencies(self) -> Iterator[SkippedRecording]:
         """Episodes that are told of twice, of which only the first is kept, or only counted."""
         first = {entry.index: entry for entry in reversed(self.entries)}
         for entry in self.entries:
             if entry is not first[entry.index]:
-                yield LeftOut(
+                yield SkippedRecording(
                     f"{self.folder}/meta", f"tells twice of an episode {entry.index}, with {entry.length} rows here"
                 )
         self.entries = [entry for entry in self.entries if entry is first[entry.index]]
         told, count = self._info.get("total_episodes"), len(self.entries) + len(self.broken)
         if isinstance(told, int) and count < told:
-            yield LeftOut(f"{self.folder}/meta", f"info.json counts {told} episodes, only {count} can be found")
+            yield SkippedRecording(
+                f"{self.folder}/meta", f"info.json counts {told} episodes, only {count} can be found"
+            )
 
-    def _v3_entries(self) -> Iterator[Entry | LeftOut]:
+    def _v3_entries(self) -> Iterator[EpisodeEntry | SkippedRecording]:
         files = sorted((self.folder / "meta/episodes").glob("*/*.parquet"))
         if not files:
             raise ValueError(f"{self.folder}/meta/episodes: expected chunk-000/file-000.parquet and so on, got nothing")
         for table in each(files, str, self._v3_rows):
-            if isinstance(table, LeftOut):
+            if isinstance(table, SkippedRecording):
                 yield table
                 continue
             path, rows = table
@@ -190,16 +194,16 @@ class LeRobotLayout:
         file = self._parquet.ParquetFile(path, page_checksum_verification=True)
         there = file.schema_arrow.names
         if missing := [column for column in wanted if column not in there]:
-            raise Broken(f"{path}: lacks the columns {', '.join(missing)}")
+            raise CorruptDataError(f"{path}: lacks the columns {', '.join(missing)}")
         return path, file.read([*wanted, *(c for c in ("tasks", "provenance") if c in there)]).to_pylist()
 
-    def _v3_entry(self, row: dict[str, Any]) -> Entry:
+    def _v3_entry(self, row: dict[str, Any]) -> EpisodeEntry:
         films = {}
         for key in self._films:
             chunk, number = row[f"videos/{key}/chunk_index"], row[f"videos/{key}/file_index"]
             path = self._path("video_path", video_key=key, chunk_index=chunk, file_index=number)
             films[key] = path, float(row[f"videos/{key}/from_timestamp"])
-        return Entry(
+        return EpisodeEntry(
             int(row["episode_index"]),
             int(row["length"]),
             _joined(row.get("tasks")),
@@ -208,19 +212,19 @@ class LeRobotLayout:
             json.loads(row["provenance"]) if self.record else None,
         )
 
-    def _v2_entries(self) -> Iterator[Entry | LeftOut]:
+    def _v2_entries(self) -> Iterator[EpisodeEntry | SkippedRecording]:
         for line in self._lines("meta/episodes.jsonl"):
-            if isinstance(line, LeftOut):
+            if isinstance(line, SkippedRecording):
                 yield line
             else:
                 yield from each(
                     [line], lambda line: f"{self.folder}/meta/episodes.jsonl: {str(line)[:60]}", self._v2_entry
                 )
 
-    def _v2_entry(self, line: dict[str, Any]) -> Entry:
+    def _v2_entry(self, line: dict[str, Any]) -> EpisodeEntry:
         index = int(line["episode_index"])
         names = {"episode_chunk": index // int(self._info["chunks_size"]), "episode_index": index}
-        return Entry(
+        return EpisodeEntry(
             index,
             int(line["length"]),
             _joined(line.get("tasks")),
@@ -232,7 +236,7 @@ class LeRobotLayout:
         """A path by the template that meta/info.json gives; Broken where it would lead out of the dataset."""
         path = self.folder / str(self._info[template]).format(**names)
         if not path.resolve().is_relative_to(self.folder.resolve()):
-            raise Broken(f"{self.folder}/meta/info.json: {template} leads out of the dataset, to {path}")
+            raise CorruptDataError(f"{self.folder}/meta/info.json: {template} leads out of the dataset, to {path}")
         return path
 
 

@@ -14,23 +14,31 @@ from typing import Any
 import numpy as np
 
 from neuralsim.data.episode import StoreInfo
-from neuralsim.data.video import read_film
+from neuralsim.data.video import read_video
 from neuralsim.formats.action_choices import ActionChoices, Meaning, meaning_of
 from neuralsim.formats.action_mapping import ActionScale
 from neuralsim.formats.dataset_reader import (
     LAST_ROW,
-    About,
-    Broken,
+    CorruptDataError,
+    DatasetInfo,
     Images,
-    LeftOut,
     Recording,
-    Steps,
+    RowSpan,
+    SkippedRecording,
     blaming,
     each,
     flags,
     numbers,
 )
-from neuralsim.formats.lerobot_metadata import ACTION, DONE, REWARD, TERMINATED, TRUNCATED, Entry, LeRobotLayout
+from neuralsim.formats.lerobot_metadata import (
+    ACTION,
+    DONE,
+    REWARD,
+    TERMINATED,
+    TRUNCATED,
+    EpisodeEntry,
+    LeRobotMetadata,
+)
 from neuralsim.spec import WorldSpec
 
 INDEX = ("episode_index", "frame_index", "timestamp")
@@ -38,7 +46,7 @@ LOOSE = 0.02
 """How far the time between rows may be from the frame rate, as a share."""
 
 
-class LeRobotSource:
+class LeRobotReader:
     """The LeRobotDataset in ``folder``.
 
     Cameras are the features of dtype video or image, actions the feature "action", states all vectors of numbers below
@@ -46,7 +54,7 @@ class LeRobotSource:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.layout = LeRobotLayout(folder)
+        self.layout = LeRobotMetadata(folder)
         layout, kinds, ours = self.layout, self.layout.kinds, self.layout.record
         self._rows: tuple[Path, dict[str, np.ndarray]] | None = None
         self._acted, self._vectors = ACTION in kinds, layout.vectors
@@ -77,7 +85,7 @@ class LeRobotSource:
             "terminated": bool({TERMINATED, DONE} & set(kinds)),
             "truncated": TRUNCATED in kinds,
         }
-        self.about = About(
+        self.about = DatasetInfo(
             format=f"LeRobotDataset v{layout.version}",
             cameras=layout.cameras,
             action_names=layout.names(ACTION) if self._acted else (),
@@ -93,11 +101,11 @@ class LeRobotSource:
             remarks=tuple(remarks),
         )
 
-    def actions(self) -> Iterator[np.ndarray | LeftOut]:
+    def actions(self) -> Iterator[np.ndarray | SkippedRecording]:
         """See Source."""
         return each(self.layout.entries, self._where, lambda entry: self._column(entry, ACTION))
 
-    def recordings(self, cameras: Sequence[str]) -> Iterator[Recording | LeftOut]:
+    def recordings(self, cameras: Sequence[str]) -> Iterator[Recording | SkippedRecording]:
         """See Source."""
         yield from self.layout.broken
         yield from each(self.layout.entries, self._where, lambda entry: self._recording(entry, cameras))
@@ -106,12 +114,12 @@ class LeRobotSource:
         """What actions of an integer dtype choose among: a dataset that stores them so declares them to be choices."""
         try:
             return ActionChoices.within(
-                bounds or ActionScale.of_actions(a for a in self.actions() if not isinstance(a, LeftOut))
+                bounds or ActionScale.of_actions(a for a in self.actions() if not isinstance(a, SkippedRecording))
             )
         except ValueError:  # none can be read: whoever imports them is told why
             return None
 
-    def _where(self, entry: Entry) -> str:
+    def _where(self, entry: EpisodeEntry) -> str:
         return f"{self.layout.folder}: episode {entry.index}"
 
     def _state_names(self) -> tuple[str, ...]:
@@ -123,7 +131,7 @@ class LeRobotSource:
             for name in self.layout.names(key)
         )
 
-    def _recording(self, entry: Entry, cameras: Sequence[str]) -> Recording:
+    def _recording(self, entry: EpisodeEntry, cameras: Sequence[str]) -> Recording:
         where = self._where(entry)
         rows: dict[str, np.ndarray] = {}
         if self._acted:
@@ -139,7 +147,7 @@ class LeRobotSource:
             rows["terminated"] = said[DONE] & ~said.get(TRUNCATED, np.zeros_like(said[DONE]))
         states = [self._column(entry, key) for key in self._vectors]
         times = self._times(entry)
-        steps = Steps.of_rows(rows)
+        steps = RowSpan.of_rows(rows)
         provenance = entry.provenance or {
             "seed": entry.index,
             "policy": "unknown",
@@ -156,35 +164,39 @@ class LeRobotSource:
             **steps.arrays,
         )
 
-    def _times(self, entry: Entry) -> np.ndarray:
+    def _times(self, entry: EpisodeEntry) -> np.ndarray:
         """Seconds of each row since the episode began; Broken where they and the frame rate do not agree."""
         times, number = self._column(entry, "timestamp")[:, 0], self._column(entry, "frame_index")[:, 0]
         where, rate = f"{entry.data}: episode {entry.index}", self.layout.rate_hz
         if not np.array_equal(number, np.arange(len(number))):
-            raise Broken(
+            raise CorruptDataError(
                 f"{where}: frame_index: expected 0 to {len(number) - 1} in order, got {number[:5].tolist()}..."
             )
         seconds = times[-1] - times[0]
         if (np.diff(times) <= 0).any() or abs(seconds * rate / (len(times) - 1) - 1) > LOOSE:
-            raise Broken(
+            raise CorruptDataError(
                 f"{where}: timestamp: {len(times)} rows take {seconds:.3f} s; expected {rate:g} a second, rising"
             )
         return times
 
-    def _column(self, entry: Entry, key: str) -> np.ndarray:
+    def _column(self, entry: EpisodeEntry, key: str) -> np.ndarray:
         """The rows of ``entry`` in one column, float64 ``(N, width)``."""
         table = self._table(entry.data)
         for name in ("episode_index", key):
             if name not in table:
-                raise Broken(f"{entry.data}: the column {name!r} is missing; there: {', '.join(sorted(table))}")
+                raise CorruptDataError(
+                    f"{entry.data}: the column {name!r} is missing; there: {', '.join(sorted(table))}"
+                )
         there = np.flatnonzero(table["episode_index"] == entry.index)
         if len(there) != entry.length:
-            raise Broken(f"{entry.data}: has {len(there)} rows of episode {entry.index}, meta/ says {entry.length}")
+            raise CorruptDataError(
+                f"{entry.data}: has {len(there)} rows of episode {entry.index}, meta/ says {entry.length}"
+            )
         if len(there) < 2:
-            raise Broken(f"{entry.data}: episode {entry.index} has {len(there)} rows; a step needs two")
+            raise CorruptDataError(f"{entry.data}: episode {entry.index} has {len(there)} rows; a step needs two")
         told, found = self.layout.kinds.get(key, "numbers"), table[key].dtype
         if found.kind not in "fiub" or told.rstrip("0123456789") not in (found.name.rstrip("0123456789"), "numbers"):
-            raise Broken(f"{entry.data}: column {key!r}: expected {told}, got {found}")
+            raise CorruptDataError(f"{entry.data}: column {key!r}: expected {told}, got {found}")
         return numbers(table[key][there], f"{entry.data}: column {key!r}", self.layout.widths.get(key, 1))
 
     def _table(self, path: Path) -> dict[str, np.ndarray]:
@@ -200,23 +212,23 @@ class LeRobotSource:
             self._rows = path, {name: _to_numpy(table.column(name), f"{path}: column {name!r}") for name in names}
         return self._rows[1]
 
-    def _frames(self, entry: Entry, cameras: Sequence[str], times: np.ndarray) -> Iterator[Images]:
+    def _frames(self, entry: EpisodeEntry, cameras: Sequence[str], times: np.ndarray) -> Iterator[Images]:
         views = [self._film(entry, c, times) if c in entry.films else self._pictures(entry, c) for c in cameras]
         return zip(*views, strict=True)
 
-    def _film(self, entry: Entry, camera: str, times: np.ndarray) -> Iterator[np.ndarray]:
+    def _film(self, entry: EpisodeEntry, camera: str, times: np.ndarray) -> Iterator[np.ndarray]:
         """The frame of each row, from the film of many episodes or of one."""
         path, begin = entry.films[camera]
         with blaming(str(path)):
             self.layout.verify(path)
-        film, reach = read_film(path, begin), 0.5 / self.layout.rate_hz
+        film, reach = read_video(path, begin), 0.5 / self.layout.rate_hz
         for row, wanted in enumerate(begin + times):
             found = next((shown for shown in film if shown[0] >= wanted - reach), None)
             if found is None or found[0] > wanted + reach:
-                raise Broken(f"{path}: has no frame at {wanted:.3f} s, row {row} of episode {entry.index}")
+                raise CorruptDataError(f"{path}: has no frame at {wanted:.3f} s, row {row} of episode {entry.index}")
             yield found[1]
 
-    def _pictures(self, entry: Entry, camera: str) -> Iterator[np.ndarray]:
+    def _pictures(self, entry: EpisodeEntry, camera: str) -> Iterator[np.ndarray]:
         """Images that lie in the rows themselves, as encoded files."""
         import imageio.v3 as iio
         import pyarrow.parquet as pq

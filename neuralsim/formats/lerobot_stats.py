@@ -9,7 +9,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Tally:
+class FeatureStats:
     """Of ``count`` rows, per dimension ``(d,)``: least, greatest, mean, and sum of squared deviations from the mean."""
 
     low: np.ndarray
@@ -19,14 +19,14 @@ class Tally:
     count: int
 
     @classmethod
-    def of(cls, rows: np.ndarray) -> Tally:
+    def of(cls, rows: np.ndarray) -> FeatureStats:
         """Of rows ``(n, d)`` or ``(n,)``."""
         values = rows.reshape(len(rows), -1).astype(np.float64)
         mean = values.mean(0)
         return cls(values.min(0), values.max(0), mean, ((values - mean) ** 2).sum(0), len(values))
 
     @classmethod
-    def of_pixels(cls, frames: np.ndarray) -> Tally:
+    def of_pixels(cls, frames: np.ndarray) -> FeatureStats:
         """Of every pixel of frames uint8 ``(t, h, w, 3)``, per channel."""
         level = np.arange(256)
         counts = np.stack([np.bincount(frames[..., c].reshape(-1), minlength=256) for c in range(3)])
@@ -35,10 +35,10 @@ class Tally:
         spread = (counts * (level - mean[:, None]) ** 2).sum(1)
         return cls(there.argmax(1), 255 - there[:, ::-1].argmax(1), mean, spread, number)
 
-    def __add__(self, other: Tally) -> Tally:
+    def __add__(self, other: FeatureStats) -> FeatureStats:
         count = self.count + other.count
         apart = other.mean - self.mean
-        return Tally(
+        return FeatureStats(
             np.minimum(self.low, other.low),
             np.maximum(self.high, other.high),
             self.mean + apart * other.count / count,

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from neuralsim.data.episode import Episode, EpisodeStore, knows_actions
-from neuralsim.data.video import FilmWriter, read_film
+from neuralsim.data.video import VideoFileWriter, read_video
 from neuralsim.formats.action_choices import meaning_of
 from neuralsim.formats.dataset_reader import extra
 from neuralsim.formats.lerobot_metadata import (
@@ -36,7 +36,7 @@ from neuralsim.formats.lerobot_metadata import (
     sha256_of,
     sha256_of_record,
 )
-from neuralsim.formats.lerobot_stats import Tally
+from neuralsim.formats.lerobot_stats import FeatureStats
 
 CAMERA, STATE = "observation.image", "observation.state"
 FILE_BYTES = 200 * 2**20
@@ -58,7 +58,7 @@ def write_lerobot(
 ) -> Written:
     """Write every episode of ``store`` into ``folder``, which appears whole or not at all.
 
-    ``pixels`` is that of FilmWriter; ``watch`` is told how many episodes are written. Raises FileExistsError where the folder
+    ``pixels`` is that of VideoFileWriter; ``watch`` is told how many episodes are written. Raises FileExistsError where the folder
     exists, ValueError for a store that is empty or knows the actions of only some episodes.
     """
     with extra("LeRobot's format"):
@@ -101,7 +101,7 @@ class _Writing:
         self._table: Any = None
         self._rows: list[dict[str, Any]] = []
         self._tasks: dict[str, int] = {}
-        self._tally: dict[str, Tally] = {}
+        self._tally: dict[str, FeatureStats] = {}
 
     def add(self, episode: Episode) -> None:
         """Write one episode."""
@@ -112,7 +112,7 @@ class _Writing:
         for frame in episode.frames:
             self._film.add(frame)
         self._table.write_table(self._arrow(columns))
-        tally = {k: Tally.of(v) for k, v in columns.items()} | {CAMERA: Tally.of_pixels(episode.frames)}
+        tally = {k: FeatureStats.of(v) for k, v in columns.items()} | {CAMERA: FeatureStats.of_pixels(episode.frames)}
         for key, counted in tally.items():
             self._tally[key] = self._tally[key] + counted if key in self._tally else counted
         chunk, number = divmod(self._file, FILES_PER_CHUNK)
@@ -164,7 +164,7 @@ class _Writing:
         self._open_files.pop_all().close()
         self._file += 1
         spec = self.store.spec
-        film = FilmWriter(self._path(VIDEO_PATH), spec.rate_hz, spec.height, spec.width, self._pixels)
+        film = VideoFileWriter(self._path(VIDEO_PATH), spec.rate_hz, spec.height, spec.width, self._pixels)
         self._film = self._open_files.enter_context(film)
         path = self._path(DATA_PATH)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -272,7 +272,7 @@ class _Writing:
 
 def _psnr(frames: np.ndarray, film: Path) -> float | None:
     """Of the film's first frames against ``frames``."""
-    seen = np.stack([image for _, image in islice(read_film(film), len(frames))])
+    seen = np.stack([image for _, image in islice(read_video(film), len(frames))])
     error = np.mean((frames.astype(np.float64) - seen) ** 2)
     return float(10 * np.log10(255**2 / error)) if error else None
 

@@ -24,11 +24,11 @@ from neuralsim.data.episode import Episode, EpisodeStore, StoreInfo
 from neuralsim.formats.action_choices import ActionChoices, Meaning, meaning_of
 from neuralsim.formats.action_mapping import ActionScale
 from neuralsim.formats.dataset_reader import (
-    About,
-    Broken,
+    CorruptDataError,
+    DatasetInfo,
     Images,
-    LeftOut,
     Recording,
+    SkippedRecording,
     blaming,
     each,
     extra,
@@ -108,7 +108,7 @@ def write_minari(
     return target
 
 
-class MinariSource:
+class MinariReader:
     """The local Minari dataset ``dataset_id``.
 
     Images are uint8 ``(h, w, 3)``: the observation itself, or those of a dictionary; vectors beside them are states. Actions
@@ -147,7 +147,7 @@ class MinariSource:
         size, scale = _meaning(action, dataset_id)
         if spec is not None and not spec.discrete:  # written as they lie in the store
             scale = ActionScale((0.0,) * spec.action_size, (1.0,) * spec.action_size, "its action space")
-        self.about = About(
+        self.about = DatasetInfo(
             format="Minari",
             cameras=cameras,
             action_names=spec.action_names if spec else tuple(f"action_{i}" for i in range(size)),
@@ -164,11 +164,11 @@ class MinariSource:
         )
         self._policy = str(metadata.get("algorithm_name", "unknown"))
 
-    def actions(self) -> Iterator[np.ndarray | LeftOut]:
+    def actions(self) -> Iterator[np.ndarray | SkippedRecording]:
         """See Source."""
         return each(self._dataset.episode_indices, self._where, lambda index: self._actions(self._read(index)))
 
-    def recordings(self, cameras: Sequence[str]) -> Iterator[Recording | LeftOut]:
+    def recordings(self, cameras: Sequence[str]) -> Iterator[Recording | SkippedRecording]:
         """See Source."""
         origins = {int(i): origin for i, origin in zip(self._dataset.episode_indices, self._origins, strict=True)}
         return each(origins, self._where, lambda index: self._recording(index, origins[index], cameras))
@@ -292,7 +292,7 @@ def _leaf(observations: Any, path: str) -> Any:
 def _moments(views: list[Any], where: str) -> Iterator[Images]:
     lengths = {len(view) for view in views}
     if len(lengths) > 1:
-        raise Broken(f"{where}: observations: cameras have {sorted(lengths)} frames")
+        raise CorruptDataError(f"{where}: observations: cameras have {sorted(lengths)} frames")
     return iter(list(zip(*(np.asarray(view) for view in views), strict=True)))
 
 

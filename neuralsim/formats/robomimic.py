@@ -20,12 +20,12 @@ import numpy as np
 
 from neuralsim.formats.dataset_reader import (
     LAST_ROW,
-    About,
-    Broken,
+    CorruptDataError,
+    DatasetInfo,
     Images,
-    LeftOut,
     Recording,
-    Steps,
+    RowSpan,
+    SkippedRecording,
     blaming,
     each,
     extra,
@@ -67,7 +67,7 @@ class Fields:
         )
 
 
-class RobomimicSource:
+class RobomimicReader:
     """The demonstrations in the HDF5 file ``path``.
 
     Raises FileNotFoundError where there is none, ValueError where it is no such file or has no images.
@@ -82,14 +82,16 @@ class RobomimicSource:
         self.path, self._h5py = path, h5py
         with blaming(f"{path}"), h5py.File(path, "r") as file:
             if not isinstance(file.get("data"), h5py.Group):
-                raise Broken(f"{path}: expected a group 'data' with a group per demonstration, got {sorted(file)}")
+                raise CorruptDataError(
+                    f"{path}: expected a group 'data' with a group per demonstration, got {sorted(file)}"
+                )
             self._demos = sorted(file["data"], key=_number)
             rate = _control_rate(file["data"].attrs.get("env_args"))
             total = int(file["data"].attrs.get("total", 0))
             found = list(each(self._demos, self._where, lambda name: Fields.of(file["data"][name])))
         known = Counter(item for item in found if isinstance(item, Fields))
         if not known:
-            why = [f"{item.where}: {item.why}" for item in found if isinstance(item, LeftOut)]
+            why = [f"{item.where}: {item.why}" for item in found if isinstance(item, SkippedRecording)]
             raise ValueError(f"{path}: no demonstration can be read ({'; '.join(why[:3]) or 'there is none'})")
         # What is usual, for a damaged one must not stand for all; of equals, what knows most.
         self._fields = max(known, key=lambda f: (known[f], len(f.vectors) + len(f.cameras) + len(f.given)))
@@ -98,7 +100,7 @@ class RobomimicSource:
                 f"{path}: no images, uint8 (N, h, w, 3), in 'obs'; robomimic's dataset_states_to_obs.py makes them of states"
             )
         aside = ", ".join(f"obs/{key}" for key in self._fields.aside)
-        self.about = About(
+        self.about = DatasetInfo(
             format="robomimic HDF5",
             cameras=self._fields.cameras,
             action_names=tuple(f"action_{i}" for i in range(self._fields.actions)),
@@ -115,12 +117,12 @@ class RobomimicSource:
             ),
         )
 
-    def actions(self) -> Iterator[np.ndarray | LeftOut]:
+    def actions(self) -> Iterator[np.ndarray | SkippedRecording]:
         """See Source."""
         with self._h5py.File(self.path, "r") as file:
             yield from each(self._demos, self._where, lambda name: self._actions(file["data"][name]))
 
-    def recordings(self, cameras: Sequence[str]) -> Iterator[Recording | LeftOut]:
+    def recordings(self, cameras: Sequence[str]) -> Iterator[Recording | SkippedRecording]:
         """See Source."""
         with self._h5py.File(self.path, "r") as file:
             yield from each(self._demos, self._where, lambda name: self._recording(file["data"][name], name, cameras))
@@ -146,11 +148,13 @@ class RobomimicSource:
         if fields.after:
             last = [self._read(demo, f"next_obs/{key}", width, n)[-1:] for key, width in fields.vectors]
             states = [np.concatenate(pair) for pair in zip(states, last, strict=True)]
-        steps = Steps(rows) if fields.after else Steps.of_rows(rows)
+        steps = RowSpan(rows) if fields.after else RowSpan.of_rows(rows)
         for camera in cameras:
             images = demo["obs"][camera]
             if len(images) != n or images.dtype != np.uint8 or images.ndim != 4:
-                raise Broken(f"obs/{camera}: expected {n} uint8 images (h, w, 3), got {images.dtype} {images.shape}")
+                raise CorruptDataError(
+                    f"obs/{camera}: expected {n} uint8 images (h, w, 3), got {images.dtype} {images.shape}"
+                )
         provenance = {"seed": index, "policy": "unknown", "version": "robomimic", "index": index, "demo": name}
         return Recording(
             self._where(name),

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from neuralsim.data.video import Film, look_at, read_film
-from neuralsim.formats.dataset_reader import About, Broken, Images, LeftOut, Recording
+from neuralsim.data.video import VideoInfo, read_video, read_video_info
+from neuralsim.formats.dataset_reader import CorruptDataError, DatasetInfo, Images, Recording, SkippedRecording
 
 SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif"})
 CAMERA = "video"
@@ -17,7 +17,7 @@ SAME_RATE = 0.01
 """Two rates are one if they differ by no more than this share."""
 
 
-class VideoFolderSource:
+class VideoFolderReader:
     """The video files below a folder, in the order of their names, or a single file.
 
     Raises FileNotFoundError where there are none, ValueError where none can be read.
@@ -27,12 +27,12 @@ class VideoFolderSource:
         files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
         self._root = path.parent if path.is_file() else path
         self._broken: dict[Path, str] = {}
-        self._films: dict[Path, Film] = {}
+        self._films: dict[Path, VideoInfo] = {}
         for file in files:
             if file.suffix.lower() in SUFFIXES and not file.name.startswith("."):
                 try:
-                    self._films[file] = look_at(file)
-                except Broken as error:
+                    self._films[file] = read_video_info(file)
+                except CorruptDataError as error:
                     self._broken[file] = str(error)
         if not self._films and not self._broken:
             raise FileNotFoundError(
@@ -45,7 +45,7 @@ class VideoFolderSource:
         counts = [film.frames for film in self._films.values()]
         rate = Counter(round(film.rate_hz, 2) for film in self._films.values()).most_common(1)[0][0]
         others = {f"{f.rate_hz:g}" for f in self._films.values() if abs(f.rate_hz / rate - 1) > SAME_RATE}
-        self.about = About(
+        self.about = DatasetInfo(
             format="video files",
             cameras=(CAMERA,),
             action_names=(),
@@ -59,16 +59,16 @@ class VideoFolderSource:
             else (),
         )
 
-    def actions(self) -> Iterator[np.ndarray | LeftOut]:
+    def actions(self) -> Iterator[np.ndarray | SkippedRecording]:
         """See Source: there are none."""
         return iter(())
 
-    def recordings(self, cameras: Sequence[str]) -> Iterator[Recording | LeftOut]:
+    def recordings(self, cameras: Sequence[str]) -> Iterator[Recording | SkippedRecording]:
         """See Source."""
         for index, file in enumerate(sorted({*self._films, *self._broken})):
             where = str(file)
             if file in self._broken:
-                yield LeftOut(where, self._broken[file].removeprefix(f"{where}: "))
+                yield SkippedRecording(where, self._broken[file].removeprefix(f"{where}: "))
                 continue
             film = self._films[file]
             provenance = {
@@ -82,12 +82,12 @@ class VideoFolderSource:
             yield Recording(where, _frames(file, film), provenance)
 
 
-def _frames(file: Path, film: Film) -> Iterator[Images]:
+def _frames(file: Path, film: VideoInfo) -> Iterator[Images]:
     """Every frame; Broken where the file ends before its header says, which decoders do not mind."""
     if file.suffix.lower() == ".gif" and not _tail(file).endswith(b";"):  # its header does not count
-        raise Broken(f"{file}: does not end as a GIF does; it is cut off")
+        raise CorruptDataError(f"{file}: does not end as a GIF does; it is cut off")
     count, begin, end = 0, 0.0, 0.0
-    for end, image in read_film(file):
+    for end, image in read_video(file):
         begin = begin if count else end
         count += 1
         yield (image,)
@@ -95,7 +95,7 @@ def _frames(file: Path, film: Film) -> Iterator[Images]:
     if expected is None and film.seconds is not None and (end - begin) < film.seconds - 1.5 / film.rate_hz:
         expected = round(film.seconds * film.rate_hz)
     if expected is not None and count < expected:
-        raise Broken(f"{file}: ends after {count} frames; its header tells of {expected}, so it is cut off")
+        raise CorruptDataError(f"{file}: ends after {count} frames; its header tells of {expected}, so it is cut off")
 
 
 def _tail(file: Path) -> bytes:

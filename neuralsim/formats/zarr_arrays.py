@@ -1,4 +1,4 @@
-"""ReplayArrays: the arrays of a zarr replay buffer on disk, in a folder or a zip file, and where its episodes end."""
+"""ZarrArrays: the arrays of a zarr replay buffer on disk, in a folder or a zip file, and where its episodes end."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from neuralsim.formats.dataset_reader import Broken, LeftOut, blaming, each, extra, numbers
+from neuralsim.formats.dataset_reader import CorruptDataError, SkippedRecording, blaming, each, extra, numbers
 
 ENDS = "meta/episode_ends"
 
 
-class ReplayArrays:
+class ZarrArrays:
     """The arrays below ``data/`` by name, and ``ends``: after which row each episode ends.
 
     Raises FileNotFoundError where ``path`` is nothing, ValueError where it is no replay buffer.
@@ -40,11 +40,13 @@ class ReplayArrays:
             keys = sorted({name.split("/")[1] for name in self._files if re.match(r"data/[^/.]+/", name)})
             if not keys or not any(name.startswith(f"{ENDS}/") for name in self._files):
                 there = sorted({"/".join(name.split("/")[:2]) for name in self._files})
-                raise Broken(f"{path}: expected arrays data/<key> and {ENDS}, got {', '.join(there[:12]) or 'nothing'}")
+                raise CorruptDataError(
+                    f"{path}: expected arrays data/<key> and {ENDS}, got {', '.join(there[:12]) or 'nothing'}"
+                )
         self.ends = self._read_ends()
         opened = {key: next(each([f"data/{key}"], str, self._open)) for key in keys}
-        self.arrays = {key: array for key, array in opened.items() if not isinstance(array, LeftOut)}
-        self.left_out = [item for item in opened.values() if isinstance(item, LeftOut)]
+        self.arrays = {key: array for key, array in opened.items() if not isinstance(array, SkippedRecording)}
+        self.left_out = [item for item in opened.values() if isinstance(item, SkippedRecording)]
         rows = Counter(array.shape[0] for array in self.arrays.values()).most_common(1)
         if rows and self.ends[-1] > rows[0][0]:
             raise ValueError(f"{path}: {ENDS}: says that there are {self.ends[-1]} rows, data/ has {rows[0][0]}")
@@ -74,7 +76,7 @@ class ReplayArrays:
         with blaming(f"data/{key}"):
             array = self.arrays[key]
             if array.shape[0] < stop:
-                raise Broken(f"data/{key}: has {array.shape[0]} rows, {ENDS} says {stop}")
+                raise CorruptDataError(f"data/{key}: has {array.shape[0]} rows, {ENDS} says {stop}")
             self._require(f"data/{key}", array, first, stop)
             return array[first:stop]
 

@@ -15,19 +15,19 @@ import numpy as np
 
 from neuralsim.formats.dataset_reader import (
     LAST_ROW,
-    About,
-    Broken,
+    CorruptDataError,
+    DatasetInfo,
     Images,
-    LeftOut,
     Recording,
-    Steps,
+    RowSpan,
+    SkippedRecording,
     blaming,
     each,
     flags,
     numbers,
 )
 from neuralsim.formats.hand import NAMES, UNITS, hand_moves
-from neuralsim.formats.zarr_arrays import ReplayArrays
+from neuralsim.formats.zarr_arrays import ZarrArrays
 
 FRAMES_AT_ONCE = 32
 """Images are read in blocks of this many."""
@@ -37,14 +37,14 @@ LEAKS = re.compile(r"_demo_(start|end)_pose$")
 """UMI's notes on where a whole demonstration starts and ends are no state of any moment."""
 
 
-class ReplayBufferSource:
+class ReplayBufferReader:
     """The replay buffer in the folder or zip file ``path``.
 
     Raises FileNotFoundError where there is nothing, ValueError where it is no replay buffer or has no images or actions.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self._buffer = path, ReplayArrays(path)
+        self.path, self._buffer = path, ZarrArrays(path)
         shapes, remarks = self._buffer.shapes(), list(self._buffer.remarks)
         colours = {k: kind for k, (shape, kind) in shapes.items() if len(shape) == 3 and shape[-1] == 3}
         cameras = tuple(key for key, kind in colours.items() if kind == np.uint8 or kind.kind == "f")
@@ -80,7 +80,7 @@ class ReplayBufferSource:
         ]
         if aside := sorted(set(shapes) - {*cameras, *self._vectors, *self._per_step.values(), "action"}):
             remarks.append(f"left aside: data/{', data/'.join(aside)}")
-        self.about = About(
+        self.about = DatasetInfo(
             format="zarr replay buffer",
             cameras=cameras,
             action_names=names,
@@ -92,11 +92,11 @@ class ReplayBufferSource:
             remarks=tuple(remarks),
         )
 
-    def actions(self) -> Iterator[np.ndarray | LeftOut]:
+    def actions(self) -> Iterator[np.ndarray | SkippedRecording]:
         """See Source."""
         return each(range(len(self._buffer.ends)), self._where, lambda index: self._steps(index).arrays["actions"])
 
-    def recordings(self, cameras: Sequence[str]) -> Iterator[Recording | LeftOut]:
+    def recordings(self, cameras: Sequence[str]) -> Iterator[Recording | SkippedRecording]:
         """See Source."""
         return each(range(len(self._buffer.ends)), self._where, lambda index: self._recording(index, cameras))
 
@@ -106,25 +106,27 @@ class ReplayBufferSource:
     def _numbers(self, key: str, index: int, width: int | None = None) -> np.ndarray:
         return numbers(self._buffer.read(key, *self._buffer.rows(index)), f"data/{key}", width)
 
-    def _steps(self, index: int) -> Steps:
+    def _steps(self, index: int) -> RowSpan:
         per_step = {our: self._numbers(key, index) for our, key in self._per_step.items()}
         if "terminated" in per_step:
             per_step["terminated"] = flags(per_step["terminated"], f"data/{self._per_step['terminated']}")
         if not self._hands:
-            return Steps.of_rows({"actions": self._numbers("action", index, len(self.about.action_names)), **per_step})
+            return RowSpan.of_rows(
+                {"actions": self._numbers("action", index, len(self.about.action_names)), **per_step}
+            )
         moves = np.concatenate([self._moves(hand, index) for hand in self._hands], axis=1)
-        return Steps({"actions": moves, **{our: values[:-1] for our, values in per_step.items()}})
+        return RowSpan({"actions": moves, **{our: values[:-1] for our, values in per_step.items()}})
 
     def _moves(self, hand: str, index: int) -> np.ndarray:
         """How ``hand`` moves from each row to the next ``(N-1, 7)``."""
         parts = {f"{hand}_eef_pos": 3, f"{hand}_eef_rot_axis_angle": 3, f"{hand}_gripper_width": 1}
         if missing := set(parts) - set(self._buffer.arrays):
-            raise Broken(
+            raise CorruptDataError(
                 f"data/{', data/'.join(sorted(missing))} is missing; an action needs the hand's pose and width"
             )
         place, turn, width = (self._numbers(key, index, size) for key, size in parts.items())
         if len(place) < 2:
-            raise Broken(f"data/{hand}_eef_pos: has one row; a move needs two")
+            raise CorruptDataError(f"data/{hand}_eef_pos: has one row; a move needs two")
         return hand_moves(place, turn, width)
 
     def _recording(self, index: int, cameras: Sequence[str]) -> Recording:
@@ -159,5 +161,7 @@ class ReplayBufferSource:
         if block.dtype == np.uint8:
             return block
         if not np.isfinite(block).all() or block.min() < 0 or block.max() > top:
-            raise Broken(f"data/{camera}: expected pixels in 0..{top:g}, got {block.min():g} to {block.max():g}")
+            raise CorruptDataError(
+                f"data/{camera}: expected pixels in 0..{top:g}, got {block.min():g} to {block.max():g}"
+            )
         return np.round(block * (255 / top)).astype(np.uint8)

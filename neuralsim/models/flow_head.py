@@ -99,7 +99,7 @@ class FlowHead(ModelMixin, ConfigMixin):
         asked = (level > 0).float()
         return ((guess - actions).square().mean(-1) * asked).sum(1) / asked.sum(1)
 
-    def propose(
+    def predict_action_chunk(
         self, context: torch.Tensor, rng: Noise, passes: int, prefix: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Actions ``(b k a)`` in [-1, 1]; the first are ``prefix`` ``(b p a)``, bit-equal."""

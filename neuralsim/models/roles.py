@@ -36,7 +36,7 @@ the little that is left open. Measured on 120 moments of play: inferred actions 
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
+class RoleOutput:
     """What was asked for: actions ``(b k a)``, frames ``(b k n d)``, each None where it was not; and the hidden tokens of the last
     pass ``(b s width)``, the frames' first."""
 
@@ -99,7 +99,7 @@ def dream(
     passes: int = PASSES,
     prefix: torch.Tensor | None = None,
     aim: int = 1,
-) -> Answer:
+) -> RoleOutput:
     """The next actions and the frames they lead through, denoised together."""
     return ask(model, state, rng, passes, frames="asked", prefix=prefix, aim=aim)
 
@@ -120,7 +120,7 @@ def ask(
     actions: torch.Tensor | bool = True,
     prefix: torch.Tensor | None = None,
     aim: int = 1,
-) -> Answer:
+) -> RoleOutput:
     """What the roles have in common. ``frames``: given ``(b k n d)``, "asked", or None, left out; ``actions``: given ``(b k a)``,
     True, asked for, or False, left out. Raises ValueError for a prefix that leaves nothing to ask, or fewer than one pass."""
     model, joint = joint_of(model)
@@ -163,7 +163,7 @@ def ask(
     if asked["actions"]:
         assert isinstance(y, torch.Tensor)
         y = torch.where(fixed[..., None], y, y.clamp(-1, 1))
-    return Answer(
+    return RoleOutput(
         y if asked["actions"] and isinstance(y, torch.Tensor) else None,
         x if asked["frames"] and isinstance(x, torch.Tensor) else None,
         hidden,

@@ -15,7 +15,7 @@ from neuralsim.storage.manifest import CARD, TRAINING, read_object, seal
 
 
 @dataclass(frozen=True)
-class Card:
+class CardConfig:
     """Write a world's card from its training record and its measured figures."""
 
     world: Path
@@ -28,7 +28,7 @@ class Card:
     """A sentence on anything a reader of the figures should know."""
 
 
-def write_card(config: Card) -> Path:
+def write_card(config: CardConfig) -> Path:
     """``README.md`` in the world's folder, and its manifest anew. Raises FileNotFoundError where a record is missing, and
     ValueError where one is not what it should be."""
     return _write(config.world, [p for p in (config.measured, config.benched) if p is not None], config.note)

@@ -11,7 +11,7 @@ import gymnasium
 
 from neuralsim.storage.hub import HubId
 from neuralsim.storage.manifest import CONFIG, Manifest, check_files, read_object
-from neuralsim.storage.resolve import ALIASES, assets, settle
+from neuralsim.storage.resolve import ALIASES, assets, resolve
 
 ENTRY_POINT, VECTOR_ENTRY_POINT = "neuralsim.envs.imagined:ImaginedEnv", "neuralsim.envs.imagined:ImaginedVectorEnv"
 SETTINGS = (
@@ -72,7 +72,7 @@ def _lasting(world: str | os.PathLike[str]) -> str:
         raise TypeError(
             f"world: expected a name, a folder or a hub id, got {type(world).__name__}; save it first: World(model, starts).save(folder)"
         )
-    place = settle(world)
+    place = resolve(world)
     if isinstance(place, HubId):
         if place.plain:  # from another working directory, a folder's path looks just so
             raise FileNotFoundError(

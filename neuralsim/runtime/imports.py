@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-def made_by(word: str, flag: str) -> Callable[..., Any]:
+def load_entry_point(word: str, flag: str) -> Callable[..., Any]:
     """The function ``module:function`` means, looked for in the current folder too. ``flag`` is who asked, for the ValueError."""
     module, _, name = word.rpartition(":")
     if os.getcwd() not in sys.path:

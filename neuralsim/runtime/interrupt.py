@@ -10,7 +10,7 @@ class Stopped(Exception):
     """The work was asked to stop; what it has done is saved."""
 
 
-class Stopping:
+class GracefulInterrupt:
     """Listens, while it is entered, for SIGINT and SIGTERM. The first one sets ``asked``, which the work is to look at; a second
     one interrupts at once."""
 
@@ -18,7 +18,7 @@ class Stopping:
         self.asked = False
         self._previous: dict[signal.Signals, object] = {}
 
-    def __enter__(self) -> Stopping:
+    def __enter__(self) -> GracefulInterrupt:
         try:
             self._previous = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
         except ValueError:  # not the main thread: signals are the caller's

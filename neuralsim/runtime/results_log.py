@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 
-class Journal:
+class ResultsLog:
     """The file at ``path``, held by this process alone until it is closed; a context manager.
 
     ``lines``: what it holds, in order. Raises ValueError where it was begun with other ``settings`` (``fresh``: throws

@@ -31,7 +31,7 @@ LARGEST_TEXT = 4_000_000
 
 
 @dataclass(frozen=True)
-class Entry:
+class FileEntry:
     """A file's length in bytes and its SHA-256 in 64 hexadecimal digits."""
 
     bytes: int
@@ -53,7 +53,7 @@ class Manifest:
     neuralsim: str
     model: str
     spec: Mapping[str, Any]
-    files: Mapping[str, Entry]
+    files: Mapping[str, FileEntry]
 
     @classmethod
     def of(cls, folder: Path) -> Self:
@@ -62,7 +62,7 @@ class Manifest:
 
         check_files(folder)
         model, spec = _told(folder)
-        entries = {name: Entry.of(folder / name) for name in SEALED if (folder / name).is_file()}
+        entries = {name: FileEntry.of(folder / name) for name in SEALED if (folder / name).is_file()}
         return cls(FORMAT, __version__, model, spec, entries)
 
     @classmethod
@@ -106,7 +106,7 @@ class Manifest:
             if size != entry.bytes:
                 what = "cut short" if size < entry.bytes else "longer than it was"
                 raise ValueError(f"{path}: {what}, {size} bytes instead of {entry.bytes} ({MANIFEST}); {REMEDY}")
-            found = Entry.of(path).sha256
+            found = FileEntry.of(path).sha256
             if found != entry.sha256:
                 raise ValueError(
                     f"{path}: changed since {MANIFEST} was written (SHA-256 {found[:12]}, not {entry.sha256[:12]}); {REMEDY}"
@@ -197,11 +197,11 @@ def _told(folder: Path) -> tuple[str, Mapping[str, Any]]:
     return str(config.get("_class_name")), spec if isinstance(spec, dict) else {}
 
 
-def _entry(path: Path, name: str, entry: Any) -> Entry:
+def _entry(path: Path, name: str, entry: Any) -> FileEntry:
     """Names are those of SEALED alone, so none can lead out of the folder."""
     if name not in SEALED:
         raise ValueError(f"{path}: lists {name!r}, which is no file of a world; {REMEDY}")
     size, digest = (entry.get("bytes"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
     if not isinstance(size, int) or not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
         raise ValueError(f"{path}: expected bytes and a sha256 of 64 digits for {name}, got {entry!r:.100}; {REMEDY}")
-    return Entry(size, digest)
+    return FileEntry(size, digest)

@@ -21,7 +21,7 @@ GROUP = 32
 """Weights side by side in a row that share a scale."""
 
 
-def pack(tensors: Mapping[str, torch.Tensor], parts: tuple[str, ...]) -> dict[str, torch.Tensor]:
+def quantize(tensors: Mapping[str, torch.Tensor], parts: tuple[str, ...]) -> dict[str, torch.Tensor]:
     """``tensors`` with the large matrices whose names begin with one of ``parts`` as int8 of the same shape, and beside each its
     scales, bfloat16 ``(rows, groups)``; a row's last group may be shorter."""
     packed: dict[str, torch.Tensor] = {}
@@ -36,8 +36,8 @@ def pack(tensors: Mapping[str, torch.Tensor], parts: tuple[str, ...]) -> dict[st
     return packed
 
 
-def unpack(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The inverse of ``pack``, up to rounding: what was packed comes back as float32, all else as it is. Raises ValueError where
+def dequantize(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The inverse of ``quantize``, up to rounding: what was packed comes back as float32, all else as it is. Raises ValueError where
     scales and matrix do not fit."""
     unpacked = {}
     for name, tensor in tensors.items():

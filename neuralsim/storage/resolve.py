@@ -30,7 +30,7 @@ def list_worlds() -> list[str]:
     return [alias for alias, name in ALIASES.items() if name in shipped] + shipped
 
 
-def settle(name_or_folder: str | os.PathLike[str]) -> Path | HubId:
+def resolve(name_or_folder: str | os.PathLike[str]) -> Path | HubId:
     """The folder meant, or the repository; nothing is opened and no network is touched. A run of ``neuralsim train`` means the
     world that it made.
 
@@ -66,6 +66,6 @@ def settle(name_or_folder: str | os.PathLike[str]) -> Path | HubId:
 
 
 def find(name_or_folder: str | os.PathLike[str]) -> Path:
-    """The folder meant, fetched from the hub first where it lies there. Raises as ``settle`` and ``hub.fetch`` do."""
-    place = settle(name_or_folder)
+    """The folder meant, fetched from the hub first where it lies there. Raises as ``resolve`` and ``hub.fetch`` do."""
+    place = resolve(name_or_folder)
     return fetch(place) if isinstance(place, HubId) else place

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from neuralsim.spec import WorldSpec
 from neuralsim.storage.manifest import CONFIG, WEIGHTS, read_object
-from neuralsim.storage.quantization import SCALE, unpack
+from neuralsim.storage.quantization import SCALE, dequantize
 from neuralsim.world_model import WorldModel
 
 Model = TypeVar("Model", bound=WorldModel)
@@ -39,7 +39,7 @@ def read_model(folder: Path, kind: type[Model], config: Mapping[str, Any]) -> Mo
     check_config(folder / CONFIG, kind, config)
     name = kind.__name__
     try:
-        tensors = unpack(load_file(folder / WEIGHTS))
+        tensors = dequantize(load_file(folder / WEIGHTS))
     except FileNotFoundError as error:
         raise ValueError(
             f"{folder}: not a world ({WEIGHTS} is missing); World(model).save(folder) makes one"

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from neuralsim.storage.quantization import pack, unpack
+from neuralsim.storage.quantization import dequantize, quantize
 from neuralsim.world_model import WorldModel
 
 
@@ -91,11 +91,11 @@ def save_world(model: WorldModel, folder: Path) -> None:
     neuralsim.storage.quantization): a half or a quarter of the size. They are rounded in ``model`` too, so what is used after
     equals what is read back, to the bit."""
     parameters = {name for name, _ in model.named_parameters()}
-    tensors = pack(model.state_dict(), model.packed)
+    tensors = quantize(model.state_dict(), model.packed)
     for name in parameters:
         if tensors[name].is_floating_point():
             tensors[name] = tensors[name].half()
-    model.load_state_dict(unpack(tensors))
+    model.load_state_dict(dequantize(tensors))
     model.save_config(folder)
     weights = folder / "diffusion_pytorch_model.safetensors"
     temporary = weights.with_suffix(".tmp")

@@ -1,4 +1,4 @@
-"""LatentCurriculum: how a LatentWorld learns. Encoder, first predictors and state probe together; the decoder apart, so that
+"""LatentStages: how a LatentWorld learns. Encoder, first predictors and state probe together; the decoder apart, so that
 people can look; then the predictors alone, on vectors encoded once and on their own rollouts; the readings (reward, end)."""
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from neuralsim.models.latent_world import LatentState, LatentWorld, effective_ra
 from neuralsim.runtime.device import arithmetic
 from neuralsim.training.losses import distance, reading_losses
 from neuralsim.training.recipes import LatentRecipe
-from neuralsim.training.stages import Curriculum, Losses, Run, Stage
+from neuralsim.training.stages import Losses, Stage, StageContext, TrainingStages
 from neuralsim.training.token_dataset import TokenClip, TokenWindows, encode_store
 
 DIRECTIONS = 512
 """Random directions a step along which the vectors are held against a normal."""
 
 
-class LatentCurriculum(Curriculum):
+class LatentStages(TrainingStages):
     """See the module's text."""
 
     model: LatentWorld
 
-    def __init__(self, recipe: LatentRecipe, run: Run) -> None:
+    def __init__(self, recipe: LatentRecipe, run: StageContext) -> None:
         self.recipe, self.run = recipe, run
         self.model = LatentWorld.build(run.store.spec, recipe.latent, run.store.info.state_names)
         self._rank = float("nan")

@@ -273,7 +273,7 @@ def find_recipe(name: str, size: str | None = None) -> Recipe:
 
 
 @dataclass(frozen=True)
-class Train:
+class TrainConfig:
     """Train a world from a store of episodes."""
 
     recipe: str | None = None

@@ -34,7 +34,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Run:
+class StageContext:
     """On what a curriculum is held, and where: ``cache`` keeps encoded frames."""
 
     store: EpisodeStore
@@ -54,13 +54,13 @@ class Run:
         return torch.as_tensor(np.median(frames, axis=0), dtype=torch.float32).movedim(-1, 0) / 127.5 - 1
 
 
-class Curriculum(ABC):
+class TrainingStages(ABC):
     """The model, and the stages it learns in. Every draw is a function of (seed, stage, step)."""
 
     model: Any
     recipe: Any
     """The recipe, as fitted to the data."""
-    run: Run
+    run: StageContext
 
     @property
     @abstractmethod

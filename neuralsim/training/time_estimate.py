@@ -20,7 +20,7 @@ EPISODES = 3
 
 
 @dataclass(frozen=True)
-class Forecast:
+class TimeEstimate:
     """Seconds that each stage is expected to take, by name, and the parameters of the model, in millions."""
 
     seconds: dict[str, float]
@@ -31,7 +31,7 @@ class Forecast:
         return f"{self.parameters:.1f} M parameters; expected time here {_time(sum(self.seconds.values()))} ({parts})"
 
 
-def forecast(trainer: Trainer) -> Forecast:
+def estimate_time(trainer: Trainer) -> TimeEstimate:
     """What ``trainer``'s run would take if the machine stays as busy as it is: two steps at the beginning, in the middle and at the
     end of each stage, on few episodes and on a model of its own. What reading and encoding all frames takes is not in it.
     """
@@ -44,7 +44,7 @@ def forecast(trainer: Trainer) -> Forecast:
             done = trainer.progress.step if index == trainer.progress.stage else 0
             steps = 0 if index < trainer.progress.stage else stage.config.steps - done
             seconds[name] = steps * _step(stage, trainer)
-    return Forecast(seconds, sum(p.numel() for p in curriculum.model.parameters()) / 1e6)
+    return TimeEstimate(seconds, sum(p.numel() for p in curriculum.model.parameters()) / 1e6)
 
 
 def _few(store: EpisodeStore) -> EpisodeStore:

@@ -33,13 +33,13 @@ from neuralsim.evaluation.rollouts import held_out_episodes
 from neuralsim.pretrained.card import finish, source_commit
 from neuralsim.pretrained.world import Starts, open_world
 from neuralsim.runtime.device import arithmetic, pick_device, pick_dtype
-from neuralsim.runtime.interrupt import Stopped, Stopping
+from neuralsim.runtime.interrupt import GracefulInterrupt, Stopped
 from neuralsim.runtime.progress import columns
 from neuralsim.training import checkpoint as ckpt
-from neuralsim.training.latent_stages import LatentCurriculum
-from neuralsim.training.recipes import LatentRecipe, Recipe, StageConfig, Train
-from neuralsim.training.stages import Curriculum, Run, Stage
-from neuralsim.training.video_stages import VideoCurriculum
+from neuralsim.training.latent_stages import LatentStages
+from neuralsim.training.recipes import LatentRecipe, Recipe, StageConfig, TrainConfig
+from neuralsim.training.stages import Stage, StageContext, TrainingStages
+from neuralsim.training.video_stages import VideoStages
 
 CALIBRATION_STEPS = 30
 """Length of the held-out dreams that set ``uncertainty_threshold``: one in a hundred of them passes it."""
@@ -48,15 +48,15 @@ ROLE_PARTS = ("joint.", "value_head.")
 """Weights that a world which only simulates does not have."""
 
 
-def curriculum_of(recipe: Recipe, run: Run) -> Curriculum:
+def stages_of(recipe: Recipe, run: StageContext) -> TrainingStages:
     """The curriculum that ``recipe`` is for."""
-    return LatentCurriculum(recipe, run) if isinstance(recipe, LatentRecipe) else VideoCurriculum(recipe, run)
+    return LatentStages(recipe, run) if isinstance(recipe, LatentRecipe) else VideoStages(recipe, run)
 
 
 class Trainer:
     """A run in its folder. ``run()`` goes through the stages and returns the folder of the finished world."""
 
-    def __init__(self, config: Train) -> None:
+    def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.recipe = config.plan
         self.folder = config.folder
@@ -76,22 +76,23 @@ class Trainer:
             )
         write_atomically(self.folder / "recipe.json", json.dumps(asdict(self.recipe), indent=1))
         cache = config.cache or self.folder / "cache"
-        run = Run(self.store, cache, config.seed, self.device, self.dtype, self._bar)
+        run = StageContext(self.store, cache, config.seed, self.device, self.dtype, self._bar)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.curriculum = curriculum_of(self.recipe, run)
+            self.curriculum = stages_of(self.recipe, run)
         self.model = self.curriculum.model.to(self.device)
         self.stages = self._chosen_stages()
         if config.init and not self.found:
             self._begin_with(config.init)
         self.model.train()
         self.progress = ckpt.read_progress(self.found) if self.found else ckpt.Progress(0, 0, 0.0)
-        self._stopping = Stopping()
+        self._stopping = GracefulInterrupt()
 
-    def rehearsal(self, store: EpisodeStore, cache: Path) -> Curriculum:
+    def rehearsal(self, store: EpisodeStore, cache: Path) -> TrainingStages:
         """The same curriculum on other episodes, with a model of its own, to see how long its steps take."""
-        curriculum = curriculum_of(
-            self.recipe, Run(store, cache, self.config.seed, self.device, self.dtype, lambda _, a, b: iter(range(a, b)))
+        curriculum = stages_of(
+            self.recipe,
+            StageContext(store, cache, self.config.seed, self.device, self.dtype, lambda _, a, b: iter(range(a, b))),
         )
         curriculum.model.to(self.device).train()
         return curriculum
@@ -322,6 +323,6 @@ def learning_rate(config: StageConfig, step: int) -> float:
     return config.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def train(config: Train) -> Path:
+def train(config: TrainConfig) -> Path:
     """Train a world; returns the folder of the finished one."""
     return Trainer(config).run()

@@ -1,4 +1,4 @@
-"""VideoCurriculum: how a VideoWAM learns. The codec on single frames; the dynamics on tokens, on the model's own rollouts; the
+"""VideoStages: how a VideoWAM learns. The codec on single frames; the dynamics on tokens, on the model's own rollouts; the
 readings (reward, end, state) on true and imagined tokens.
 
 Video without actions teaches codec and dynamics too: the model is then told that somebody acted, and not how.
@@ -22,7 +22,7 @@ from neuralsim.models.video_wam import VideoWAM
 from neuralsim.runtime.device import arithmetic
 from neuralsim.training.losses import distance, forcing_losses, joint_losses, reading_losses, rollout_losses
 from neuralsim.training.recipes import VideoRecipe
-from neuralsim.training.stages import Curriculum, Losses, Run, Stage
+from neuralsim.training.stages import Losses, Stage, StageContext, TrainingStages
 from neuralsim.training.token_dataset import TokenWindows, encode_store
 
 STILL, DIFFERENT = 0.15, 0.1
@@ -30,12 +30,12 @@ STILL, DIFFERENT = 0.15, 0.1
 pixel. Measured on 253 frames each: TwoRoom 0.006, Push-T 0.035, CarRacing 0.31."""
 
 
-class VideoCurriculum(Curriculum):
+class VideoStages(TrainingStages):
     """See the module's text."""
 
     model: VideoWAM
 
-    def __init__(self, recipe: VideoRecipe, run: Run) -> None:
+    def __init__(self, recipe: VideoRecipe, run: StageContext) -> None:
         self.run = run
         self.recipe = recipe = self._fit_to_camera(recipe)
         names = run.store.info.state_names if recipe.read_states else ()
@@ -176,7 +176,7 @@ class VideoCurriculum(Curriculum):
         stage, joint = recipe.joint_stage, model.joint
         assert joint is not None
         assert model.value_head is not None
-        mix = JointMix(run.store, self._tokens(), recipe)
+        mix = DataMixture(run.store, self._tokens(), recipe)
         value_head = model.value_head
 
         def loss(step: int, draws: np.random.Generator) -> Losses:
@@ -200,7 +200,7 @@ class VideoCurriculum(Curriculum):
         return Stage("joint", stage, [*joint.parameters(), *value_head.parameters()], loss)
 
 
-class JointMix:
+class DataMixture:
     """What the joint stage learns from: demonstrations, play, and video whose actions are withheld; a role at a time.
 
     ``aim`` int64 and ``worth`` float32 per frame of the store: 1 where a demonstrator acts; and what the frame is worth to

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuralsim.agents.policies.registry import find_collector
+from neuralsim.agents.policies.registry import find_scripted_policies
 from neuralsim.envs import oracle as module
 from neuralsim.envs.oracle import LANDMARKS, PUSHER_SHARE, Oracle
 from neuralsim.envs.pusht import env as pusht
@@ -29,7 +29,7 @@ def oracle(request: pytest.FixtureRequest) -> Oracle:
 
 def explored(world: str, seed: int, steps: int, near_goal: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """States ``(steps + 1, s)`` and actions ``(steps, a)`` of the true environment under its scripted explorer."""
-    collector = find_collector(world)
+    collector = find_scripted_policies(world)
     env, memory = collector.env(8), None
     explorer = collector.explorer(env, seed)
     observation, _ = env.reset(options={"state": collector.start(np.random.default_rng(seed), near_goal)})
@@ -44,7 +44,7 @@ def explored(world: str, seed: int, steps: int, near_goal: bool = False) -> tupl
 
 def starts(world: str, n: int) -> np.ndarray:
     rng = np.random.default_rng(0)
-    return np.stack([find_collector(world).start(rng, i % 3 == 0) for i in range(n)])
+    return np.stack([find_scripted_policies(world).start(rng, i % 3 == 0) for i in range(n)])
 
 
 # -- exactness ---------------------------------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ def test_it_keeps_the_contract(oracle: Oracle) -> None:
 
 def test_frames_rewards_and_ends_are_the_true_ones(oracle: Oracle) -> None:
     states = starts(oracle.spec.name, 30)
-    env = find_collector(oracle.spec.name).env(64)
+    env = find_scripted_policies(oracle.spec.name).env(64)
     frames, read = oracle.decode(oracle.at(states)), oracle.read(oracle.at(states))
     ends = 0
     for i, state in enumerate(states):
@@ -126,7 +126,7 @@ def test_whatever_the_frame_the_state_read_can_be_played(seed: int) -> None:
         model = Oracle(world)
         state = model.encode(torch.from_numpy(frames), torch.zeros(2, 0, 2))
         model.at(state.values.numpy())
-        env = find_collector(world).env(8)
+        env = find_scripted_policies(world).env(8)
         for row in state.values.numpy():
             env.reset(options={"state": row})
 

@@ -14,28 +14,28 @@ import pytest
 import torch
 
 from neuralsim import cli
-from neuralsim.agents.collection.collect import Collect, collect
-from neuralsim.agents.evaluation.paired_evaluation import Contest
-from neuralsim.agents.planning.config import Planning
+from neuralsim.agents.collection.collect import CollectConfig, collect
+from neuralsim.agents.evaluation.paired_evaluation import PairedEvaluation
+from neuralsim.agents.planning.config import PlanConfig
 from neuralsim.agents.planning.evaluate import plan
-from neuralsim.agents.planning.setup import settle_course
+from neuralsim.agents.planning.setup import resolve_goal_task
 from neuralsim.agents.policies.policy import load_driver
-from neuralsim.agents.policies.resolve import find_contender
+from neuralsim.agents.policies.resolve import resolve_policy
 from neuralsim.agents.policies.sb3_file import read_note
 from neuralsim.agents.rl.behavior_cloning import clone
-from neuralsim.agents.rl.config import Reinforce
+from neuralsim.agents.rl.config import RLConfig
 from neuralsim.agents.rl.learning_curve import load_curve
-from neuralsim.agents.teleop.key_bindings import Steering, keyboard_for
+from neuralsim.agents.teleop.key_bindings import BoxKeyboard, keyboard_for
 from neuralsim.agents.teleop.legend import RAMP_SECONDS
-from neuralsim.agents.teleop.player import Play, Player, play
+from neuralsim.agents.teleop.player import PlayConfig, Player, play
 from neuralsim.agents.teleop.recorder import Recorder
 from neuralsim.data.episode import EpisodeStore
 from neuralsim.envs.carracing.env import STATE_NAMES, car_racing_spec
-from neuralsim.envs.tasks.rl_task import find_wish, wish_for, wish_of
+from neuralsim.envs.tasks.rl_task import find_task, task_for, task_of
 from neuralsim.models.video_wam import CodecConfig, StreamConfig, VideoWAM
 from neuralsim.pretrained.world import Starts, World, open_world
 from neuralsim.spec import WorldSpec
-from neuralsim.training.recipes import Train
+from neuralsim.training.recipes import TrainConfig
 from neuralsim.training.trainer import train
 
 STEPS = 20
@@ -56,10 +56,12 @@ def cartpole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder = tmp_path_factory.mktemp("cartpole")
         kwargs = json.dumps({"max_episode_steps": STEPS})
         for _ in collect(
-            Collect(env="CartPole-v1", env_kwargs=kwargs, episodes=24, size=(16, 24), out=folder / "data", workers=1)
+            CollectConfig(
+                env="CartPole-v1", env_kwargs=kwargs, episodes=24, size=(16, 24), out=folder / "data", workers=1
+            )
         ):
             pass
-        train(Train(data=folder / "data", size="tiny", effort=0.01, threads=1, out=folder / "run"))
+        train(TrainConfig(data=folder / "data", size="tiny", effort=0.01, threads=1, out=folder / "run"))
     return folder / "run"
 
 
@@ -97,7 +99,9 @@ def invented(spec: WorldSpec, states: tuple[str, ...] = ()) -> World:
 def played(place: Path, out: Path, script: str, **config: Any) -> tuple[dict[str, Any], EpisodeStore]:
     """What a headless play of the world in ``place`` reports, and the episodes it left."""
     report = play(
-        Play(str(place), script=script, headless=True, record=True, out=out, json=out / "r.json", scale=3, **config)
+        PlayConfig(
+            str(place), script=script, headless=True, record=True, out=out, json=out / "r.json", scale=3, **config
+        )
     )
     assert all(Path(video).stat().st_size > 0 for video in report.videos)
     return json.loads((out / "r.json").read_text()), EpisodeStore(out / "imagined")
@@ -132,7 +136,7 @@ def test_carracing_is_played_with_pedals_that_come_back_and_nothing_of_pusht_is_
 
 
 def test_steering_is_under_way_for_a_moment_and_at_once_where_nobody_wants_a_ramp() -> None:
-    soft, hard = Steering(car_racing_spec(), 0.15), Steering(car_racing_spec())
+    soft, hard = BoxKeyboard(car_racing_spec(), 0.15), BoxKeyboard(car_racing_spec())
     for keyboard in (soft, hard):
         keyboard.hold("left")
     np.testing.assert_allclose([soft.read().action[0] for _ in range(4)], [-0.4, -0.8, -1, -1], atol=1e-6)
@@ -184,7 +188,9 @@ def test_the_window_shows_the_dream_beside_its_readings(cartpole: Path, tmp_path
 
 
 def test_tworoom_has_the_truth_beside_it(tmp_path: Path) -> None:
-    report = play(Play("tworoom", script="0 down LEFT; 0.5 quit", headless=True, record=True, out=tmp_path, scale=3))
+    report = play(
+        PlayConfig("tworoom", script="0 down LEFT; 0.5 quit", headless=True, record=True, out=tmp_path, scale=3)
+    )
     true, imagined = EpisodeStore(tmp_path / "true"), EpisodeStore(tmp_path / "imagined")
     np.testing.assert_array_equal(true[0].actions, imagined[0].actions)
     assert true[0].states is not None
@@ -204,7 +210,7 @@ def test_who_drives_any_world(cartpole: Path, agent: Path, tmp_path: Path) -> No
 
 
 def test_the_benchmark_presses_the_keys_that_act(cartpole: Path, tmp_path: Path) -> None:
-    report = play(Play(str(cartpole), benchmark=2.0, out=tmp_path, scale=3))
+    report = play(PlayConfig(str(cartpole), benchmark=2.0, out=tmp_path, scale=3))
     assert report.key_changes > 0
     assert report.steps > 0
 
@@ -213,16 +219,16 @@ def test_a_world_is_played_at_its_own_pace(saved: Callable[..., Path], tmp_path:
     world = open_world(saved(car_racing_spec()), "cpu")
 
     def pace(fps: float | None) -> float:
-        from neuralsim.agents.teleop.imagined_world import Dream
+        from neuralsim.agents.teleop.imagined_world import ImaginedWorld
         from neuralsim.agents.teleop.legend import keys_and_legend
         from neuralsim.agents.teleop.session import Session
         from neuralsim.agents.teleop.window import Window
 
-        dream, (keyboard, legend) = Dream(world), keys_and_legend(world.spec)
+        dream, (keyboard, legend) = ImaginedWorld(world), keys_and_legend(world.spec)
         session = Session(dream, load_driver("explorer", world.spec, 8), keyboard)
         window = Window(64, 64, 3, "test", legend, False)
         try:
-            return Player(Play(fps=fps), session, window, Recorder(tmp_path, world.spec)).fps
+            return Player(PlayConfig(fps=fps), session, window, Recorder(tmp_path, world.spec)).fps
         finally:
             window.close()
 
@@ -235,7 +241,7 @@ def test_a_world_that_begins_nowhere_is_named(saved: Callable[..., Path]) -> Non
     (folder / "world.json").unlink()
     (folder / "starts.npz").unlink()
     with pytest.raises(ValueError, match=r"no starts\.npz"):
-        play(Play(str(folder), script="0 quit", headless=True))
+        play(PlayConfig(str(folder), script="0 quit", headless=True))
 
 
 # -- rl, evaluate, rank ------------------------------------------------------------------------------------------------
@@ -257,10 +263,10 @@ def test_dqn_learns_of_choices_and_quantities_are_not_asked_of_them(cartpole: Pa
     line = f"rl {cartpole} --steps 64 --trials 2 --looks 1 --no-video --device cpu --threads 1"
     assert cli.main([*line.split(), "--algo", "dqn", "--out", str(tmp_path / "dqn")]) == 0
     assert load_curve(tmp_path / "dqn").points[-1].true is not None
-    from neuralsim.agents.rl.train import Run
+    from neuralsim.agents.rl.train import RLTrainer
 
     with pytest.raises(ValueError, match=r"--algo sac: does not act in Discrete\(2\); here there are ppo, a2c"):
-        Run(Reinforce(str(cartpole), algo="sac", trials=1, device="cpu", out=tmp_path / "sac"))
+        RLTrainer(RLConfig(str(cartpole), algo="sac", trials=1, device="cpu", out=tmp_path / "sac"))
 
 
 def test_an_agent_learns_in_the_true_world_too(cartpole: Path, tmp_path: Path) -> None:
@@ -270,18 +276,18 @@ def test_an_agent_learns_in_the_true_world_too(cartpole: Path, tmp_path: Path) -
 
 
 def test_both_sides_begin_at_the_same_resets(cartpole: Path) -> None:
-    world, wish = open_world(cartpole, "cpu"), wish_for(cartpole)
-    assert wish.horizon == STEPS
-    contest = Contest(wish, 3)
+    world, rl_task = open_world(cartpole, "cpu"), task_for(cartpole)
+    assert rl_task.horizon == STEPS
+    contest = PairedEvaluation(rl_task, 3)
     starts = contest.starts(world)
     assert starts.seeds is not None
-    env = wish.env((16, 24))
+    env = rl_task.env((16, 24))
     for frames, seed in zip(starts.frames, starts.seeds, strict=True):
         np.testing.assert_array_equal(env.reset(seed=int(seed))[0], frames[-1])
-    still = contest.true(find_contender("still", str(cartpole)))
+    still = contest.true(resolve_policy("still", str(cartpole)))
     assert (still.returns == still.lengths).all()
     assert still.success.all(), "pushed to one side alone it falls"
-    few = Contest(wish, 2).starts(world)
+    few = PairedEvaluation(rl_task, 2).starts(world)
     np.testing.assert_array_equal(few.frames, starts.frames[:2])
 
 
@@ -319,7 +325,7 @@ def test_without_a_true_world_imagination_alone_is_told_and_said_to_be(
     assert "imagined: return" in out
     assert "true: return" not in out
     with pytest.raises(ValueError, match=r"imagination alone: .* nothing says which true environment"):
-        Reinforce(str(untold), real=True)
+        RLConfig(str(untold), real=True)
     for wrong in (
         f"evaluate {untold} --real",
         f"rank {untold} --policies random still",
@@ -331,10 +337,12 @@ def test_without_a_true_world_imagination_alone_is_told_and_said_to_be(
 
 
 def test_choices_are_copied_from_demonstrations(cartpole: Path) -> None:
-    world, wish = open_world(cartpole, "cpu"), wish_for(cartpole)
+    world, rl_task = open_world(cartpole, "cpu"), task_for(cartpole)
     store = EpisodeStore(cartpole.parent / "data")
     errors: list[float] = []
-    copied = clone(world, wish, store, epochs=30, patience=30, tick=lambda _, learned, unseen: errors.append(learned))
+    copied = clone(
+        world, rl_task, store, epochs=30, patience=30, tick=lambda _, learned, unseen: errors.append(learned)
+    )
     assert errors[-1] < errors[0] < 1.0, "nats of two choices"
     assert copied.policy.action_space == world.spec.action_space()
 
@@ -342,16 +350,16 @@ def test_choices_are_copied_from_demonstrations(cartpole: Path) -> None:
 def test_a_policy_of_another_world_is_refused(cartpole: Path, agent: Path) -> None:
     policy = str(sorted((agent / "policies").glob("*.zip"))[-1])
     with pytest.raises(ValueError, match=r"trained in 'CartPole-v1'; asked to try it in 'tworoom'"):
-        find_contender(policy, "tworoom")
+        resolve_policy(policy, "tworoom")
     with pytest.raises(ValueError, match=r"no task 'push' in world 'CartPole-v1'; there are own"):
-        Reinforce(str(cartpole), task="push")
+        RLConfig(str(cartpole), task="push")
 
 
 # -- plan --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_world_that_begins_by_seed_is_planned_for_its_reward(cartpole: Path, tmp_path: Path) -> None:
-    config = Planning(
+    config = PlanConfig(
         str(cartpole), episodes=2, candidates=4, rounds=1, lookahead=4, block=2, execute=2, out=tmp_path, device="cpu"
     )
     report, files = plan(config)
@@ -376,18 +384,18 @@ def test_a_world_that_begins_by_seed_is_planned_for_its_reward(cartpole: Path, t
 
 
 def test_a_learned_world_with_a_course_stands_for_it(tiny_world: Path) -> None:
-    settled = settle_course(Planning(str(tiny_world)))
+    settled = resolve_goal_task(PlanConfig(str(tiny_world)))
     assert settled is not None
     assert (settled.world, settled.model) == ("pusht", str(tiny_world))
     assert settled.folder.name == tiny_world.name
-    assert wish_for(tiny_world).name == "push"
-    assert Reinforce(str(tiny_world)).dreamt == str(tiny_world)
+    assert task_for(tiny_world).name == "push"
+    assert RLConfig(str(tiny_world)).dreamt == str(tiny_world)
 
 
 def test_carracing_goes_by_its_name() -> None:
-    wish = find_wish("carracing")
-    assert (wish.name, wish.horizon, wish.outcome) == ("drive", 300, "terminated")
-    env = wish.env(64)
+    rl_task = find_task("carracing")
+    assert (rl_task.name, rl_task.horizon, rl_task.outcome) == ("drive", 300, "terminated")
+    env = rl_task.env(64)
     first, again = env.reset(seed=4)[0], env.reset(seed=4)[0]
     np.testing.assert_array_equal(first, again)
     _, reward, terminated, truncated, info = env.step(np.array([0, 1, -1], np.float32))
@@ -395,7 +403,7 @@ def test_carracing_goes_by_its_name() -> None:
     assert not terminated
     assert not truncated
     env.close()
-    assert wish_of(invented(car_racing_spec())) is wish
+    assert task_of(invented(car_racing_spec())) is rl_task
 
 
 def test_the_folder_of_a_run_means_the_world_in_it(cartpole: Path) -> None:

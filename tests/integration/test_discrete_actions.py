@@ -19,19 +19,19 @@ from gymnasium.utils.env_checker import check_env
 from neuralsim.agents.evaluation.rollout import RandomPolicy
 from neuralsim.agents.planning.planner import Planner
 from neuralsim.agents.planning.solvers import CEM, ICEM
-from neuralsim.agents.policies.resolve import StillPolicy
-from neuralsim.agents.teleop.keyboard import ChoiceKeyboard
+from neuralsim.agents.policies.resolve import NoOpPolicy
+from neuralsim.agents.teleop.keyboard import DiscreteKeyboard
 from neuralsim.data.episode import Episode, EpisodeStore, WindowSampler
 from neuralsim.data.inspect import describe_data
 from neuralsim.envs.imagined.env import ImaginedEnv, ImaginedVectorEnv
 from neuralsim.envs.imagined.sb3_vec_env import ImaginedVecEnv
-from neuralsim.envs.wrappers.discrete_actions import MoveEnv, as_actions
+from neuralsim.envs.wrappers.discrete_actions import DiscreteActionEnv, as_actions
 from neuralsim.envs.wrappers.features import FeatureEnv
 from neuralsim.evaluation.long_horizon import random_keys
 from neuralsim.evaluation.rollouts import Windows, roll_out
 from neuralsim.formats.action_choices import ActionChoices
 from neuralsim.formats.action_mapping import ActionScale
-from neuralsim.formats.importer import Import, Importer
+from neuralsim.formats.importer import ImportConfig, Importer
 from neuralsim.formats.lerobot_writer import write_lerobot
 from neuralsim.formats.minari import write_minari
 from neuralsim.imagination import Imagination
@@ -43,7 +43,7 @@ from neuralsim.pretrained.world import Starts, World, open_world
 from neuralsim.spec import WorldSpec
 from neuralsim.task import LearnedTask
 from neuralsim.training.losses import forcing_losses
-from neuralsim.training.recipes import Train
+from neuralsim.training.recipes import TrainConfig
 from neuralsim.training.trainer import train
 from neuralsim.world_checker import check_world
 from neuralsim.world_model import State, WorldModel, rollout
@@ -166,7 +166,7 @@ def stored(folder: Path, spec: WorldSpec) -> EpisodeStore:
 
 
 def imported(source: str, out: Path, **how: Any) -> tuple[EpisodeStore, list[str]]:
-    importer = Importer(Import(source=source, out=out, **how))
+    importer = Importer(ImportConfig(source=source, out=out, **how))
     for _ in importer.run():
         pass
     return EpisodeStore(out), importer.report.remarks
@@ -322,7 +322,7 @@ def test_a_world_of_choices_is_learned_from_data(how: dict[str, Any], tmp_path: 
     spec = spec_of(3, 2, size=24)
     store = EpisodeStore.create(tmp_path / "store", spec, ("x", "y"))
     store.add(episodes(spec, 6, 20))
-    world = open_world(train(Train(data=store.folder, out=tmp_path / "run", threads=1, **how)), "cpu")
+    world = open_world(train(TrainConfig(data=store.folder, out=tmp_path / "run", threads=1, **how)), "cpu")
     assert world.spec.action_choices == (3, 2)
     env = ImaginedEnv(world)
     env.reset(seed=0)
@@ -435,7 +435,7 @@ def test_stable_baselines_learns_in_a_world_of_choices() -> None:
     chosen, _ = dqn.predict(np.zeros((3, 2), np.float32))
     assert ONE.check_actions(as_actions(chosen, 1, ONE.action_choices)).shape == (3, 1)
     with pytest.raises(ValueError, match="choices of its own"):
-        MoveEnv(ImaginedEnv(exact(ONE)))
+        DiscreteActionEnv(ImaginedEnv(exact(ONE)))
 
 
 def test_features_of_the_truth_are_those_of_the_dream() -> None:
@@ -472,7 +472,7 @@ def test_policies_of_chance_and_of_nothing_know_choices() -> None:
     drawn, _ = RandomPolicy(TWO).predict(seen)
     np.testing.assert_array_equal(TWO.check_actions(drawn), drawn)
     assert drawn.max(0).tolist() == [2, 3]
-    assert (StillPolicy(TWO).predict(seen)[0] == 0).all()
+    assert (NoOpPolicy(TWO).predict(seen)[0] == 0).all()
     keys = random_keys(np.random.default_rng(0), 500, 2, TWO.action_choices)
     assert keys.dtype == np.int64
     assert keys.max(0).tolist() == [2, 3]
@@ -480,7 +480,7 @@ def test_policies_of_chance_and_of_nothing_know_choices() -> None:
 
 
 def test_keys_choose() -> None:
-    keyboard = ChoiceKeyboard(ONE, LABELS)
+    keyboard = DiscreteKeyboard(ONE, LABELS)
 
     def asked() -> int:
         press = keyboard.read()
@@ -498,18 +498,18 @@ def test_keys_choose() -> None:
     assert asked() == 2  # the newest counts
     keyboard.release("right")
     assert asked() == 1
-    assert ChoiceKeyboard(replace(ONE, action_choices=(3,)), ("go", "idle", "left")).rest == 1
-    both = ChoiceKeyboard(replace(ONE, action_choices=(3,)), ("up", "left", "up left"))
+    assert DiscreteKeyboard(replace(ONE, action_choices=(3,)), ("go", "idle", "left")).rest == 1
+    both = DiscreteKeyboard(replace(ONE, action_choices=(3,)), ("up", "left", "up left"))
     both.hold("left")
     both.hold("up")
     assert both.read().action.tolist() == [2]
-    plain = ChoiceKeyboard(ONE)
+    plain = DiscreteKeyboard(ONE)
     plain.hold("left")
     assert plain.read().action.tolist() == [0]  # nobody knows what it would mean
     with pytest.raises(ValueError, match="let a policy drive"):
-        ChoiceKeyboard(TWO)
+        DiscreteKeyboard(TWO)
     with pytest.raises(ValueError, match="expected 5 labels"):
-        ChoiceKeyboard(ONE, ("a", "b"))
+        DiscreteKeyboard(ONE, ("a", "b"))
 
 
 # -- data --------------------------------------------------------------------------------------------------------------

@@ -85,11 +85,11 @@ def test_a_function_of_your_own_may_answer_in_any_array(views, said):
 
 
 def test_a_function_that_answers_nonsense_is_named(views):
-    def wish(before, action, after):
+    def rl_task(before, action, after):
         return "well done"
 
     with pytest.raises(ValueError, match=r"FunctionTask wish: expected a reward \(8,\)"):
-        FunctionTask(wish)(*views)
+        FunctionTask(rl_task)(*views)
 
 
 @pytest.mark.parametrize(

@@ -51,24 +51,37 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str
 def test_every_option_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     import tyro
 
-    from neuralsim.agents.collection.collect import Collect
-    from neuralsim.agents.demo import Demo
-    from neuralsim.agents.evaluation.policy import Evaluate
-    from neuralsim.agents.evaluation.ranking import Rank
-    from neuralsim.agents.evaluation.world import Measure
-    from neuralsim.agents.planning.config import Planning
-    from neuralsim.agents.rl.compare import Compare
-    from neuralsim.agents.rl.config import Reinforce
-    from neuralsim.agents.serving.serve import Serve
-    from neuralsim.agents.teleop.player import Play
-    from neuralsim.agents.teleop.record import Record
-    from neuralsim.data.inspect import Data
-    from neuralsim.formats.exporter import Export
-    from neuralsim.formats.importer import Import
-    from neuralsim.training.recipes import Train
+    from neuralsim.agents.collection.collect import CollectConfig
+    from neuralsim.agents.demo import DemoConfig
+    from neuralsim.agents.evaluation.policy import EvaluateConfig
+    from neuralsim.agents.evaluation.ranking import RankConfig
+    from neuralsim.agents.evaluation.world import MeasureConfig
+    from neuralsim.agents.planning.config import PlanConfig
+    from neuralsim.agents.rl.compare import CompareConfig
+    from neuralsim.agents.rl.config import RLConfig
+    from neuralsim.agents.serving.serve import ServeConfig
+    from neuralsim.agents.teleop.player import PlayConfig
+    from neuralsim.agents.teleop.record import RecordConfig
+    from neuralsim.data.inspect import DataConfig
+    from neuralsim.formats.exporter import ExportConfig
+    from neuralsim.formats.importer import ImportConfig
+    from neuralsim.training.recipes import TrainConfig
 
-    learning = (Reinforce, Evaluate, Rank, Compare, Record, Serve)
-    for config in (Collect, Demo, Measure, Play, Train, Planning, cli.Bench, cli.Info, Import, Export, Data, *learning):
+    learning = (RLConfig, EvaluateConfig, RankConfig, CompareConfig, RecordConfig, ServeConfig)
+    for config in (
+        CollectConfig,
+        DemoConfig,
+        MeasureConfig,
+        PlayConfig,
+        TrainConfig,
+        PlanConfig,
+        cli.BenchConfig,
+        cli.InfoConfig,
+        ImportConfig,
+        ExportConfig,
+        DataConfig,
+        *learning,
+    ):
         with pytest.raises(SystemExit):
             tyro.cli(config, args=["--help"])
         lines = [line.strip("│ ") for line in capsys.readouterr().out.splitlines() if line.startswith("│ -")]

@@ -2,19 +2,19 @@
 
 from pathlib import Path
 
-from neuralsim.agents.collection.collect import Collect, collect
+from neuralsim.agents.collection.collect import CollectConfig, collect
 from neuralsim.agents.planning.evaluate import Planning, plan
-from neuralsim.training.recipes import Train
+from neuralsim.training.recipes import TrainConfig
 from neuralsim.training.trainer import train
 
 
 def test_a_world_trained_from_nothing_is_good_enough_to_plan_in(tmp_path: Path) -> None:
     data = tmp_path / "tworoom"
-    for _ in collect(Collect(world="tworoom", out=data, episodes=60, steps=60, workers=1)):
+    for _ in collect(CollectConfig(world="tworoom", out=data, episodes=60, steps=60, workers=1)):
         pass
-    world = train(Train(recipe="tworoom-latent-mini", data=data, out=tmp_path / "run", threads=1))
+    world = train(TrainConfig(recipe="tworoom-latent-mini", data=data, out=tmp_path / "run", threads=1))
     held_out = tmp_path / "held-out"
-    for _ in collect(Collect(world="tworoom", out=held_out, episodes=41, steps=40, seed=1, workers=1)):
+    for _ in collect(CollectConfig(world="tworoom", out=held_out, episodes=41, steps=40, seed=1, workers=1)):
         pass
     report, files = plan(
         Planning("tworoom", episodes=8, model=str(world), rounds=4, data=held_out, out=tmp_path / "plan", video=1)

@@ -19,8 +19,8 @@ import pytest
 
 from neuralsim import cli
 from neuralsim.agents.collection import collect as module
-from neuralsim.agents.collection.collect import Collect, collect, collect_episode
-from neuralsim.agents.policies.registry import COLLECTORS
+from neuralsim.agents.collection.collect import CollectConfig, collect, collect_episode
+from neuralsim.agents.policies.registry import SCRIPTED_POLICIES
 from neuralsim.data.episode import Episode, EpisodeStore
 from neuralsim.envs.pusht.env import STEP_UNITS
 from neuralsim.envs.tworoom import env as tworoom
@@ -35,13 +35,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def run(config: Collect) -> list[tuple[int, int]]:
+def run(config: CollectConfig) -> list[tuple[int, int]]:
     return [(done, wanted) for done, wanted, _ in collect(config)]
 
 
-@pytest.fixture(params=COLLECTORS)
-def small(request: pytest.FixtureRequest, tmp_path: Path) -> Collect:
-    return Collect(request.param, tmp_path / "store", episodes=11, steps=3, size=16, workers=1)
+@pytest.fixture(params=SCRIPTED_POLICIES)
+def small(request: pytest.FixtureRequest, tmp_path: Path) -> CollectConfig:
+    return CollectConfig(request.param, tmp_path / "store", episodes=11, steps=3, size=16, workers=1)
 
 
 @pytest.fixture
@@ -49,9 +49,9 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "EPISODES_PER_SHARD", 4)
 
 
-@pytest.mark.parametrize("world", COLLECTORS)
+@pytest.mark.parametrize("world", SCRIPTED_POLICIES)
 def test_an_episode_is_a_function_of_seed_and_index(world: str) -> None:
-    config = Collect(world, seed=3, steps=12)
+    config = CollectConfig(world, seed=3, steps=12)
     one, again, other = collect_episode(config, 7), collect_episode(config, 7), collect_episode(config, 8)
     for name in ("frames", "actions", "rewards", "terminated", "truncated", "states"):
         np.testing.assert_array_equal(getattr(one, name), getattr(again, name), err_msg=name)
@@ -62,7 +62,7 @@ def test_an_episode_is_a_function_of_seed_and_index(world: str) -> None:
 
 
 def test_frames_actions_and_states_of_an_episode_agree() -> None:
-    episode = collect_episode(Collect(seed=1, steps=60), 4)
+    episode = collect_episode(CollectConfig(seed=1, steps=60), 4)
     assert episode.frames.shape == (61, 64, 64, 3)
     assert episode.states is not None
     moved = np.diff(episode.states[:, :2], axis=0)
@@ -77,7 +77,7 @@ def test_frames_actions_and_states_of_an_episode_agree() -> None:
 
 def test_a_tworoom_episode_repeats_from_its_own_states_and_actions() -> None:
     """Frames, actions, rewards and ends agree with the true world stepped again from the states as stored."""
-    episode = collect_episode(Collect("tworoom", seed=1, steps=60, near_goal=1.0), 4)
+    episode = collect_episode(CollectConfig("tworoom", seed=1, steps=60, near_goal=1.0), 4)
     assert episode.states is not None
     env = tworoom.TwoRoomRealEnv()
     for i, action in enumerate(episode.actions):
@@ -92,7 +92,7 @@ def test_a_tworoom_episode_repeats_from_its_own_states_and_actions() -> None:
 def test_wanderers_cover_what_the_world_must_know() -> None:
     """Over 60 episodes: both rooms alike, the door often and both ways, walls touched and left, gentle, full and no actions,
     standing at the goal and not."""
-    episodes = [collect_episode(Collect("tworoom", steps=100, size=8), i) for i in range(60)]
+    episodes = [collect_episode(CollectConfig("tworoom", steps=100, size=8), i) for i in range(60)]
     states = np.stack([e.states for e in episodes if e.states is not None]).astype(np.float64)
     actions = np.stack([e.actions for e in episodes])
     right = states[..., 0] > np.mean(tworoom.WALL)
@@ -115,7 +115,7 @@ def test_wanderers_cover_what_the_world_must_know() -> None:
 
 def test_explorers_cover_the_behaviours_the_world_must_know() -> None:
     """Over 40 episodes: gentle and full-scale actions, long holds, standing still, contact, success and failure."""
-    episodes = [collect_episode(Collect(steps=60, size=8), i) for i in range(40)]
+    episodes = [collect_episode(CollectConfig(steps=60, size=8), i) for i in range(40)]
     actions = np.concatenate([e.actions for e in episodes])
     size = np.abs(actions).max(1)
     assert (size == 0).mean() > 0.01
@@ -132,7 +132,7 @@ def test_explorers_cover_the_behaviours_the_world_must_know() -> None:
     assert np.mean([e.terminated.any() for e in episodes]) < 0.5
 
 
-def test_an_interrupted_collection_resumes_to_identical_data(small: Collect, small_shards: None) -> None:
+def test_an_interrupted_collection_resumes_to_identical_data(small: CollectConfig, small_shards: None) -> None:
     assert run(small) == [(0, 11), (4, 11), (8, 11), (11, 11)]
     straight = contents(small.out)
     shutil.rmtree(small.out)
@@ -144,7 +144,7 @@ def test_an_interrupted_collection_resumes_to_identical_data(small: Collect, sma
     assert run(small) == [(11, 11)]
 
 
-def test_more_episodes_later_are_the_same_as_all_at_once(small: Collect, small_shards: None) -> None:
+def test_more_episodes_later_are_the_same_as_all_at_once(small: CollectConfig, small_shards: None) -> None:
     run(small)
     straight = contents(small.out)
     shutil.rmtree(small.out)
@@ -158,7 +158,7 @@ def test_more_episodes_later_are_the_same_as_all_at_once(small: Collect, small_s
 
 
 def test_kill_9_and_the_number_of_workers_leave_no_trace(tmp_path: Path) -> None:
-    config = Collect(out=tmp_path / "one", episodes=230, steps=2, size=8, workers=1)
+    config = CollectConfig(out=tmp_path / "one", episodes=230, steps=2, size=8, workers=1)
     run(config)
     straight = contents(config.out)
     killed = replace(config, out=tmp_path / "two", workers=2)
@@ -166,7 +166,7 @@ def test_kill_9_and_the_number_of_workers_leave_no_trace(tmp_path: Path) -> None
 from pathlib import Path
 from neuralsim.agents.collection.collect import Collect, collect
 if __name__ == "__main__":
-    for _ in collect(Collect(out=Path({str(killed.out)!r}), episodes=230, steps=2, size=8, workers=2)): pass
+    for _ in collect(CollectConfig(out=Path({str(killed.out)!r}), episodes=230, steps=2, size=8, workers=2)): pass
 """
     script = tmp_path / "collect.py"
     script.write_text(program)
@@ -187,7 +187,7 @@ def test_a_resumed_collection_waits_for_the_workers_of_a_killed_one(
 ) -> None:
     """Two workers are about to write when their parent is killed, and do so at the worst moment for whoever does not wait:
     between its look for their shards and its writing of the same ones."""
-    config = Collect(out=tmp_path / "one", episodes=11, steps=2, size=8, workers=1)
+    config = CollectConfig(out=tmp_path / "one", episodes=11, steps=2, size=8, workers=1)
     run(config)
     straight = contents(config.out)
     killed, go = replace(config, out=tmp_path / "two"), tmp_path / "go"
@@ -244,7 +244,7 @@ if __name__ == "__main__":
     assert not list(killed.out.glob(".writing-*"))
 
 
-def test_leftovers_of_killed_writers_are_swept_up(small: Collect) -> None:
+def test_leftovers_of_killed_writers_are_swept_up(small: CollectConfig) -> None:
     run(small)
     (small.out / ".writing-abc").mkdir()
     (small.out / ".writing-abc" / "frames.npy").touch()
@@ -262,9 +262,11 @@ def test_leftovers_of_killed_writers_are_swept_up(small: Collect) -> None:
         ({"world": "the other"}, "choose another folder"),
     ],
 )
-def test_another_collection_in_the_same_folder_is_refused(small: Collect, change: dict[str, Any], message: str) -> None:
+def test_another_collection_in_the_same_folder_is_refused(
+    small: CollectConfig, change: dict[str, Any], message: str
+) -> None:
     if "world" in change:
-        change = {"world": next(world for world in COLLECTORS if world != small.world)}
+        change = {"world": next(world for world in SCRIPTED_POLICIES if world != small.world)}
     run(small)
     before = contents(small.out)
     with pytest.raises(ValueError, match=message):
@@ -273,20 +275,20 @@ def test_another_collection_in_the_same_folder_is_refused(small: Collect, change
 
 
 def test_another_share_of_starts_near_the_goal_is_another_collection(tmp_path: Path) -> None:
-    config = Collect(out=tmp_path, episodes=4, steps=3, size=16, workers=1)
+    config = CollectConfig(out=tmp_path, episodes=4, steps=3, size=16, workers=1)
     run(config)
     with pytest.raises(ValueError, match="--near-goal"):
         run(replace(config, near_goal=1.0))
 
 
-def test_episodes_that_were_not_collected_are_not_mixed_in(small: Collect) -> None:
+def test_episodes_that_were_not_collected_are_not_mixed_in(small: CollectConfig) -> None:
     store = EpisodeStore.create(small.out, small.collector.spec(16))
     store.add([replace(collect_episode(small, 0), provenance={"seed": 5, "policy": "human"})])
     with pytest.raises(ValueError, match="not collected"):
         run(small)
 
 
-def test_two_collectors_do_not_share_a_folder(small: Collect) -> None:
+def test_two_collectors_do_not_share_a_folder(small: CollectConfig) -> None:
     work = collect(small)
     next(work)
     with pytest.raises(BlockingIOError, match="another process"):
@@ -295,15 +297,17 @@ def test_two_collectors_do_not_share_a_folder(small: Collect) -> None:
     run(small)
 
 
-def test_a_disk_too_small_is_told_before_the_first_episode(small: Collect, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_too_small_is_told_before_the_first_episode(
+    small: CollectConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 10**8, 10**8))
     with pytest.raises(OSError, match=r"need 1\.2 GB, the disk has 0\.1 GB left"):
-        run(Collect(small.world, small.out, episodes=1000, steps=100))
+        run(CollectConfig(small.world, small.out, episodes=1000, steps=100))
 
 
 def test_a_disk_that_fills_up_says_so_and_leaves_whole_shards(
-    small: Collect, small_shards: None, monkeypatch: pytest.MonkeyPatch
+    small: CollectConfig, small_shards: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved, real = [], np.save
 
@@ -344,7 +348,7 @@ def test_a_disk_that_fills_up_says_so_and_leaves_whole_shards(
 )
 def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        Collect(**arguments)
+        CollectConfig(**arguments)
 
 
 @pytest.mark.parametrize("words", [["tworoom"], ["--world", "tworoom"], []])

@@ -14,11 +14,11 @@ import pytest
 from gymnasium import spaces
 
 from neuralsim import cli
-from neuralsim.agents.collection.collect import Collect, collect, collect_episode
-from neuralsim.agents.policies.random_policies import HoldExplorer
+from neuralsim.agents.collection.collect import CollectConfig, collect, collect_episode
+from neuralsim.agents.policies.random_policies import HoldActionPolicy
 from neuralsim.data.episode import Episode, EpisodeStore
-from neuralsim.data.images import FrameFit
-from neuralsim.envs.gym_adapter.env import GymWorld, GymWorldEnv, true_env_of
+from neuralsim.data.images import ImageResizer
+from neuralsim.envs.gym_adapter.env import GymEnvConfig, GymRealEnv, real_env_of
 from neuralsim.spec import WorldSpec
 
 
@@ -73,7 +73,7 @@ SEEN = spaces.Dict({"here": spaces.Box(-np.inf, np.inf, (2,)), "door": spaces.Di
 gym.register("test/Told-v0", Told, max_episode_steps=20)
 
 
-def run(config: Collect) -> EpisodeStore:
+def run(config: CollectConfig) -> EpisodeStore:
     for _ in collect(config):
         pass
     return EpisodeStore(config.folder)
@@ -91,7 +91,7 @@ def same(one: Episode, other: Episode) -> bool:
 def test_actions_of_every_space_reach_the_environment_and_come_back_as_they_were(kind: str) -> None:
     gym.register("test/Acts-v0", lambda **kw: Told(ACTS[kind], **kw))
     try:
-        env = GymWorldEnv(GymWorld("test/Acts-v0", frames="render"), 32)
+        env = GymRealEnv(GymEnvConfig("test/Acts-v0", frames="render"), 32)
     finally:
         gym.registry.pop("test/Acts-v0")
     spec, space = env.spec_world, ACTS[kind]
@@ -115,13 +115,13 @@ def test_actions_of_every_space_reach_the_environment_and_come_back_as_they_were
 
 
 def test_rest_is_what_physically_does_nothing() -> None:
-    env = GymWorldEnv(GymWorld("CarRacing-v3"))
+    env = GymRealEnv(GymEnvConfig("CarRacing-v3"))
     own = env.actions.to_own(env.spec_world.rest_action(), env.spec_world)
     np.testing.assert_array_equal(own, [0, 0, 0])
 
 
 def test_an_action_repeated_sums_rewards_divides_the_rate_and_stops_at_the_end() -> None:
-    env = GymWorldEnv(GymWorld("test/Told-v0", kwargs='{"end": 7}', repeat=3, rate=30.0))
+    env = GymRealEnv(GymEnvConfig("test/Told-v0", kwargs='{"end": 7}', repeat=3, rate=30.0))
     assert env.spec_world.rate_hz == 10.0
     env.reset(seed=0)
     action = np.zeros(2, np.float32)
@@ -132,26 +132,26 @@ def test_an_action_repeated_sums_rewards_divides_the_rate_and_stops_at_the_end()
 
 def test_small_observations_are_kept_as_named_states_and_images_are_not() -> None:
     gym.register("test/Seen-v0", lambda **kw: Told(sees=SEEN, **kw))
-    env = GymWorldEnv(GymWorld("test/Seen-v0"), observation="state")
+    env = GymRealEnv(GymEnvConfig("test/Seen-v0"), observation="state")
     assert env.state_names == ("door_0", "here_0", "here_1")
     assert env.reset(seed=0)[0].tolist() == [2, 0, 1.5]
     assert env.step(np.zeros(2))[0].tolist() == [2, 1, 1.5]
-    assert GymWorldEnv(GymWorld("CartPole-v1")).state_names == tuple(f"state_{i}" for i in range(4))
-    assert GymWorldEnv(GymWorld("CarRacing-v3")).state_names == ()
+    assert GymRealEnv(GymEnvConfig("CartPole-v1")).state_names == tuple(f"state_{i}" for i in range(4))
+    assert GymRealEnv(GymEnvConfig("CarRacing-v3")).state_names == ()
     with pytest.raises(ValueError, match="no small vector"):
-        GymWorldEnv(GymWorld("CarRacing-v3"), observation="state")
+        GymRealEnv(GymEnvConfig("CarRacing-v3"), observation="state")
 
 
 @pytest.mark.parametrize(
     ("fit", "size", "about"),
     [
-        (FrameFit(64, 96), (400, 600), "400x600 -> 64x96, resized"),
-        (FrameFit(64, 64), (400, 600), "400x600 -> 64x64, resized and stretched"),
-        (FrameFit(64, 64, "pad"), (400, 600), "400x600 -> 64x64, resized to 43x64 and padded with black"),
-        (FrameFit(96, 96), (96, 96), "96x96, as they come"),
+        (ImageResizer(64, 96), (400, 600), "400x600 -> 64x96, resized"),
+        (ImageResizer(64, 64), (400, 600), "400x600 -> 64x64, resized and stretched"),
+        (ImageResizer(64, 64, "pad"), (400, 600), "400x600 -> 64x64, resized to 43x64 and padded with black"),
+        (ImageResizer(96, 96), (96, 96), "96x96, as they come"),
     ],
 )
-def test_images_are_fitted_into_frames_as_is_said(fit: FrameFit, size: tuple[int, int], about: str) -> None:
+def test_images_are_fitted_into_frames_as_is_said(fit: ImageResizer, size: tuple[int, int], about: str) -> None:
     image = np.full((*size, 3), 200, np.uint8)
     frame = fit(image)
     assert fit.about(*size) == about
@@ -162,21 +162,21 @@ def test_images_are_fitted_into_frames_as_is_said(fit: FrameFit, size: tuple[int
 
 
 def test_frames_are_area_averages_of_what_the_environment_shows() -> None:
-    env = GymWorldEnv(GymWorld("CarRacing-v3"), 32)
+    env = GymRealEnv(GymEnvConfig("CarRacing-v3"), 32)
     frame, _ = env.reset(seed=3)
     seen = env.own_observation.reshape(32, 3, 32, 3, 3).mean((1, 3))
     np.testing.assert_allclose(frame, seen, atol=1)
-    told = GymWorldEnv(GymWorld("test/Told-v0", frames="render"), (16, 8))
+    told = GymRealEnv(GymEnvConfig("test/Told-v0", frames="render"), (16, 8))
     assert told.reset(seed=1)[0].shape == (16, 8, 3)
     assert (told.render() == told.env.unwrapped.shade).all()  # type: ignore[attr-defined]
 
 
 def test_what_was_guessed_is_said() -> None:
-    (frames, rate) = GymWorldEnv(GymWorld("test/Told-v0", repeat=2), (24, 40)).remarks()
+    (frames, rate) = GymRealEnv(GymEnvConfig("test/Told-v0", repeat=2), (24, 40)).remarks()
     assert frames == "test/Told-v0: frames from its observations, 24x40, as they come"
     assert "15 Hz is a guess" in rate
     assert "--rate" in rate
-    (frames, rate) = GymWorldEnv(GymWorld("CartPole-v1"), (64, 96)).remarks()
+    (frames, rate) = GymRealEnv(GymEnvConfig("CartPole-v1"), (64, 96)).remarks()
     assert frames == "CartPole-v1: frames from its rgb_array renders, 400x600 -> 64x96, resized"
     assert rate == "CartPole-v1: 50 Hz"
 
@@ -206,7 +206,7 @@ def test_what_cannot_be_a_world_is_named(world: dict[str, Any], message: str) ->
     gym.register("test/Blind-v0", blind, kwargs={"sees": SEEN})
     try:
         with pytest.raises(ValueError, match=message):
-            GymWorldEnv(GymWorld(**world))
+            GymRealEnv(GymEnvConfig(**world))
     finally:
         for name in ("Far", "Spoken", "Blind"):
             gym.registry.pop(f"test/{name}-v0")
@@ -218,7 +218,7 @@ def test_what_cannot_be_a_world_is_named(world: dict[str, Any], message: str) ->
 @pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1", "CarRacing-v3"])
 @pytest.mark.parametrize("policy", ["explore", "random"])
 def test_an_episode_is_a_function_of_seed_and_index_alone(env: str, policy: str) -> None:
-    config = Collect(env=env, seed=3, steps=12, size=32, policy=policy)
+    config = CollectConfig(env=env, seed=3, steps=12, size=32, policy=policy)
     other = collect_episode(config, 6)
     one, again = collect_episode(config, 7), collect_episode(config, 7)
     assert same(one, again)
@@ -229,9 +229,9 @@ def test_an_episode_is_a_function_of_seed_and_index_alone(env: str, policy: str)
 
 def test_workers_interruptions_and_more_episodes_later_leave_no_trace(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"env": "CartPole-v1", "steps": 4, "size": (16, 24)}
-    straight = run(Collect(out=tmp_path / "one", episodes=103, workers=1, **settings))
-    run(Collect(out=tmp_path / "two", episodes=3, workers=2, **settings))
-    store = run(Collect(out=tmp_path / "two", episodes=103, workers=2, **settings))
+    straight = run(CollectConfig(out=tmp_path / "one", episodes=103, workers=1, **settings))
+    run(CollectConfig(out=tmp_path / "two", episodes=3, workers=2, **settings))
+    store = run(CollectConfig(out=tmp_path / "two", episodes=103, workers=2, **settings))
     assert store.shard_numbers() == [0, 1]  # each made by a process of its own
     assert all(same(a, b) for a, b in zip(straight, store, strict=True))
     assert store.info.source["env"] == "CartPole-v1"
@@ -239,22 +239,22 @@ def test_workers_interruptions_and_more_episodes_later_leave_no_trace(tmp_path: 
 
 
 def test_terminations_and_time_limits_are_kept_apart(tmp_path: Path) -> None:
-    fallen = run(Collect(env="CartPole-v1", out=tmp_path / "a", episodes=4, size=16, workers=1))
+    fallen = run(CollectConfig(env="CartPole-v1", out=tmp_path / "a", episodes=4, size=16, workers=1))
     for episode in fallen:
         assert episode.terminated.nonzero()[0].tolist() == [len(episode) - 1]
         assert not episode.truncated.any()
-    timed = run(Collect(env="test/Told-v0", out=tmp_path / "b", episodes=1, size=16, workers=1))[0]
+    timed = run(CollectConfig(env="test/Told-v0", out=tmp_path / "b", episodes=1, size=16, workers=1))[0]
     assert (len(timed), timed.terminated.any(), timed.truncated[-1]) == (20, False, True)
-    cut = run(Collect(env="test/Told-v0", out=tmp_path / "c", episodes=1, steps=5, size=16, workers=1))[0]
+    cut = run(CollectConfig(env="test/Told-v0", out=tmp_path / "c", episodes=1, steps=5, size=16, workers=1))[0]
     assert (len(cut), cut.terminated.any(), cut.truncated.tolist()) == (5, False, [False] * 4 + [True])
 
 
 def test_the_true_environment_made_from_a_store_does_what_the_store_says(tmp_path: Path) -> None:
     kwargs = {"env_kwargs": '{"g": 4.0}', "repeat": 2, "fit": "pad", "action_names": ("torque",)}
-    config = Collect(env="Pendulum-v1", out=tmp_path, episodes=2, steps=10, size=(32, 48), workers=1, **kwargs)  # type: ignore[arg-type]
+    config = CollectConfig(env="Pendulum-v1", out=tmp_path, episodes=2, steps=10, size=(32, 48), workers=1, **kwargs)  # type: ignore[arg-type]
     store = run(config)
-    env = true_env_of(store.spec, store.info.source)
-    assert isinstance(env, GymWorldEnv)
+    env = real_env_of(store.spec, store.info.source)
+    assert isinstance(env, GymRealEnv)
     assert env.spec_world == store.spec
     assert env.env.unwrapped.g == 4.0  # type: ignore[attr-defined]
     rng = np.random.default_rng([0, 1])
@@ -273,12 +273,12 @@ def test_the_true_environment_made_from_a_store_does_what_the_store_says(tmp_pat
 def test_the_true_environment_of_a_world_with_a_name_is_found_by_it() -> None:
     from neuralsim.envs.pusht.env import PushTRealEnv, pusht_spec
 
-    env = true_env_of(pusht_spec(32))
+    env = real_env_of(pusht_spec(32))
     assert isinstance(env.unwrapped, PushTRealEnv)
     assert env.reset(seed=1)[0].shape == (32, 32, 3)
     nobody = WorldSpec("nobody", 8, 8, ("a",), ("u",), (1.0,), 1.0, 1)
     with pytest.raises(ValueError, match="nothing says which true environment"):
-        true_env_of(nobody)
+        real_env_of(nobody)
 
 
 @pytest.mark.parametrize(
@@ -301,19 +301,19 @@ def test_another_collection_in_the_same_folder_is_refused(tmp_path: Path, change
         "size": 16,
         "workers": 1,
     }
-    run(Collect(**settings))
+    run(CollectConfig(**settings))
     with pytest.raises(ValueError, match=message):
-        run(Collect(**settings | change))
+        run(CollectConfig(**settings | change))
     assert len(EpisodeStore(tmp_path)) == 2
 
 
 def test_explorers_hold_actions_and_show_rest_and_extremes_in_every_space() -> None:
-    box = GymWorldEnv(GymWorld("CarRacing-v3")).spec_world
-    choices = GymWorldEnv(GymWorld("CarRacing-v3", kwargs='{"continuous": false}')).spec_world
+    box = GymRealEnv(GymEnvConfig("CarRacing-v3")).spec_world
+    choices = GymRealEnv(GymEnvConfig("CarRacing-v3", kwargs='{"continuous": false}')).spec_world
     for spec in (box, choices):
         taken = []
         for seed in range(40):
-            explorer, memory = HoldExplorer(spec, seed), None
+            explorer, memory = HoldActionPolicy(spec, seed), None
             for _ in range(60):
                 action, memory = explorer.predict(None, memory)
                 spec.check_actions(action)
@@ -346,13 +346,13 @@ def test_a_saved_policy_acts_as_it_does_in_its_own_environment(tmp_path: Path) -
                 model.policy.log_std -= 3
         path = tmp_path / f"{algorithm.__name__}-{env}.zip"
         model.save(path)
-        config = Collect(env=env, steps=12, size=16, policy=str(path))
+        config = CollectConfig(env=env, steps=12, size=16, policy=str(path))
         episode = collect_episode(config, 2)
         torch.rand(5)
         assert same(episode, collect_episode(config, 2))
         assert episode.states is not None
         assert episode.provenance["policy"].startswith(path.name)
-        world = GymWorldEnv(GymWorld(env))
+        world = GymRealEnv(GymEnvConfig(env))
         wanted = [model.predict(s, deterministic=True)[0] for s in episode.states[:-1]]
         expected = np.stack([world.actions.from_own(a, world.spec_world) for a in wanted])
         if algorithm is DQN:
@@ -369,7 +369,7 @@ def test_a_policy_that_looks_at_something_else_is_refused_by_what_it_looks_at(tm
 
     PPO("MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [8]}).save(tmp_path / "p.zip")
     with pytest.raises(ValueError, match=r"looks at observations of shape \(3,\); MountainCarContinuous-v0 shows"):
-        collect_episode(Collect(env="MountainCarContinuous-v0", size=16, policy=str(tmp_path / "p.zip")), 0)
+        collect_episode(CollectConfig(env="MountainCarContinuous-v0", size=16, policy=str(tmp_path / "p.zip")), 0)
 
 
 MINE = """
@@ -409,17 +409,17 @@ def test_code_of_ones_own_is_found_in_the_current_folder(tmp_path: Path, monkeyp
         assert episode.states is not None
         np.testing.assert_array_equal(episode.actions[:, 0], episode.states[:-1, 2] > 0)
         assert episode.provenance["policy"] == "my_code:lean"
-    assert true_env_of(store.spec, store.info.source).reset(seed=0)[0].shape == (16, 16, 3)
+    assert real_env_of(store.spec, store.info.source).reset(seed=0)[0].shape == (16, 16, 3)
     # To another process, which has not imported it, the record of somebody's world is not reason enough to run code.
     monkeypatch.delitem(sys.modules, "my_code")
     with pytest.raises(ValueError, match="NEURALSIM_MODULES=my_code"):
-        true_env_of(store.spec, store.info.source)
+        real_env_of(store.spec, store.info.source)
     monkeypatch.setenv("NEURALSIM_MODULES", "my_code")
     del gym.registry["mine/Short-v0"]  # registered once more, Gymnasium would warn
-    assert true_env_of(store.spec, store.info.source).reset(seed=0)[0].shape == (16, 16, 3)
+    assert real_env_of(store.spec, store.info.source).reset(seed=0)[0].shape == (16, 16, 3)
     for policy, message in (("my_code:nothing", "got NoneType"), ("my_code:who", "has no function 'who'")):
         with pytest.raises(ValueError, match=message):
-            collect_episode(Collect(env="CartPole-v1", size=16, policy=policy), 0)
+            collect_episode(CollectConfig(env="CartPole-v1", size=16, policy=policy), 0)
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

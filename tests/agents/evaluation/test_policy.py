@@ -17,19 +17,19 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from neuralsim import cli
-from neuralsim.agents.evaluation.paired_evaluation import Contest
-from neuralsim.agents.evaluation.policy import Evaluate, transfer
-from neuralsim.agents.policies.resolve import WORDS, Contender, find_contender, short_names
+from neuralsim.agents.evaluation.paired_evaluation import PairedEvaluation
+from neuralsim.agents.evaluation.policy import EvaluateConfig, evaluate_transfer
+from neuralsim.agents.policies.resolve import WORDS, CandidatePolicy, resolve_policy, short_names
 from neuralsim.agents.policies.sb3_file import PolicyNote, save_policy
 from neuralsim.agents.rl.algorithms import build
 from neuralsim.envs.oracle import Oracle
-from neuralsim.envs.tasks.rl_task import find_wish
+from neuralsim.envs.tasks.rl_task import find_task
 from neuralsim.envs.tworoom.env import ARENA, GOAL, STEP_UNITS
 from neuralsim.envs.tworoom.shortest_path import shortest_path
 from neuralsim.envs.wrappers.features import FeatureVecEnv
 from neuralsim.pretrained.world import World, open_world
 
-REACH = find_wish("tworoom", "reach")
+REACH = find_task("tworoom", "reach")
 
 
 class Homing:
@@ -70,8 +70,8 @@ def policy(model: PPO, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_where_the_model_is_exact_a_policy_fares_in_truth_as_in_imagination(exact: World) -> None:
     """But for the reading of the start off its frame, two units at most, of which a reward counts fifty as one."""
-    contest = Contest(REACH, episodes=24)
-    homing = Contender("homing", exact, "features", Homing)
+    contest = PairedEvaluation(REACH, episodes=24)
+    homing = CandidatePolicy("homing", exact, "features", Homing)
     imagined, true = contest.imagined(homing), contest.true(homing)
     assert imagined.success.all()
     assert true.success.all()
@@ -82,9 +82,9 @@ def test_where_the_model_is_exact_a_policy_fares_in_truth_as_in_imagination(exac
 
 def test_trials_do_not_depend_on_one_another(policy: str) -> None:
     """Chance comes from the seed alone, whoever was tried before, and torch's own generator is left as it was."""
-    contest = Contest(replace(REACH, horizon=6), episodes=5, seed=3, deterministic=False)
+    contest = PairedEvaluation(replace(REACH, horizon=6), episodes=5, seed=3, deterministic=False)
     for source in ("random", policy):
-        contender = find_contender(source, "tworoom", seed=3)
+        contender = resolve_policy(source, "tworoom", seed=3)
         first = contest.imagined(contender)
         torch.rand(1)
         before = torch.get_rng_state()
@@ -98,17 +98,17 @@ def test_trials_do_not_depend_on_one_another(policy: str) -> None:
 
 def test_starts_are_the_seeds_and_the_first_of_many_are_the_few() -> None:
     world = open_world("tworoom-latent")
-    many, few = Contest(REACH, 8).starts(world), Contest(REACH, 3).starts(world)
+    many, few = PairedEvaluation(REACH, 8).starts(world), PairedEvaluation(REACH, 3).starts(world)
     assert many.states is not None
     assert few.states is not None
     np.testing.assert_array_equal(many.states[:3], few.states)
-    assert (Contest(REACH, 3, seed=1).starts(world).states != few.states).all()
+    assert (PairedEvaluation(REACH, 3, seed=1).starts(world).states != few.states).all()
     assert not np.isin(REACH.starts(50, seed=0).states, many.states).any(), "training begins elsewhere"
 
 
 def test_doubt_cuts_imagined_episodes_only_where_it_is_asked_to() -> None:
-    contender = find_contender("random", "tworoom")
-    contest = Contest(replace(REACH, horizon=8), 4)
+    contender = resolve_policy("random", "tworoom")
+    contest = PairedEvaluation(replace(REACH, horizon=8), 4)
     free, cut = contest.imagined(contender), replace(contest, doubt_limit=1e-9).imagined(contender)
     assert cut.doubted.all()
     assert not free.doubted.all()
@@ -116,7 +116,7 @@ def test_doubt_cuts_imagined_episodes_only_where_it_is_asked_to() -> None:
 
 
 def test_still_does_nothing(exact: World) -> None:
-    tally = Contest(replace(REACH, horizon=5), 3).true(find_contender("still", "tworoom", exact))
+    tally = PairedEvaluation(replace(REACH, horizon=5), 3).true(resolve_policy("still", "tworoom", exact))
     np.testing.assert_array_equal(tally.returns, 0)
     np.testing.assert_array_equal(tally.lengths, 5)
 
@@ -140,15 +140,15 @@ def test_short_names_leave_out_what_all_have() -> None:
 def test_a_policy_of_frames_is_shown_frames(tmp_path: Path) -> None:
     agent, _ = build("ppo", DummyVecEnv([REACH.env]), True, 0, "cpu")
     save_policy(agent, tmp_path / "seer.zip", PolicyNote())
-    contender = find_contender(str(tmp_path / "seer.zip"), "tworoom")
+    contender = resolve_policy(str(tmp_path / "seer.zip"), "tworoom")
     assert contender.sees == "pixels"
-    tally = Contest(replace(REACH, horizon=3), 2).true(contender)
+    tally = PairedEvaluation(replace(REACH, horizon=3), 2).true(contender)
     assert tally.lengths.tolist() == [3, 3]
 
 
 def test_a_file_that_sb3_saved_itself_will_do(model: PPO, tmp_path: Path) -> None:
     model.save(tmp_path / "plain.zip")
-    contender = find_contender(str(tmp_path / "plain.zip"), "tworoom")
+    contender = resolve_policy(str(tmp_path / "plain.zip"), "tworoom")
     assert contender.sees == "features"
     assert contender.world.folder == open_world("tworoom-latent").folder
 
@@ -166,20 +166,20 @@ def test_a_file_that_sb3_saved_itself_will_do(model: PPO, tmp_path: Path) -> Non
 )
 def test_what_does_not_fit_is_said(policy: str, change: dict[str, Any], line: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=line):
-        transfer(Evaluate(**{"world": "tworoom", "policy": policy, "episodes": 1, **change}))
+        evaluate_transfer(EvaluateConfig(**{"world": "tworoom", "policy": policy, "episodes": 1, **change}))
 
 
 def test_a_policy_of_other_features_is_refused(policy: str, exact: World) -> None:
     with pytest.raises(ValueError, match=r"observations of shape \(\d+,\); .* has features \(2,\)"):
-        find_contender(policy, "tworoom", exact)
+        resolve_policy(policy, "tworoom", exact)
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
 def test_both_sides_are_told_with_their_gap_and_filmed(policy: str, tmp_path: Path) -> None:
-    report, files = transfer(
-        Evaluate("tworoom", policy, episodes=6, video=tmp_path / "v.mp4", json=tmp_path / "e.json")
+    report, files = evaluate_transfer(
+        EvaluateConfig("tworoom", policy, episodes=6, video=tmp_path / "v.mp4", json=tmp_path / "e.json")
     )
     assert files == [tmp_path / "v.mp4", tmp_path / "e.json"]
     gap = report["imagined_return"].value - report["true_return"].value
@@ -203,8 +203,8 @@ def test_one_side_alone(policy: str, side: str, capsys: pytest.CaptureFixture[st
 )
 def test_impossible_wishes_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="--"):
-        Evaluate(**wrong)
+        EvaluateConfig(**wrong)
 
 
 def test_the_words_are_all_known() -> None:
-    assert [find_contender(word, "tworoom").name for word in WORDS] == list(WORDS)
+    assert [resolve_policy(word, "tworoom").name for word in WORDS] == list(WORDS)

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from neuralsim import cli
-from neuralsim.agents.evaluation.ranking import Rank, Ranking, rank
-from neuralsim.agents.evaluation.rollout import Tally
+from neuralsim.agents.evaluation.ranking import RankConfig, Ranking, rank
+from neuralsim.agents.evaluation.rollout import PolicyEvalResult
 from neuralsim.agents.policies.sb3_file import PolicyNote, save_policy
 from neuralsim.agents.rl.algorithms import build
-from neuralsim.envs.tasks.rl_task import find_wish
+from neuralsim.envs.tasks.rl_task import find_task
 from neuralsim.envs.wrappers.features import FeatureVecEnv
 from neuralsim.evaluation.statistics import CrossedBootstrap, mmrv, pearson, rank_correlation, ratio, student
 from neuralsim.pretrained.world import open_world
@@ -133,10 +133,10 @@ def test_ratios_of_seeds_hold_the_true_ratio() -> None:
 # -- ranking -----------------------------------------------------------------------------------------------------------
 
 
-def tally(returns: np.ndarray) -> Tally:
+def tally(returns: np.ndarray) -> PolicyEvalResult:
     """Episodes that succeed where they return more than 1."""
     n = len(returns)
-    return Tally(returns, np.full(n, 10), returns > 1, np.zeros(n, bool))
+    return PolicyEvalResult(returns, np.full(n, 10), returns > 1, np.zeros(n, bool))
 
 
 def test_an_imagination_that_shrinks_returns_still_ranks_and_one_that_knows_nothing_does_not() -> None:
@@ -164,8 +164,8 @@ def test_an_imagination_that_shrinks_returns_still_ranks_and_one_that_knows_noth
 @pytest.fixture(scope="module")
 def policies(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Files of policies that go one way each, wherever they are."""
-    wish = find_wish("tworoom")
-    env = FeatureVecEnv(DummyVecEnv([wish.env]), open_world("tworoom-latent").model)
+    rl_task = find_task("tworoom")
+    env = FeatureVecEnv(DummyVecEnv([rl_task.env]), open_world("tworoom-latent").model)
     agent, _ = build("ppo", env, False, 0, "cpu")
     folder, files = tmp_path_factory.mktemp("policies"), []
     for i in range(DIRECTIONS):
@@ -203,7 +203,7 @@ def test_a_true_world_and_its_dream_rank_alike(
 
 
 def test_two_policies_will_do_and_are_said_to_tell_little(policies: list[str], tmp_path: Path) -> None:
-    ranking, report, _ = rank(Rank("tworoom", (policies[0], "random", policies[0]), episodes=3, out=tmp_path))
+    ranking, report, _ = rank(RankConfig("tworoom", (policies[0], "random", policies[0]), episodes=3, out=tmp_path))
     assert len(ranking.names) == 2
     assert "tell little" in str(report.circumstances["beware"])
     assert np.isnan(report["pearson_success"].value)
@@ -222,15 +222,15 @@ def test_two_policies_will_do_and_are_said_to_tell_little(policies: list[str], t
 )
 def test_impossible_wishes_are_refused(settings: dict[str, Any], line: str) -> None:
     with pytest.raises(ValueError, match=line):
-        Rank("tworoom", **settings)
+        RankConfig("tworoom", **settings)
 
 
 def test_policies_of_different_tasks_need_a_word(policies: list[str], tmp_path: Path) -> None:
-    wish = find_wish("tworoom", "stay")
-    env = FeatureVecEnv(DummyVecEnv([wish.env]), open_world("tworoom-latent").model)
+    rl_task = find_task("tworoom", "stay")
+    env = FeatureVecEnv(DummyVecEnv([rl_task.env]), open_world("tworoom-latent").model)
     other = tmp_path / "stay.zip"
     save_policy(build("ppo", env, False, 0, "cpu")[0], other, PolicyNote("ppo", "features", "tworoom", "stay"))
     with pytest.raises(ValueError, match=r"different tasks .* say with --task"):
-        rank(Rank("tworoom", (policies[0], str(other)), episodes=1, out=tmp_path))
-    ranking, _, _ = rank(Rank("tworoom", (policies[0], str(other)), task="stay", episodes=1, out=tmp_path))
+        rank(RankConfig("tworoom", (policies[0], str(other)), episodes=1, out=tmp_path))
+    ranking, _, _ = rank(RankConfig("tworoom", (policies[0], str(other)), task="stay", episodes=1, out=tmp_path))
     assert len(ranking.names) == 2

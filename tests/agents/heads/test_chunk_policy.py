@@ -1,11 +1,11 @@
-"""ChunkRunner promises: SB3's predict over chunks, histories told as they were, and rows that know nothing of each other."""
+"""ActionChunkBroker promises: SB3's predict over chunks, histories told as they were, and rows that know nothing of each other."""
 
 import gymnasium as gym
 import numpy as np
 import pytest
 
 import neuralsim  # noqa: F401 (registers the environments)
-from neuralsim.agents.heads.chunk_policy import ChunkRunner, Seen
+from neuralsim.agents.heads.chunk_policy import ActionChunkBroker, ObservationHistory
 from neuralsim.envs.pusht.env import pusht_spec
 
 SPEC = pusht_spec(64)
@@ -19,7 +19,7 @@ class Echo:
     def __init__(self):
         self.asked = []
 
-    def propose(self, seen, seeds, prefix=None):
+    def predict_action_chunk(self, seen, seeds, prefix=None):
         self.asked.append((seen, list(seeds)))
         chunk = np.zeros((len(seen), self.chunk, 2), np.float32)
         chunk[:, :, 0] = seen.frames[:, -1].mean((1, 2, 3))[:, None] / 255
@@ -33,7 +33,7 @@ def frames_of(*values):
 
 def test_it_looks_every_execute_steps_and_does_the_chunk_in_order():
     head = Echo()
-    runner, memory, done = ChunkRunner(head, execute=4), None, []
+    runner, memory, done = ActionChunkBroker(head, n_action_steps=4), None, []
     for step in range(9):
         action, memory = runner.predict(frames_of(step * 10)[0], memory)
         done.append(action)
@@ -44,7 +44,7 @@ def test_it_looks_every_execute_steps_and_does_the_chunk_in_order():
 
 def test_the_history_is_what_was_seen_and_really_done_and_no_longer_than_the_context():
     head = Echo()
-    runner, memory = ChunkRunner(head, execute=1), None
+    runner, memory = ActionChunkBroker(head, n_action_steps=1), None
     actions = []
     for step in range(7):
         action, memory = runner.predict(frames_of(step)[0], memory)
@@ -58,7 +58,7 @@ def test_the_history_is_what_was_seen_and_really_done_and_no_longer_than_the_con
 
 def test_an_episode_that_begins_anew_forgets_and_its_neighbour_does_not():
     head = Echo()
-    runner, memory = ChunkRunner(head, execute=2), None
+    runner, memory = ActionChunkBroker(head, n_action_steps=2), None
     _, memory = runner.predict(frames_of(1, 2), memory)
     _, memory = runner.predict(frames_of(3, 4), memory)
     head.asked.clear()
@@ -70,7 +70,7 @@ def test_an_episode_that_begins_anew_forgets_and_its_neighbour_does_not():
 
 
 def test_a_row_does_alone_what_it_does_among_others():
-    runner, many, one = ChunkRunner(Echo(), execute=3, seed=0), None, None
+    runner, many, one = ActionChunkBroker(Echo(), n_action_steps=3, seed=0), None, None
     for step in range(8):
         together, many = runner.predict(frames_of(step, 200 - step, 50), many)
         alone, one = runner.predict(frames_of(step), one)
@@ -78,7 +78,7 @@ def test_a_row_does_alone_what_it_does_among_others():
 
 
 def test_what_it_remembered_before_is_not_changed_by_going_on():
-    runner = ChunkRunner(Echo(), execute=1)
+    runner = ActionChunkBroker(Echo(), n_action_steps=1)
     _, before = runner.predict(frames_of(1))
     kept = (before.chunk.copy(), before.done.copy(), before.age.copy(), before.seen.frames.copy())
     first, _ = runner.predict(frames_of(9), before)
@@ -92,23 +92,23 @@ def test_it_drives_the_true_world_by_sb3s_evaluate_policy():
     from stable_baselines3.common.evaluation import evaluate_policy
 
     env = gym.make("neuralsim/PushTReal-v0", max_episode_steps=7)
-    reward, _ = evaluate_policy(ChunkRunner(Echo()), env, n_eval_episodes=1, warn=False)
+    reward, _ = evaluate_policy(ActionChunkBroker(Echo()), env, n_eval_episodes=1, warn=False)
     assert 0 <= reward <= 7
 
 
-@pytest.mark.parametrize("execute", [0, 7])
-def test_more_actions_than_a_chunk_has_are_refused(execute):
+@pytest.mark.parametrize("n_action_steps", [0, 7])
+def test_more_actions_than_a_chunk_has_are_refused(n_action_steps):
     with pytest.raises(ValueError, match="execute: expected 1 to 6"):
-        ChunkRunner(Echo(), execute=execute)
+        ActionChunkBroker(Echo(), n_action_steps=n_action_steps)
 
 
 def test_frames_of_another_world_are_named():
     with pytest.raises(ValueError, match="observation: expected shape"):
-        ChunkRunner(Echo()).predict(np.zeros((32, 32, 3), np.uint8))
+        ActionChunkBroker(Echo()).predict(np.zeros((32, 32, 3), np.uint8))
 
 
 def test_a_history_grows_by_what_was_done():
-    seen = Seen.first(frames_of(1, 2), SPEC)
+    seen = ObservationHistory.first(frames_of(1, 2), SPEC)
     for value in range(3, 9):
         seen = seen.then(np.full((2, 2), value / 10, np.float32), frames_of(value, value), SPEC.context)
     assert seen.frames.shape[:2] == (2, SPEC.context)

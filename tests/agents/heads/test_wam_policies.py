@@ -8,8 +8,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from neuralsim.agents.heads.chunk_policy import ChunkRunner, Seen
-from neuralsim.agents.heads.evaluate import Heads, heads
+from neuralsim.agents.heads.chunk_policy import ActionChunkBroker, ObservationHistory
+from neuralsim.agents.heads.evaluate import HeadsConfig, evaluate_heads
 from neuralsim.agents.heads.training import HeadBudget, train_head
 from neuralsim.agents.heads.wam_policies import WAYS, find_head
 from neuralsim.data.episode import EpisodeStore
@@ -34,15 +34,15 @@ def trained(world: World, demonstrations: Path, tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(scope="module")
-def seen(world: World) -> Seen:
+def seen(world: World) -> ObservationHistory:
     assert world.starts is not None
-    return Seen(world.starts.frames[:3], world.starts.actions[:3])
+    return ObservationHistory(world.starts.frames[:3], world.starts.actions[:3])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_head_proposes_whole_chunks_within_range(name, world, trained, seen):
     head = find_head(name, world, passes=2, folder=trained)
-    chunk = head.propose(seen, [1, 2, 3])
+    chunk = head.predict_action_chunk(seen, [1, 2, 3])
     assert chunk.shape == (3, head.chunk, 2)
     assert chunk.dtype == np.float32
     assert np.abs(chunk).max() <= 1
@@ -52,11 +52,11 @@ def test_a_head_proposes_whole_chunks_within_range(name, world, trained, seen):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_seed_and_history_give_the_same_chunk_alone_and_among_others(name, world, trained, seen):
     head = find_head(name, world, passes=2, folder=trained)
-    together = head.propose(seen, [1, 2, 3])
-    assert np.array_equal(together, head.propose(seen, [1, 2, 3]))
-    alone = head.propose(Seen(seen.frames[1:2], seen.actions[1:2]), [2])
+    together = head.predict_action_chunk(seen, [1, 2, 3])
+    assert np.array_equal(together, head.predict_action_chunk(seen, [1, 2, 3]))
+    alone = head.predict_action_chunk(ObservationHistory(seen.frames[1:2], seen.actions[1:2]), [2])
     assert np.allclose(alone[0], together[1], atol=2e-2)
-    assert not np.array_equal(head.propose(seen, [7, 8, 9]), together)
+    assert not np.array_equal(head.predict_action_chunk(seen, [7, 8, 9]), together)
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -64,7 +64,7 @@ def test_the_same_seed_and_history_give_the_same_chunk_alone_and_among_others(na
 def test_what_is_settled_comes_back_bit_equal(length, name, seed, world, trained, seen):
     head = find_head(name, world, passes=2, folder=trained)
     prefix = np.random.default_rng(seed).uniform(-1, 1, (3, length, 2)).astype(np.float32)
-    chunk = head.propose(seen, [seed, seed + 1, seed + 2], prefix)
+    chunk = head.predict_action_chunk(seen, [seed, seed + 1, seed + 2], prefix)
     assert np.array_equal(chunk[:, :length], prefix)
     assert np.isfinite(chunk).all()
 
@@ -72,7 +72,7 @@ def test_what_is_settled_comes_back_bit_equal(length, name, seed, world, trained
 def test_a_prefix_as_long_as_the_chunk_leaves_nothing_to_ask(world, seen):
     head = find_head("joint", world)
     with pytest.raises(ValueError, match="prefix: expected fewer than"):
-        head.propose(seen, [1, 2, 3], np.zeros((3, head.chunk, 2), np.float32))
+        head.predict_action_chunk(seen, [1, 2, 3], np.zeros((3, head.chunk, 2), np.float32))
 
 
 def test_a_trained_head_is_read_back_to_the_bit(world, demonstrations, tmp_path):
@@ -95,7 +95,9 @@ def test_training_brings_the_error_down(world, demonstrations, tmp_path):
         found = []
         for i in range(len(store)):
             episode = store[i]
-            chunk = runner.propose(Seen(episode.frames[None, :1], episode.actions[None, :0]), [i])
+            chunk = runner.predict_action_chunk(
+                ObservationHistory(episode.frames[None, :1], episode.actions[None, :0]), [i]
+            )
             found.append(np.square(chunk[0] - episode.actions[: runner.chunk]).mean())
         errors.append(np.mean(found))
     assert errors[1] < errors[0]
@@ -108,14 +110,14 @@ def test_only_the_post_prediction_head_reads_the_future(world, trained, seen):
     from neuralsim.noise import Noise
 
     rng = Noise.from_seeds([1, 2, 3])
-    heads = {name: FlowHead.from_pretrained(trained / name, low_cpu_mem_usage=False) for name in ("post", "bc")}
+    trained_heads = {name: FlowHead.from_pretrained(trained / name, low_cpu_mem_usage=False) for name in ("post", "bc")}
     with torch.no_grad():
-        reads = {name: head.context(model, tokens, state, rng) for name, head in heads.items()}
-        now = heads["bc"].now_in.in_features
+        reads = {name: head.context(model, tokens, state, rng) for name, head in trained_heads.items()}
+        now = trained_heads["bc"].now_in.in_features
         assert reads["bc"].shape[1] == now
         assert torch.equal(reads["post"][:, :now], reads["bc"])
         blank = torch.cat([reads["post"][:, :now], torch.zeros_like(reads["post"][:, now:])], 1)
-        kept, lost = (heads["post"].propose(read, rng, 2) for read in (reads["post"], blank))
+        kept, lost = (trained_heads["post"].predict_action_chunk(read, rng, 2) for read in (reads["post"], blank))
     assert not torch.allclose(kept, lost, atol=1e-4)
 
 
@@ -127,9 +129,9 @@ def test_wrong_names_worlds_and_folders_are_told(world, tmp_path):
     with pytest.raises(ValueError, match="simulates only"):
         find_head("joint", open_world("tworoom", "cpu"))
     with pytest.raises(ValueError, match="simulates only"):
-        heads(Heads(world="tworoom", out=tmp_path))
+        evaluate_heads(HeadsConfig(world="tworoom", out=tmp_path))
     with pytest.raises(ValueError, match="execute: expected 1 to"):
-        ChunkRunner(find_head("joint", world), execute=99)
+        ActionChunkBroker(find_head("joint", world), n_action_steps=99)
 
 
 def test_the_table_of_heads_goes_on_where_it_stopped(wam, demonstrations, trained, tmp_path):
@@ -142,13 +144,13 @@ def test_the_table_of_heads_goes_on_where_it_stopped(wam, demonstrations, traine
         "demos": demonstrations,
         "out": trained,
     }
-    report, files = heads(Heads(**asked, json=tmp_path / "figures.json"))
+    report, files = evaluate_heads(HeadsConfig(**asked, json=tmp_path / "figures.json"))
     assert all(path.is_file() for path in files)
     keys = {row.key for row in report.rows}
     assert {"success/joint, 1 pass, 4 of a chunk", "success/bc, 1 pass, 4 of a chunk", "success/oracle"} <= keys
     assert "share_of_oracle" in keys
     lines = (trained / "trials.jsonl").read_text()
-    again, _ = heads(Heads(**asked))
+    again, _ = evaluate_heads(HeadsConfig(**asked))
     assert (trained / "trials.jsonl").read_text() == lines
     assert [row.value for row in again.rows] == pytest.approx([row.value for row in report.rows], nan_ok=True)
 
@@ -159,9 +161,9 @@ def test_the_table_of_heads_goes_on_where_it_stopped(wam, demonstrations, traine
         ({"heads": ("pots",)}, "--heads: there is no pots"),
         ({"episodes": 0}, "--episodes: expected 1 or more"),
         ({"passes": ()}, "--passes: expected numbers of 1 or more"),
-        ({"execute": (0,)}, "--execute: expected numbers of 1 or more"),
+        ({"n_action_steps": (0,)}, "--n-action-steps: expected numbers of 1 or more"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(wrong, told):
     with pytest.raises(ValueError, match=told):
-        Heads(**wrong)
+        HeadsConfig(**wrong)

@@ -16,27 +16,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neuralsim import cli
-from neuralsim.agents.collection.collect import Collect, collect
+from neuralsim.agents.collection.collect import CollectConfig, collect
 from neuralsim.agents.planning.actors import FAN, OracleActor, imagine
-from neuralsim.agents.planning.config import Planning
-from neuralsim.agents.planning.diagnostics import gap_of, goal_distance, goal_state
+from neuralsim.agents.planning.config import PlanConfig
+from neuralsim.agents.planning.diagnostics import goal_distance, goal_state, oracle_regret
 from neuralsim.agents.planning.evaluate import plan
 from neuralsim.agents.planning.goal_trial import CONTROLS, attempt, do_nothing, play, replay, share_solved, wilson
-from neuralsim.agents.planning.goals import HeldOutPairs, Pair, PicturePairs, RandomPairs
+from neuralsim.agents.planning.goals import HeldOutStartGoals, ImageStartGoals, RandomStartGoals, StartGoal
 from neuralsim.agents.planning.overlay import AIM, PANEL, PlanPainter, PlanScene
 from neuralsim.agents.planning.planner import Planner, goal_image
-from neuralsim.agents.planning.setup import open_stage, read_goal
+from neuralsim.agents.planning.setup import open_setup, read_goal
 from neuralsim.agents.planning.solvers import CEM, ICEM
-from neuralsim.agents.planning.thrift import FIELD, thrift_of
+from neuralsim.agents.planning.thrift import FIELD, solver_efficiency
 from neuralsim.agents.planning.video import HOLD
 from neuralsim.agents.policies.pusht_expert import PushTExpert
 from neuralsim.data.episode import EpisodeStore
 from neuralsim.envs.oracle import Oracle, OracleState
 from neuralsim.envs.pusht.env import GOAL_POSE, PushTRealEnv, random_state
-from neuralsim.envs.tasks.goal_task import COURSES, NEAR, NEAR_ANGLE, Course, course_of
+from neuralsim.envs.tasks.goal_task import COURSES, NEAR, NEAR_ANGLE, GoalTask, goal_task_of
 from neuralsim.noise import Noise
 from neuralsim.pretrained.world import World
-from neuralsim.runtime.results_log import Journal
+from neuralsim.runtime.results_log import ResultsLog
 
 PUSHT, TWOROOM = COURSES["pusht"], COURSES["tworoom"]
 AHEAD = 12
@@ -44,31 +44,31 @@ TINY = ICEM(candidates=16, rounds=2, elites=4)
 
 
 @pytest.fixture(scope="module", params=["pusht", "tworoom"])
-def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> HeldOutPairs:
+def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> HeldOutStartGoals:
     """Pairs from a few fresh episodes."""
     return held_out(request.param, tmp_path_factory.mktemp("episodes"))
 
 
-def held_out(world: str, folder: Path) -> HeldOutPairs:
-    for _ in collect(Collect(world, out=folder, episodes=6, steps=40, seed=7, workers=1)):
+def held_out(world: str, folder: Path) -> HeldOutStartGoals:
+    for _ in collect(CollectConfig(world, out=folder, episodes=6, steps=40, seed=7, workers=1)):
         pass
-    return HeldOutPairs(EpisodeStore(folder), tuple(range(6)), COURSES[world], AHEAD, seed=3)
+    return HeldOutStartGoals(EpisodeStore(folder), tuple(range(6)), COURSES[world], AHEAD, seed=3)
 
 
-def same(one: Pair, other: Pair) -> bool:
+def same(one: StartGoal, other: StartGoal) -> bool:
     arrays = ("start", "goal", "frame", "demonstration")
     return all(np.array_equal(getattr(one, a), getattr(other, a)) for a in arrays)
 
 
-def tworoom_pair(index: int = 0) -> Pair:
-    return RandomPairs(TWOROOM, 64, 25, 0)(index)
+def tworoom_pair(index: int = 0) -> StartGoal:
+    return RandomStartGoals(TWOROOM, 64, 25, 0)(index)
 
 
 # -- pairs -------------------------------------------------------------------------------------------------------------
 
 
-def test_pairs_are_functions_of_seed_and_number_and_none_is_solved_at_the_start(source: HeldOutPairs) -> None:
-    fresh = RandomPairs(source.course, 32, AHEAD, seed=3)
+def test_pairs_are_functions_of_seed_and_number_and_none_is_solved_at_the_start(source: HeldOutStartGoals) -> None:
+    fresh = RandomStartGoals(source.course, 32, AHEAD, seed=3)
     for pairs in (source, fresh):
         many = [pairs(i) for i in range(12)]
         assert all(same(pairs(i), many[i]) for i in (11, 3, 0))
@@ -78,7 +78,7 @@ def test_pairs_are_functions_of_seed_and_number_and_none_is_solved_at_the_start(
         assert all(p.demonstration is not None and len(p.demonstration) == AHEAD for p in many)
 
 
-def test_a_goal_is_what_the_same_episode_showed_later(source: HeldOutPairs) -> None:
+def test_a_goal_is_what_the_same_episode_showed_later(source: HeldOutStartGoals) -> None:
     env = source.course.make(64)
     for i in range(4):
         pair = source(i)
@@ -91,7 +91,7 @@ def test_a_goal_is_what_the_same_episode_showed_later(source: HeldOutPairs) -> N
         assert np.abs(env.frame(64).astype(int) - pair.frame).mean() < 0.1
 
 
-def test_pairs_left_out_are_counted(source: HeldOutPairs) -> None:
+def test_pairs_left_out_are_counted(source: HeldOutStartGoals) -> None:
     """Draw again what the source draws, and count what it threw away."""
     left_out = 0
     lengths = np.cumsum([41 - AHEAD] * 6)
@@ -106,7 +106,7 @@ def test_pairs_left_out_are_counted(source: HeldOutPairs) -> None:
     assert left_out or source.course is TWOROOM
 
 
-def test_episodes_too_short_or_of_another_world_are_named(source: HeldOutPairs) -> None:
+def test_episodes_too_short_or_of_another_world_are_named(source: HeldOutStartGoals) -> None:
     with pytest.raises(ValueError, match="has 99 steps; ask for a shorter --ahead"):
         replace(source, ahead=99)
     other = TWOROOM if source.course is PUSHT else PUSHT
@@ -175,7 +175,7 @@ def test_wilson_intervals_are_those_of_the_literature(successes: int, n: int, lo
 # -- attempts and controls ---------------------------------------------------------------------------------------------
 
 
-def test_replaying_the_demonstration_reaches_the_goal(source: HeldOutPairs) -> None:
+def test_replaying_the_demonstration_reaches_the_goal(source: HeldOutStartGoals) -> None:
     env = source.course.make(8)
     tries = [attempt(env, source.course, p, "replay", replay(p, 0), 2 * AHEAD) for p in map(source, range(12))]
     first = next(iter(source.course.rules))
@@ -184,7 +184,7 @@ def test_replaying_the_demonstration_reaches_the_goal(source: HeldOutPairs) -> N
 
 
 def test_doing_nothing_goes_nowhere_and_straight_goes_to_the_goals_place() -> None:
-    pairs = [RandomPairs(PUSHT, 8, 25, 0)(i) for i in range(8)]
+    pairs = [RandomStartGoals(PUSHT, 8, 25, 0)(i) for i in range(8)]
     env = PUSHT.make(8)
     for pair in pairs:
         still = attempt(env, PUSHT, pair, "still", do_nothing(pair, 0), 50)
@@ -210,7 +210,7 @@ def test_a_goal_reached_once_counts_and_all_reached_ends_the_attempt() -> None:
     env = PUSHT.make(8)
     start = np.array([60.0, 60.0, 400.0, 300.0, 0.0])
     goal = np.concatenate([[200.0, 60.0], start[2:]])
-    pair = Pair(0, start, goal, np.zeros((8, 8, 3), np.uint8), None, 0, "made up")
+    pair = StartGoal(0, start, goal, np.zeros((8, 8, 3), np.uint8), None, 0, "made up")
     steps, solved = play(env, PUSHT, pair, do_nothing(pair, 0), 7)
     assert steps == 7
     assert solved == {"block": 1, "block and pusher": None}
@@ -225,32 +225,32 @@ def test_a_goal_reached_once_counts_and_all_reached_ends_the_attempt() -> None:
 def test_a_journal_goes_on_where_it_stopped_even_after_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "journal.jsonl"
     settings = {"world": "x", "search": {"rounds": 3}, "tuple": (1, 2)}
-    with Journal(path, settings) as journal:
+    with ResultsLog(path, settings) as journal:
         journal.add({"a": 1})
         journal.add({"b": [2.5, None]})
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"c": 3')
-    with Journal(path, settings) as journal:
+    with ResultsLog(path, settings) as journal:
         assert journal.lines == [{"a": 1}, {"b": [2.5, None]}]
         with pytest.raises(BlockingIOError, match="another process"):
-            Journal(path, settings)
+            ResultsLog(path, settings)
         journal.add({"d": 4})
     assert path.read_bytes() == whole + b'{"d": 4}\n'
     with pytest.raises(ValueError, match=r"search .*3.*asked for .*4.*--fresh"):
-        Journal(path, {**settings, "search": {"rounds": 4}})
-    with Journal(path, {"world": "y"}, fresh=True) as journal:
+        ResultsLog(path, {**settings, "search": {"rounds": 4}})
+    with ResultsLog(path, {"world": "y"}, fresh=True) as journal:
         assert journal.lines == []
     path.write_text("[1, 2]\n")
     with pytest.raises(ValueError, match="not a journal"):
-        Journal(path, settings)
+        ResultsLog(path, settings)
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
-def tiny(out: Path, **changes: Any) -> Planning:
+def tiny(out: Path, **changes: Any) -> PlanConfig:
     """TwoRoom planned in the truth itself: everything runs, in a moment."""
-    config = Planning(
+    config = PlanConfig(
         "tworoom", goal="random", model="oracle", episodes=3, ahead=10, lookahead=10, candidates=16, rounds=2, elites=4,
         video=0, out=out,
     )  # fmt: skip
@@ -270,15 +270,15 @@ def attempts(folder: Path) -> list[dict[str, Any]]:
 
 def test_interrupted_and_enlarged_runs_equal_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     straight, _ = plan(tiny(tmp_path / "one", episodes=4))
-    add, added = Journal.add, []
+    add, added = ResultsLog.add, []
 
-    def interrupted(self: Journal, line: dict[str, Any]) -> None:
+    def interrupted(self: ResultsLog, line: dict[str, Any]) -> None:
         if len(added) == 7:
             raise KeyboardInterrupt
         added.append(line)
         add(self, line)
 
-    monkeypatch.setattr(Journal, "add", interrupted)
+    monkeypatch.setattr(ResultsLog, "add", interrupted)
     with pytest.raises(KeyboardInterrupt):
         plan(tiny(tmp_path / "two", episodes=3))
     monkeypatch.undo()
@@ -296,7 +296,7 @@ def test_interrupted_and_enlarged_runs_equal_one_run(tmp_path: Path, monkeypatch
 def test_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
     plan(tiny(tmp_path, episodes=1, controls=False))
     before = (tmp_path / "attempts.jsonl").read_bytes()
-    for change in ({"seed": 1}, {"ahead": 9}, {"rounds": 3}, {"execute": 2}, {"budget_ms": 50.0}):
+    for change in ({"seed": 1}, {"ahead": 9}, {"rounds": 3}, {"n_action_steps": 2}, {"budget_ms": 50.0}):
         with pytest.raises(ValueError, match="begun with other settings"):
             plan(tiny(tmp_path, episodes=1, controls=False, **change))
     assert (tmp_path / "attempts.jsonl").read_bytes() == before
@@ -374,23 +374,23 @@ def test_every_option_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["plan", "--help"])
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    for name in (f.name.replace("_", "-") for f in fields(Planning)):
+    for name in (f.name.replace("_", "-") for f in fields(PlanConfig)):
         said = re.findall(rf"--{name}(?=[ ,])(?:, --no-{name})?(.*?\(default: .*?\))", text)
         assert any(len(words.split()) > 5 for words in said), name
 
 
 def test_pairs_come_from_the_held_out_episodes_of_a_store(tmp_path: Path) -> None:
     data = tmp_path / "episodes"
-    for _ in collect(Collect("tworoom", out=data, episodes=41, steps=15, size=64, workers=1)):
+    for _ in collect(CollectConfig("tworoom", out=data, episodes=41, steps=15, size=64, workers=1)):
         pass
     config = tiny(tmp_path / "out", goal="held-out", data=data, episodes=12)
-    stage = open_stage(config)
+    stage = open_setup(config)
     held = EpisodeStore(data).split(True).tolist()
     assert 1 <= len(held) < 10
     assert {int(stage.pair(i).origin.split()[1]) for i in range(12)} <= set(held)
-    assert open_stage(replace(config, seed=1)).pair(0).origin != stage.pair(0).origin
+    assert open_setup(replace(config, seed=1)).pair(0).origin != stage.pair(0).origin
     with pytest.raises(ValueError, match="planning needs"):
-        open_stage(replace(config, world="pusht"))
+        open_setup(replace(config, world="pusht"))
     assert plan(replace(config, episodes=3))[0]["replay_success"].value == 1
 
 
@@ -409,7 +409,7 @@ def test_a_goal_picture_is_read(tmp_path: Path) -> None:
         np.testing.assert_array_equal(frame, env.frame(64))
         assert course.solved(read, goal)
         assert max(course.measure(read, goal).values()) < 2
-        pairs = [PicturePairs(course, frame, read, path, 0)(i) for i in range(3)]
+        pairs = [ImageStartGoals(course, frame, read, path, 0)(i) for i in range(3)]
         assert not any(course.solved(p.start, p.goal) for p in pairs)
         assert len({p.start.tobytes() for p in pairs}) == 3
     report, _ = plan(tiny(tmp_path / "out", goal=str(tmp_path / "tworoom.png"), ahead=30, lookahead=25, episodes=2))
@@ -458,7 +458,9 @@ def test_the_truth_has_no_gap_to_itself_and_a_mirrored_world_has_one() -> None:
             pair = tworoom_pair(i)
             settings: dict[str, Any] = {"search": CEM(candidates=32, rounds=4, elites=4), "seed": i}
             ours = Planner(World(model), goal_image(pair.frame), **settings)
-            found.append(gap_of(pair, ours, Planner(World(truth), goal_state(truth, pair.goal), **settings), truth))
+            found.append(
+                oracle_regret(pair, ours, Planner(World(truth), goal_state(truth, pair.goal), **settings), truth)
+            )
         gaps[type(model)] = found
     for gap in gaps[Oracle]:
         assert abs(gap.regret) < 10
@@ -478,7 +480,7 @@ def test_candidates_that_do_not_differ_in_truth_do_not_count() -> None:
     pair = replace(pair, goal=env.state(), frame=env.frame(64))
     weak = replace(CEM(candidates=16, rounds=1, elites=4), sigma0=0.01)
     planner = Planner(World(truth), goal_image(pair.frame), weak)
-    gap = gap_of(pair, planner, Planner(World(truth), goal_state(truth, pair.goal), weak), truth)
+    gap = oracle_regret(pair, planner, Planner(World(truth), goal_state(truth, pair.goal), weak), truth)
     assert gap.ranks["10"] is None
 
 
@@ -500,7 +502,7 @@ def test_thrift_compares_with_the_fields_search(tmp_path: Path) -> None:
         made.append(search)
         return Planner(World(truth), goal_state(truth, pair.goal), search, lookahead=10)
 
-    thrift = thrift_of(pair, make, TINY, truth)
+    thrift = solver_efficiency(pair, make, TINY, truth)
     assert made == [TINY, FIELD]
     assert thrift.field_evaluations == 9000
     assert thrift.evaluations < 40
@@ -512,9 +514,9 @@ def test_thrift_compares_with_the_fields_search(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("course", COURSES.values(), ids=COURSES)
-def test_the_paths_shown_are_those_the_plans_lead_along(course: Course) -> None:
+def test_the_paths_shown_are_those_the_plans_lead_along(course: GoalTask) -> None:
     oracle = Oracle(course.world).eval()
-    pair = RandomPairs(course, 64, 10, 0)(0)
+    pair = RandomStartGoals(course, 64, 10, 0)(0)
     actor = OracleActor(Planner(World(oracle), goal_state(oracle, pair.goal), TINY, lookahead=10))
     env = course.make(64)
     env.reset(options={"state": pair.start})
@@ -571,7 +573,9 @@ def test_the_expert_takes_other_goals_and_the_same_seed_does_the_same() -> None:
 
 
 def test_demonstrations_are_collected_with_their_provenance(tmp_path: Path) -> None:
-    config = Collect("pusht", out=tmp_path, episodes=2, steps=90, size=8, workers=1, policy="oracle", near_goal=1.0)
+    config = CollectConfig(
+        "pusht", out=tmp_path, episodes=2, steps=90, size=8, workers=1, policy="oracle", near_goal=1.0
+    )
     for _ in collect(config):
         pass
     store = EpisodeStore(tmp_path)
@@ -583,15 +587,15 @@ def test_demonstrations_are_collected_with_their_provenance(tmp_path: Path) -> N
     with pytest.raises(ValueError, match="policy oracle-near-goal, asked for explorer-near-goal"):
         list(collect(replace(config, policy="explorer")))
     with pytest.raises(ValueError, match="nobody demonstrates world 'tworoom'"):
-        Collect("tworoom", policy="oracle")
+        CollectConfig("tworoom", policy="oracle")
 
 
 def test_unknown_worlds_have_no_course() -> None:
     with pytest.raises(ValueError, match=r"no true world 'maze' to plan in; there are pusht, tworoom"):
-        course_of("maze")
+        goal_task_of("maze")
 
 
 def test_a_stage_makes_each_pair_once(tmp_path: Path) -> None:
-    stage = open_stage(tiny(tmp_path))
+    stage = open_setup(tiny(tmp_path))
     assert stage.pair(2) is stage.pair(2)
     assert stage.pair(2).index == 2

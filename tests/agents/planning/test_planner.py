@@ -18,7 +18,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from neuralsim.agents import CEM, ICEM, MPPI, Planner, RandomShooting, goal_image
-from neuralsim.agents.planning.cost import Scorer, Scoring
+from neuralsim.agents.planning.cost import CostConfig, PlanCost
 from neuralsim.agents.planning.planner import Decision, Memory
 from neuralsim.envs.imagined.env import ImaginedEnv
 from neuralsim.envs.imagined.sb3_vec_env import ImaginedVecEnv
@@ -53,7 +53,7 @@ def begin(world: World, start: int = 0) -> State:
 
 
 def costs_of(world: World, task: Any, plans: torch.Tensor, seed: int = 0, **how: Any) -> torch.Tensor:
-    return Scorer(world.model, task, begin(world), Noise.from_seeds([seed]), Scoring(**how))(plans)
+    return PlanCost(world.model, task, begin(world), Noise.from_seeds([seed]), CostConfig(**how))(plans)
 
 
 def ways(world: World, plans: torch.Tensor) -> torch.Tensor:
@@ -202,7 +202,7 @@ def test_candidates_differ_by_their_actions_alone(dot_world, plans):
 def test_one_state_at_a_time(calm):
     state = begin(calm).repeat(2)
     with pytest.raises(ValueError, match="expected one state and its noise, got 2 and 1"):
-        Scorer(calm.model, LearnedTask(), state, Noise.from_seeds([0]))
+        PlanCost(calm.model, LearnedTask(), state, Noise.from_seeds([0]))
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_one_state_at_a_time(calm):
 )
 def test_scoring_that_makes_no_sense_is_refused(how, message):
     with pytest.raises(ValueError, match=message):
-        Scoring(**how)
+        CostConfig(**how)
 
 
 # -- decisions from a known state ----------------------------------------------------------------------------------------
@@ -228,7 +228,9 @@ def test_scoring_that_makes_no_sense_is_refused(how, message):
 
 def test_exact_plans_get_no_worse_from_decision_to_decision(calm):
     # What is left of a plan, and then rest, is worth what the plan was worth: the model is exact and a dot stays put.
-    planner = Planner(calm, LearnedTask(threshold=2.0), search=RandomShooting(6, elites=2), lookahead=12, execute=2)
+    planner = Planner(
+        calm, LearnedTask(threshold=2.0), search=RandomShooting(6, elites=2), lookahead=12, n_action_steps=2
+    )
     state, memory = begin(calm), None
     costs = []
     for _ in range(6):
@@ -252,7 +254,7 @@ def test_the_predicted_cost_is_what_happens(calm):
 
 
 def test_plans_do_not_look_beyond_the_episode(calm):
-    planner = Planner(calm, LearnedTask(2.0), search=QUICK, lookahead=10, block=5, execute=4, horizon=13)
+    planner = Planner(calm, LearnedTask(2.0), search=QUICK, lookahead=10, block=5, n_action_steps=4, horizon=13)
     memory, lengths = None, []
     for _ in range(5):
         plan, memory = planner.decide(begin(calm), memory)
@@ -363,7 +365,7 @@ def test_nothing_is_ever_decoded(dot_world, tiny_world, when, chunk):
 
 def test_stable_baselines_evaluates_a_planner(dot_world):
     # The exact world as the real one: 0.6 from the middle, done within 0.15 of it, 0.1 a step in each direction.
-    planner = Planner(dot_world, LearnedTask(), ICEM(32, 4, 8), lookahead=8, block=1, execute=2, when="steps")
+    planner = Planner(dot_world, LearnedTask(), ICEM(32, 4, 8), lookahead=8, block=1, n_action_steps=2, when="steps")
     env = ImaginedEnv(dot_world, horizon=30)
     env.reset(seed=0)
     rewards, lengths = evaluate_policy(planner, env, 3, return_episode_rewards=True, warn=False)
@@ -394,7 +396,7 @@ def test_a_planner_drives_the_true_simulator(tiny_world, endless):
 @pytest.mark.skipif("pusht" not in list_worlds(), reason="no weights in assets yet")
 def test_the_shipped_world_can_be_planned_in():
     world = open_world("pusht", "cpu")
-    planner = Planner(world, LearnedTask(), search=RandomShooting(3, elites=1), lookahead=2, block=2, execute=1)
+    planner = Planner(world, LearnedTask(), search=RandomShooting(3, elites=1), lookahead=2, block=2, n_action_steps=1)
     actions, memories = planner.predict(world.starts.frames[:2, -1])
     assert actions.shape == (2, 2)
     assert actions.dtype == np.float32
@@ -416,7 +418,7 @@ def film(world: World, planner: Planner, b: int, steps: int) -> tuple[list[np.nd
 
 
 def test_environments_in_a_batch_are_planned_for_as_each_alone(dot_world):
-    planner = Planner(dot_world, LearnedTask(2.0), search=QUICK, lookahead=8, execute=3)
+    planner = Planner(dot_world, LearnedTask(2.0), search=QUICK, lookahead=8, n_action_steps=3)
     frames, actions = film(dot_world, planner, 3, 8)
     assert not np.array_equal(actions[0][0], actions[0][1])
     for i in range(3):
@@ -428,7 +430,7 @@ def test_environments_in_a_batch_are_planned_for_as_each_alone(dot_world):
 
 
 def test_an_episode_begins_anew_where_it_is_told_to(dot_world):
-    planner = Planner(dot_world, LearnedTask(2.0), search=QUICK, lookahead=8, execute=3)
+    planner = Planner(dot_world, LearnedTask(2.0), search=QUICK, lookahead=8, n_action_steps=3)
     frames, actions = film(dot_world, planner, 2, 5)
     _, state = planner.predict(frames[-1], None)
     for _ in range(4):
@@ -444,7 +446,7 @@ def test_an_episode_begins_anew_where_it_is_told_to(dot_world):
 
 
 def test_what_predict_returns_is_a_value(dot_world):
-    planner = Planner(dot_world, LearnedTask(2.0), search=QUICK, lookahead=8, execute=2)
+    planner = Planner(dot_world, LearnedTask(2.0), search=QUICK, lookahead=8, n_action_steps=2)
     frames = dot_world.starts.frames[0]
     buffer = frames[0].copy()
     first, state = planner.predict(buffer)
@@ -471,7 +473,7 @@ def test_the_model_reads_as_much_history_as_its_world_allows(dot_world):
 
     world = refit(dot_world, encode=encode)
     assert world.spec.context == 3
-    planner = Planner(world, LearnedTask(2.0), search=QUICK, lookahead=6, execute=1)
+    planner = Planner(world, LearnedTask(2.0), search=QUICK, lookahead=6, n_action_steps=1)
     read.clear()
     frames = dot_world.starts.frames[:5, -1]
     taken, state = [], None
@@ -550,12 +552,19 @@ class ChainEnv(gym.Env):
 
 
 @pytest.mark.parametrize("search", [CEM(40, 5, 6), ICEM(40, 5, 6)], ids=lambda s: type(s).__name__)
-@pytest.mark.parametrize("execute", [1, 4])
-def test_choices_are_planned_to_the_optimum(search, execute):
+@pytest.mark.parametrize("n_action_steps", [1, 4])
+def test_choices_are_planned_to_the_optimum(search, n_action_steps):
     chain = Chain(spec=asdict(WorldSpec("chain", 16, 16, ("way",), ("fields",), (1.0,), 1.0, 2))).eval()
     task = FunctionTask(lambda before, action, after: -(after.features[:, 0] - 11).abs())
     planner = Planner(
-        chain, task, search, 5, block=1, execute=execute, when="steps", action_space=gym.spaces.Discrete(3)
+        chain,
+        task,
+        search,
+        5,
+        block=1,
+        n_action_steps=n_action_steps,
+        when="steps",
+        action_space=gym.spaces.Discrete(3),
     )
     env = ChainEnv(chain)
     rewards, lengths = evaluate_policy(planner, env, 1, return_episode_rewards=True, warn=False)
@@ -572,9 +581,12 @@ def test_choices_are_planned_to_the_optimum(search, execute):
     ("settings", "message"),
     [
         ({"lookahead": 0}, "lookahead: expected a whole number"),
-        ({"lookahead": 5, "block": 6, "execute": 1}, "block: expected at most the lookahead of 5 actions, got 6"),
-        ({"lookahead": 5, "execute": 6}, "execute: expected at most the lookahead of 5 actions, got 6"),
-        ({"execute": 2.0}, "execute"),
+        (
+            {"lookahead": 5, "block": 6, "n_action_steps": 1},
+            "block: expected at most the lookahead of 5 actions, got 6",
+        ),
+        ({"lookahead": 5, "n_action_steps": 6}, "n_action_steps: expected at most the lookahead of 5 actions, got 6"),
+        ({"n_action_steps": 2.0}, "n_action_steps"),
         ({"horizon": 0}, "horizon"),
         ({"budget_ms": 0}, "budget_ms: expected milliseconds above 0, or None"),
         ({"budget_ms": -3}, "budget_ms"),
@@ -639,10 +651,10 @@ def test_goals_that_the_world_does_not_know_are_refused(dot_world):
 def test_the_shipped_world_knows_its_own_frames_from_others():
     world = open_world("pusht", "cpu")
     for frame in world.starts.frames[:3, -1]:
-        Planner(world, goal_image(frame), lookahead=1, block=1, execute=1)
+        Planner(world, goal_image(frame), lookahead=1, block=1, n_action_steps=1)
     for grey in (0, 255):
         with pytest.raises(ValueError, match="is it from another world"):
-            Planner(world, goal_image(np.full((64, 64, 3), grey, np.uint8)), lookahead=1, block=1, execute=1)
+            Planner(world, goal_image(np.full((64, 64, 3), grey, np.uint8)), lookahead=1, block=1, n_action_steps=1)
 
 
 def test_what_predict_cannot_use_is_refused(calm):

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuralsim.agents.planning.distributions import coloured, colouring
-from neuralsim.agents.planning.solvers import CEM, ICEM, MPPI, Plan, RandomShooting, Round, Search
-from neuralsim.agents.planning.splines import SPREADS, lay_knots
+from neuralsim.agents.planning.solvers import CEM, ICEM, MPPI, PlanResult, RandomShooting, Solver, SolverIteration
+from neuralsim.agents.planning.splines import SPREADS, place_control_points
 
 BOX = gym.spaces.Box(-1, 1, (2,))
-SEARCHES: dict[str, Search] = {
+SEARCHES: dict[str, Solver] = {
     "random": RandomShooting(candidates=20, rounds=3, elites=4),
     "cem": CEM(candidates=20, rounds=3, elites=4),
     "cem, wide": CEM(candidates=20, rounds=3, elites=4, sigma0=5.0),
@@ -160,7 +160,7 @@ def test_choices_between_choices_are_refused():
 @given(seed=st.integers(0, 1000), lookahead=st.integers(1, 8), batch=st.sampled_from([None, 1, 7, 20, 99]))
 def test_the_answer_is_the_best_ever_asked_about(search, seed, lookahead, batch):
     judge, watched = Judge(), []
-    warm: Plan | None = None
+    warm: PlanResult | None = None
     for shift in (0, 2):
         judge = Judge()
         watched.clear()
@@ -245,7 +245,7 @@ def test_a_cost_for_each_candidate_is_asked_for():
 # -- quality -------------------------------------------------------------------------------------------------------------
 
 
-def final_costs(search: Search, seeds: range) -> tuple[np.ndarray, int]:
+def final_costs(search: Solver, seeds: range) -> tuple[np.ndarray, int]:
     plans = [search.plan(PointMass(seed), BOX, 25, luck(seed)) for seed in seeds]
     return np.array([p.cost for p in plans]), max(p.evaluations for p in plans)
 
@@ -333,14 +333,14 @@ def test_a_warm_search_needs_fewer_evaluations():
 
 def test_proposals_are_candidates():
     judge = Judge()
-    wish = torch.rand(3, 6, 2, generator=luck()) * 2 - 1
+    rl_task = torch.rand(3, 6, 2, generator=luck()) * 2 - 1
     old = ICEM(20, 3, 4).plan(Judge(), BOX, 6, luck())
-    ICEM(20, 3, 4).plan(judge, BOX, 6, luck(), proposals=wish)
-    assert torch.equal(judge.seen[0][1:4], wish)
-    ICEM(20, 3, 4).plan(judge, BOX, 6, luck(), proposals=wish, warm=old, shift=1)
-    assert torch.equal(judge.seen[3][3:6], wish)
-    target = wish[1]
-    plan = CEM(20, 3, 4).plan(lambda c: (c - target).square().sum((1, 2)), BOX, 6, luck(), proposals=wish)
+    ICEM(20, 3, 4).plan(judge, BOX, 6, luck(), proposals=rl_task)
+    assert torch.equal(judge.seen[0][1:4], rl_task)
+    ICEM(20, 3, 4).plan(judge, BOX, 6, luck(), proposals=rl_task, warm=old, shift=1)
+    assert torch.equal(judge.seen[3][3:6], rl_task)
+    target = rl_task[1]
+    plan = CEM(20, 3, 4).plan(lambda c: (c - target).square().sum((1, 2)), BOX, 6, luck(), proposals=rl_task)
     assert torch.equal(plan.actions, target)
 
 
@@ -395,7 +395,7 @@ def test_a_search_without_progress_ends_early():
 
 
 def test_populations_shrink():
-    rounds: list[Round] = []
+    rounds: list[SolverIteration] = []
     ICEM(100, 6, 10, gamma=2.0).plan(Judge(), BOX, 5, luck(), on_round=rounds.append)
     assert [len(r.candidates) for r in rounds] == [100, 50, 25, 20, 20, 20]
 
@@ -434,7 +434,7 @@ def test_the_ends_of_a_coloured_plan_are_not_tied_together():
 @given(lookahead=st.integers(1, 40), share=st.floats(0, 1), spread=st.sampled_from(SPREADS), seed=st.integers(0, 99))
 def test_points_come_back_from_the_actions_they_make(lookahead, share, spread, seed):
     points = 1 + round(share * (lookahead - 1))
-    knots = lay_knots(lookahead, points, spread)
+    knots = place_control_points(lookahead, points, spread)
     given_points = torch.rand(3, points, 2, generator=luck(seed)) * 2 - 1
     actions = knots.spread(given_points)
     assert actions.shape == (3, lookahead, 2)
@@ -442,18 +442,20 @@ def test_points_come_back_from_the_actions_they_make(lookahead, share, spread, s
     if spread != "cubic":
         assert actions.abs().max() <= given_points.abs().max() + 1e-6
     if spread == "hold":
-        whole = lay_knots(lookahead, points, "hold")
+        whole = place_control_points(lookahead, points, "hold")
         choices = torch.randint(0, 9, (3, points, 2), generator=luck(seed))
         assert torch.equal(whole.gather(whole.spread(choices)), choices)
 
 
 def test_how_points_are_spread():
     line = torch.tensor([[0.0], [1.0], [2.0]])
-    assert lay_knots(6, 3, "hold").spread(line)[:, 0].tolist() == [0, 0, 1, 1, 2, 2]
+    assert place_control_points(6, 3, "hold").spread(line)[:, 0].tolist() == [0, 0, 1, 1, 2, 2]
     for spread in ("linear", "cubic"):
-        assert torch.allclose(lay_knots(5, 3, spread).spread(line)[:, 0], torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0]))
+        assert torch.allclose(
+            place_control_points(5, 3, spread).spread(line)[:, 0], torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0])
+        )
     bump = torch.tensor([[0.0], [0.0], [1.0], [1.0]])
-    smooth = lay_knots(10, 4, "cubic").spread(bump)[:, 0]
+    smooth = place_control_points(10, 4, "cubic").spread(bump)[:, 0]
     assert torch.allclose(smooth[[0, 3, 6, 9]], bump[:, 0], atol=1e-6)
     assert smooth.max() > 1.01  # a spline overshoots: why candidates are brought back within the bounds
 

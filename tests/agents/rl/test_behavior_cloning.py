@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from neuralsim.agents.evaluation.paired_evaluation import Contest
-from neuralsim.agents.policies.resolve import Contender
+from neuralsim.agents.evaluation.paired_evaluation import PairedEvaluation
+from neuralsim.agents.policies.resolve import CandidatePolicy
 from neuralsim.agents.policies.sb3_file import PolicyNote, load_policy, save_policy
-from neuralsim.agents.rl.behavior_cloning import Pairs, clone, demonstrations
+from neuralsim.agents.rl.behavior_cloning import Demonstrations, clone, demonstrations
 from neuralsim.data.episode import Episode, EpisodeStore
-from neuralsim.envs.tasks.rl_task import Wish, WishedEnv, find_wish
+from neuralsim.envs.tasks.rl_task import RLTask, TaskEnv, find_task
 from neuralsim.envs.tworoom.env import GOAL, STATE_NAMES, STEP_UNITS, tworoom_spec
 from neuralsim.envs.tworoom.shortest_path import shortest_path
 from neuralsim.pretrained.world import World, open_world
 
-REACH = find_wish("tworoom", "reach")
+REACH = find_task("tworoom", "reach")
 EPISODES, AFTERWARDS = 60, 5
 """Demonstrations, and steps that each goes on after the goal, to and fro as no agent should learn to."""
 
@@ -40,7 +40,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> EpisodeStore:
     return made
 
 
-def demonstration(env: WishedEnv, state: np.ndarray, seed: int) -> Episode:
+def demonstration(env: TaskEnv, state: np.ndarray, seed: int) -> Episode:
     frame, _ = env.reset(options={"state": state})
     frames, states, actions, rewards, ends = [frame], [env.env.state()], [], [], []
     after = 0
@@ -68,7 +68,7 @@ def demonstration(env: WishedEnv, state: np.ndarray, seed: int) -> Episode:
     )
 
 
-def of(pairs: Pairs, store: EpisodeStore, held_out: bool) -> list[np.ndarray]:
+def of(pairs: Demonstrations, store: EpisodeStore, held_out: bool) -> list[np.ndarray]:
     """The actions of ``pairs``, as bytes would have them, beside those there should be."""
     rows = store.split(held_out)
     wanted = np.concatenate([store[i].actions[: len(store[i]) - AFTERWARDS + 1] for i in rows])
@@ -84,8 +84,8 @@ def test_a_clone_does_in_truth_what_it_was_shown(world: World, store: EpisodeSto
 
     save_policy(agent, tmp_path / "clone.zip", PolicyNote("ppo", "features", "tworoom", "reach"))
     loaded = load_policy(tmp_path / "clone.zip")
-    contest = Contest(REACH, 30)
-    tally = contest.true(Contender("clone", world, "features", lambda: loaded))
+    contest = PairedEvaluation(REACH, 30)
+    tally = contest.true(CandidatePolicy("clone", world, "features", lambda: loaded))
     assert tally.success.mean() > 0.7, "acting at random succeeds in one of ten"
 
 
@@ -142,6 +142,6 @@ def test_what_cannot_be_copied_is_said(world: World, store: EpisodeStore, tmp_pa
     few.add([replace(store[1], states=None)])
     with pytest.raises(ValueError, match="no true states, by which 'reach' is judged"):
         clone(world, REACH, few)
-    own = Wish("own", "tworoom", "as the episodes say themselves")
+    own = RLTask("own", "tworoom", "as the episodes say themselves")
     with pytest.raises(ValueError, match=r"no held-out .* episodes among its 1"):
         clone(world, own, few)

@@ -14,15 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neuralsim import cli
-from neuralsim.agents.rl.compare import Compare, Comparison, Group, compare, first_reaching, group_runs
-from neuralsim.agents.rl.learning_curve import Curve, Figure, Point
+from neuralsim.agents.rl.compare import CompareConfig, Comparison, Group, compare, first_reaching, group_runs
+from neuralsim.agents.rl.learning_curve import LearningCurve, MeanWithInterval, Point
 from neuralsim.evaluation.report import Report
 
 STEPS = (0, 100, 200, 300, 400)
 
 
-def figure(value: float) -> Figure:
-    return Figure(value, value - 0.1, value + 0.1, 20)
+def figure(value: float) -> MeanWithInterval:
+    return MeanWithInterval(value, value - 0.1, value + 0.1, 20)
 
 
 def curve(
@@ -35,17 +35,19 @@ def curve(
     real: bool = False,
     task: str = "push",
     **settings: Any,
-) -> Curve:
+) -> LearningCurve:
     """A run that returned ``returns`` at ``steps``, and ``gap`` more in imagination."""
     points = [
         Point(s, s if real else 0, s * seconds_a_step, figure(r + gap), figure(0.9), figure(r), figure(0.8), 0.25)
         for s, r in zip(steps, returns, strict=True)
     ]
     made = {"algo": "ppo", "seed": seed, "label": label, **settings}
-    return Curve(label, "pusht", task, "ppo", seed, made, {"date": "2026-01-01", "load": 1.5 + seed}, tuple(points))
+    return LearningCurve(
+        label, "pusht", task, "ppo", seed, made, {"date": "2026-01-01", "load": 1.5 + seed}, tuple(points)
+    )
 
 
-def save(folder: Path, curves: Sequence[Curve]) -> tuple[Path, ...]:
+def save(folder: Path, curves: Sequence[LearningCurve]) -> tuple[Path, ...]:
     """A folder for each."""
     places: list[Path] = []
     for c in curves:
@@ -56,15 +58,15 @@ def save(folder: Path, curves: Sequence[Curve]) -> tuple[Path, ...]:
     return tuple(places)
 
 
-def three(real_seconds: float = 1.0) -> list[Curve]:
+def three(real_seconds: float = 1.0) -> list[LearningCurve]:
     """Two seeds imagined and two real: at equal steps 90 % as good, in a tenth of the time."""
     imagined = [curve("imagined", seed, [0, 1.8, 3.6, 5.4, 7.2 + seed * 3.6], 0.1) for seed in (0, 1)]
     real = [curve("real", seed, [0, 4, 6, 8, 10], real_seconds, gap=-1, real=True) for seed in (0, 1)]
     return [*imagined, *real, curve("random", 0, [1.0], 0, steps=[0])]
 
 
-def report_of(curves: list[Curve], folder: Path, baseline: str = "real") -> tuple[Comparison, Report]:
-    comparison, report, _ = compare(Compare(save(folder / "runs", curves), baseline, folder / "out"))
+def report_of(curves: list[LearningCurve], folder: Path, baseline: str = "real") -> tuple[Comparison, Report]:
+    comparison, report, _ = compare(CompareConfig(save(folder / "runs", curves), baseline, folder / "out"))
     return comparison, report
 
 
@@ -210,17 +212,17 @@ def test_without_a_baseline_there_are_ends_and_curves_but_no_comparison(tmp_path
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="got none"):
-        Compare()
+        CompareConfig()
     with pytest.raises(ValueError, match=r"none of .*nowhere is a run"):
-        compare(Compare((tmp_path / "nowhere",)))
+        compare(CompareConfig((tmp_path / "nowhere",)))
     mixed = save(
         tmp_path / "mixed", [curve("real", 0, [0, 1], 1, (0, 1)), curve("real", 0, [0, 1], 1, (0, 1), task="touch")]
     )
     with pytest.raises(ValueError, match=r"different tasks .*pusht push.*pusht touch"):
-        compare(Compare(mixed))
-    many = [curve("real", 0, [0, 1, 2, 3, 4], 1, slots=n) for n in (8, 16)]
+        compare(CompareConfig(mixed))
+    many = [curve("real", 0, [0, 1, 2, 3, 4], 1, n_envs=n) for n in (8, 16)]
     with pytest.raises(ValueError, match=r"--baseline 'real': there are .*slots=8.*slots=16"):
-        compare(Compare(save(tmp_path / "many", many)))
+        compare(CompareConfig(save(tmp_path / "many", many)))
     (mixed[0] / "curve.json").write_text("{")
     with pytest.raises(ValueError, match="damaged"):
-        compare(Compare(mixed[:1]))
+        compare(CompareConfig(mixed[:1]))

@@ -14,17 +14,17 @@ import pytest
 import torch
 
 import neuralsim
-from neuralsim.agents.rl.ppo import Agent, Collector, Rollout, Settings, learnable, loss_of, train
+from neuralsim.agents.rl.ppo import Agent, PPOConfig, Rollout, RolloutCollector, learnable, loss_of, train
 from neuralsim.pretrained.world import World
 
 assert neuralsim  # registers the worlds
 GAMMA, LAMBDA = 0.9, 0.8
 
 
-def dreams(world: World, slots: int, horizon: int) -> gym.vector.VectorEnv:
+def dreams(world: World, n_envs: int, horizon: int) -> gym.vector.VectorEnv:
     return gym.make_vec(
         "neuralsim/PushT-v0",
-        num_envs=slots,
+        num_envs=n_envs,
         world=world,
         observation="features",
         horizon=horizon,
@@ -36,7 +36,7 @@ def dreams(world: World, slots: int, horizon: int) -> gym.vector.VectorEnv:
 def rollout(dot_world: World) -> Rollout:
     """40 steps of 8 slots in episodes of 6 steps at most, some of which end before."""
     torch.manual_seed(0)
-    collector = Collector(dreams(dot_world, 8, 6), seed=3)
+    collector = RolloutCollector(dreams(dot_world, 8, 6), seed=3)
     agent = Agent(2, 2)
     with torch.no_grad():  # towards the middle, so that some arrive
         agent.actor[0].weight[:2] = torch.eye(2)
@@ -78,21 +78,21 @@ def test_an_unreal_step_enters_neither_the_loss_nor_the_advantages_of_others(rol
     for batch in (clean, spoilt):
         torch.manual_seed(1)
         agent = Agent(2, 2)
-        loss_of(agent, batch, Settings()).backward()
+        loss_of(agent, batch, PPOConfig()).backward()
         gradients.append([p.grad for p in agent.parameters()])
     for one, other in zip(*gradients, strict=True):
         assert torch.equal(one, other)
         assert one.isfinite().all()
     kept_all = replace(rollout, reward=poisoned(rollout).reward, real=torch.ones_like(rollout.real))
-    assert loss_of(Agent(2, 2), learnable(kept_all, GAMMA, LAMBDA), Settings()).isnan(), "without the mask it would"
+    assert loss_of(Agent(2, 2), learnable(kept_all, GAMMA, LAMBDA), PPOConfig()).isnan(), "without the mask it would"
 
 
 def test_advantages_are_each_episodes_own_by_hand(rollout: Rollout) -> None:
     """Sums of later surprises, each (gamma lambda) times less; a cut-off episode's last step counts what it led to, an ended
     one's does not."""
-    steps, slots = rollout.real.shape
-    wanted = torch.full((steps, slots), torch.nan)
-    for i in range(slots):
+    steps, n_envs = rollout.real.shape
+    wanted = torch.full((steps, n_envs), torch.nan)
+    for i in range(n_envs):
         for t in range(steps):
             if not rollout.real[t, i]:
                 continue
@@ -113,7 +113,7 @@ def test_what_a_step_led_to_is_valued_where_it_was_seen(dot_world: World) -> Non
     """Across rollouts too: the second begins where the first ended, resets included, and the returns are whole episodes'."""
     torch.manual_seed(0)
     agent = Agent(2, 2)
-    halves, whole = Collector(dreams(dot_world, 4, 5), seed=1), Collector(dreams(dot_world, 4, 5), seed=1)
+    halves, whole = RolloutCollector(dreams(dot_world, 4, 5), seed=1), RolloutCollector(dreams(dot_world, 4, 5), seed=1)
     parts = []
     for collector, lengths in ((halves, (9, 8)), (whole, (17,))):
         torch.manual_seed(2)
@@ -132,7 +132,7 @@ def test_what_a_step_led_to_is_valued_where_it_was_seen(dot_world: World) -> Non
 
 def test_it_learns_a_miniature(dot_world: World) -> None:
     """Minus the distance to the middle, until it is near: the sooner the better."""
-    settings = Settings(steps=64 * 16 * 25, slots=64, rollout=16, batch=256, rate=3e-3)
+    settings = PPOConfig(steps=64 * 16 * 25, n_envs=64, rollout=16, batch=256, rate=3e-3)
     torch.manual_seed(0)
     agent = Agent(2, 2)
     history = list(train(settings, dreams(dot_world, 64, 20), agent))

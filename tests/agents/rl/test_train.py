@@ -21,24 +21,24 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from neuralsim.agents.policies.sb3_file import PolicyNote, load_policy, read_note, save_policy
 from neuralsim.agents.rl.algorithms import ALGORITHMS, build
-from neuralsim.agents.rl.checkpoint import load_standing
-from neuralsim.agents.rl.config import Reinforce
+from neuralsim.agents.rl.checkpoint import load_progress
+from neuralsim.agents.rl.config import RLConfig
 from neuralsim.agents.rl.learning_curve import load_curve, summary
-from neuralsim.agents.rl.train import Run, reinforce
-from neuralsim.agents.rl.vec_envs import Sound, dream_ground, true_ground
+from neuralsim.agents.rl.train import RLTrainer, train_agent
+from neuralsim.agents.rl.vec_envs import Sound, make_imagined_vec_env, make_real_vec_env
 from neuralsim.envs.imagined.sb3_vec_env import ImaginedVecEnv
-from neuralsim.envs.tasks.rl_task import find_wish
+from neuralsim.envs.tasks.rl_task import find_task
 from neuralsim.envs.wrappers.discrete_actions import as_actions
 from neuralsim.envs.wrappers.features import FeatureEnv
 from neuralsim.pretrained.world import open_world
 from neuralsim.runtime.interrupt import Stopped
 
-SMALL = Reinforce("tworoom", steps=8192, slots=64, trials=6, looks=2, video=False, threads=1, device="cpu")
+SMALL = RLConfig("tworoom", steps=8192, n_envs=64, trials=6, looks=2, video=False, threads=1, device="cpu")
 
 
-def ground(slots: int = 16, moves: bool = False):
-    world, wish = open_world("tworoom-latent", "cpu"), find_wish("tworoom")
-    return dream_ground(world, wish, wish.starts(64, 0), slots, "features", moves=moves)
+def ground(n_envs: int = 16, moves: bool = False):
+    world, rl_task = open_world("tworoom-latent", "cpu"), find_task("tworoom")
+    return make_imagined_vec_env(world, rl_task, rl_task.starts(64, 0), n_envs, "features", moves=moves)
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -46,8 +46,8 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def test_what_is_learned_inside_works_outside(tmp_path: Path) -> None:
-    config = replace(SMALL, steps=65536, slots=256, trials=30, out=tmp_path / "run", video=True)
-    curve, files = reinforce(config)
+    config = replace(SMALL, steps=65536, n_envs=256, trials=30, out=tmp_path / "run", video=True)
+    curve, files = train_agent(config)
     first, last = curve.points[0], curve.points[-1]
     assert last.steps >= 65536
     assert last.true_steps == 0
@@ -64,7 +64,7 @@ def test_what_is_learned_inside_works_outside(tmp_path: Path) -> None:
     assert policy.note == PolicyNote(
         "ppo", "features", "tworoom", "reach", "tworoom-latent", last.steps, 0, False, "imagined"
     )
-    env = FeatureEnv(find_wish("tworoom").env(), open_world("tworoom-latent", "cpu").model)
+    env = FeatureEnv(find_task("tworoom").env(), open_world("tworoom-latent", "cpu").model)
     found, _ = evaluate_policy(sb3.PPO.load(tmp_path / "run" / last.policy, device="cpu"), env, 5, warn=False)
     assert found > 0
     assert summary(curve)["true"].value == last.true.value
@@ -72,7 +72,7 @@ def test_what_is_learned_inside_works_outside(tmp_path: Path) -> None:
 
 def test_a_run_that_was_stopped_goes_on_and_keeps_its_curve(tmp_path: Path) -> None:
     config = replace(SMALL, steps=24576, out=tmp_path / "run")
-    run = Run(config)
+    run = RLTrainer(config)
     noted = run.note
 
     def note(steps: int, last: bool = False) -> None:
@@ -82,13 +82,13 @@ def test_a_run_that_was_stopped_goes_on_and_keeps_its_curve(tmp_path: Path) -> N
     run.note = note
     with pytest.raises(Stopped, match=r"stopped at step \d+ of 24576; add --resume"):
         run.train()
-    stopped = load_standing(tmp_path / "run")
+    stopped = load_progress(tmp_path / "run")
     assert stopped is not None
     assert 8192 <= stopped.steps < 24576
     before = load_curve(tmp_path / "run").points
     with pytest.raises(FileExistsError, match="add --resume"):
-        Run(config)
-    again = Run(replace(config, resume=True))
+        RLTrainer(config)
+    again = RLTrainer(replace(config, resume=True))
     for name, tensor in weights(tmp_path / "run/checkpoint/policy.zip").items():
         assert torch.equal(tensor, again.model.policy.state_dict()[name])
     curve = again.train()
@@ -99,7 +99,8 @@ def test_a_run_that_was_stopped_goes_on_and_keeps_its_curve(tmp_path: Path) -> N
 
 def test_the_same_seed_learns_the_same_and_another_something_else(tmp_path: Path) -> None:
     runs = [
-        Run(replace(SMALL, steps=4096, seed=seed, out=tmp_path / name)) for name, seed in (("a", 1), ("b", 1), ("c", 2))
+        RLTrainer(replace(SMALL, steps=4096, seed=seed, out=tmp_path / name))
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
     ]
     curves = [run.train() for run in runs]
     a, b, c = (run.model.policy.state_dict() for run in runs)
@@ -114,7 +115,7 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path: Path) -> None:
         "tworoom",
         "--steps",
         "10000000",
-        "--slots",
+        "--n-envs",
         "64",
         "--trials",
         "2",
@@ -132,14 +133,14 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path: Path) -> None:
     time.sleep(1)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    standing = load_standing(tmp_path / "run")
+    standing = load_progress(tmp_path / "run")
     assert standing is not None
     assert standing.steps > 0
-    run = Run(
-        Reinforce(
+    run = RLTrainer(
+        RLConfig(
             "tworoom",
             steps=standing.steps + 4096,
-            slots=64,
+            n_envs=64,
             trials=2,
             looks=1,
             out=tmp_path / "run",
@@ -154,10 +155,10 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path: Path) -> None:
 
 
 def test_the_memory_of_an_off_policy_learner_survives(tmp_path: Path) -> None:
-    config = replace(SMALL, algo="sac", steps=4096, slots=16, out=tmp_path / "run")
-    run = Run(config)
+    config = replace(SMALL, algo="sac", steps=4096, n_envs=16, out=tmp_path / "run")
+    run = RLTrainer(config)
     run.train()
-    again = Run(replace(config, steps=4200, resume=True))
+    again = RLTrainer(replace(config, steps=4200, resume=True))
     old, new = run.model.replay_buffer, again.model.replay_buffer
     assert new.pos == old.pos > 0
     for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
@@ -244,11 +245,11 @@ def test_a_number_that_is_none_stops_with_step_slot_and_seed() -> None:
         FloatingPointError, match=r"the policy's action .* step 1 of slot 2, which began at start \d+; .* 11 \+ slot"
     ):
         env.step(bad)
-    world, wish = open_world("tworoom-latent", "cpu"), find_wish("tworoom")
+    world, rl_task = open_world("tworoom-latent", "cpu"), find_task("tworoom")
     judged = replace(
-        wish, judge=lambda before, actions, after: (np.where(np.arange(4) == 3, np.nan, 0.0), np.zeros(4, bool))
+        rl_task, judge=lambda before, actions, after: (np.where(np.arange(4) == 3, np.nan, 0.0), np.zeros(4, bool))
     )
-    env = dream_ground(world, judged, wish.starts(8, 0), 4, "features")
+    env = make_imagined_vec_env(world, judged, rl_task.starts(8, 0), 4, "features")
     env.seed(1)
     env.reset()
     with pytest.raises(FloatingPointError, match=r"the world's reward .* step 1 of slot 3"):
@@ -257,13 +258,13 @@ def test_a_number_that_is_none_stops_with_step_slot_and_seed() -> None:
 
 @pytest.mark.parametrize("processes", [False, True])
 def test_the_true_ground_shows_the_same_features_in_one_process_or_several(processes: bool) -> None:
-    world, wish = open_world("tworoom-latent", "cpu"), find_wish("tworoom")
-    env = true_ground(world, wish, 2, "features", processes=processes)
+    world, rl_task = open_world("tworoom-latent", "cpu"), find_task("tworoom")
+    env = make_real_vec_env(world, rl_task, 2, "features", processes=processes)
     try:
         env.seed(9)
         observed = env.reset()
         for i in range(2):
-            alone = FeatureEnv(wish.env(), world.model)
+            alone = FeatureEnv(rl_task.env(), world.model)
             np.testing.assert_allclose(alone.reset(seed=9 + i)[0], observed[i], atol=0.05)
         _, rewards, dones, _ = env.step(np.ones((2, 2), np.float32))
         assert rewards.shape == dones.shape == (2,)
@@ -275,7 +276,7 @@ def test_the_readmes_three_lines_of_python_train(tmp_path: Path) -> None:
     env = ImaginedVecEnv("tworoom", num_envs=8, observation="features")
     model = sb3.PPO("MlpPolicy", env, n_steps=16, batch_size=64, n_epochs=1, device="cpu").learn(128)
     found, _ = evaluate_policy(
-        model, FeatureEnv(find_wish("tworoom", "stay").env(), open_world("tworoom", "cpu").model), 2, warn=False
+        model, FeatureEnv(find_task("tworoom", "stay").env(), open_world("tworoom", "cpu").model), 2, warn=False
     )
     assert found < 0
 
@@ -284,8 +285,8 @@ def test_refreshing_acts_in_truth_trains_the_world_on_and_measures_its_drift(tmp
     config = replace(
         SMALL, steps=12288, refresh=1, refresh_episodes=10, looks=1, data=tmp_path / "nothing", out=tmp_path / "run"
     )
-    curve, _ = reinforce(config)
-    standing = load_standing(tmp_path / "run")
+    curve, _ = train_agent(config)
+    standing = load_progress(tmp_path / "run")
     assert standing is not None
     assert standing.rounds == 1
     assert Path(standing.world).is_dir()

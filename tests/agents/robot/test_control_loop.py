@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neuralsim.agents.heads.chunk_policy import Seen
-from neuralsim.agents.robot.background_worker import NICE, Background
-from neuralsim.agents.robot.control_loop import Outing, RobotLoop, Rules, StopButton
-from neuralsim.agents.robot.episode_recorder import BlackBox
-from neuralsim.agents.robot.interface import Body
-from neuralsim.agents.robot.latency import Latency
-from neuralsim.agents.robot.loop_statistics import Gauges
-from neuralsim.agents.robot.timing import Pacemaker
-from neuralsim.agents.robot.trajectory import Sight, Tape
-from neuralsim.agents.robot.wrappers import DryRobot, PatientRobot
+from neuralsim.agents.heads.chunk_policy import ObservationHistory
+from neuralsim.agents.robot.background_worker import NICE, BackgroundWorker
+from neuralsim.agents.robot.control_loop import ControlLoop, ControlLoopConfig, RobotEpisode, StopButton
+from neuralsim.agents.robot.episode_recorder import EpisodeRecorder
+from neuralsim.agents.robot.interface import RobotInterface
+from neuralsim.agents.robot.latency import LatencyTracker
+from neuralsim.agents.robot.loop_statistics import LoopStatistics
+from neuralsim.agents.robot.timing import FixedRateTimer
+from neuralsim.agents.robot.trajectory import TimedObservation, TrajectoryBuffer
+from neuralsim.agents.robot.wrappers import DryRunRobot, TimeoutRobot
 from neuralsim.data.episode import EpisodeStore
 from neuralsim.envs.pusht.env import PushTRealEnv, pusht_spec
 from neuralsim.envs.pusht.robot import PushTRobot
@@ -117,9 +117,11 @@ class Counting:
 
     def __init__(self, spec: WorldSpec = LINE, chunk: int = 8) -> None:
         self.spec, self.chunk = spec, chunk
-        self.asked: list[tuple[Seen, np.ndarray | None]] = []
+        self.asked: list[tuple[ObservationHistory, np.ndarray | None]] = []
 
-    def propose(self, seen: Seen, seeds: Sequence[int], prefix: np.ndarray | None = None) -> np.ndarray:
+    def predict_action_chunk(
+        self, seen: ObservationHistory, seeds: Sequence[int], prefix: np.ndarray | None = None
+    ) -> np.ndarray:
         self.asked.append((seen, prefix))
         first = int(seen.frames[0, -1, 0, 0, 0])
         actions = np.zeros((1, self.chunk, 2), np.float32)
@@ -152,12 +154,12 @@ class Guarding:
     def limit(self, action: np.ndarray, previous: np.ndarray | None, place: Mapping[str, float] | None) -> np.ndarray:
         return np.clip(action, -self.most, self.most)
 
-    def imagine(self, seen: Seen, chunk: np.ndarray) -> Future:
+    def imagine(self, seen: ObservationHistory, chunk: np.ndarray) -> Future:
         self.imagined.append(chunk)
         no = len(self.imagined) in self.refused
         return Future(Says(not no, ("it would hit the wall",) if no else ()))
 
-    def compare(self, foresight: Any, step: int, seen: Seen) -> Says:
+    def compare(self, foresight: Any, step: int, seen: ObservationHistory) -> Says:
         self.compared.append((len(self.imagined), step))
         no = len(self.imagined) in self.left and step >= 2
         return Says(not no, ("the block is elsewhere",) if no else ())
@@ -175,8 +177,8 @@ class Rig:
         hz = given.pop("hz", 10.0)
         bound = given.pop("bound", 1 << 30)
         spec = self.policy.spec
-        self.pacemaker = Pacemaker(hz, self.clock)
-        self.box = BlackBox(tmp_path / "driven", spec, (), bound)
+        self.pacemaker = FixedRateTimer(hz, self.clock)
+        self.box = EpisodeRecorder(tmp_path / "driven", spec, (), bound)
         self.button, self.told = StopButton(), list[str]()
         aside = (
             None
@@ -184,13 +186,13 @@ class Rig:
             else lambda work, name: Slowly(work, self.clock, seconds if name == "thinker" else lambda: 0)
         )
         watch = given.pop("watch", lambda gauges: None)
-        body = Body(self.robot, spec, self.pacemaker.clock, stale=given.pop("stale", float("inf")))
-        rules = Rules(**{"steps": 40, **given})
-        self.loop = RobotLoop(
+        body = RobotInterface(self.robot, spec, self.pacemaker.clock, stale=given.pop("stale", float("inf")))
+        rules = ControlLoopConfig(**{"steps": 40, **given})
+        self.loop = ControlLoop(
             body, self.policy, self.guard, self.pacemaker, self.box, rules, self.button, self.told.append, watch, aside
         )
 
-    def run(self, episodes: int = 1, begin: Callable[[int], None] | None = None) -> Outing:
+    def run(self, episodes: int = 1, begin: Callable[[int], None] | None = None) -> RobotEpisode:
         try:
             return self.loop.run(episodes, begin)[-1]
         finally:
@@ -198,7 +200,7 @@ class Rig:
             self.box.close(10)
 
     @property
-    def gauges(self) -> Gauges:
+    def gauges(self) -> LoopStatistics:
         return self.loop.gauges
 
     def store(self) -> EpisodeStore:
@@ -215,7 +217,7 @@ def in_real_time(tmp_path: Path, seconds: Callable[[], float], **given: Any) -> 
 
 def test_deadlines_are_absolute_however_long_the_work_takes() -> None:
     clock, rng = FakeClock(), np.random.default_rng(0)
-    pace, alarm = Pacemaker(10, clock), threading.Event()
+    pace, alarm = FixedRateTimer(10, clock), threading.Event()
     came = []
     for _ in range(50):
         came.append(pace.wait(alarm).came)
@@ -226,7 +228,7 @@ def test_deadlines_are_absolute_however_long_the_work_takes() -> None:
 
 def test_a_late_tick_is_counted_and_the_next_one_is_on_time() -> None:
     clock, alarm = FakeClock(), threading.Event()
-    pace = Pacemaker(10, clock)
+    pace = FixedRateTimer(10, clock)
     pace.wait(alarm)
     clock.time += 0.14  # 40 ms after the next deadline
     assert pace.wait(alarm).late == pytest.approx(0.04)
@@ -236,7 +238,7 @@ def test_a_late_tick_is_counted_and_the_next_one_is_on_time() -> None:
 
 def test_after_a_long_stall_ticks_do_not_bunch() -> None:
     clock, alarm = FakeClock(), threading.Event()
-    pace = Pacemaker(10, clock)
+    pace = FixedRateTimer(10, clock)
     came = [pace.wait(alarm).came]
     clock.time += 0.87
     came += [pace.wait(alarm).came for _ in range(5)]
@@ -248,7 +250,7 @@ def test_after_a_long_stall_ticks_do_not_bunch() -> None:
 
 
 def test_waiting_ends_when_the_alarm_is_raised() -> None:
-    pace, alarm = Pacemaker(0.1), threading.Event()
+    pace, alarm = FixedRateTimer(0.1), threading.Event()
     pace.wait(alarm)
     threading.Timer(0.05, alarm.set).start()
     begin = time.monotonic()
@@ -269,7 +271,7 @@ def test_the_prefix_follows_from_latency_and_from_how_old_the_frame_is(tmp_path:
 
 
 def test_no_action_is_done_twice_or_left_out_where_chunks_meet(tmp_path: Path) -> None:
-    rig = in_real_time(tmp_path, lambda: 0.25, policy=Counting(chunk=12), steps=120, execute=6)
+    rig = in_real_time(tmp_path, lambda: 0.25, policy=Counting(chunk=12), steps=120, n_action_steps=6)
     rig.run()
     moves, chunks = (np.round(np.array(rig.robot.sent[:-1]) * 1000).astype(int)).T
     first, second = np.flatnonzero(chunks)[0], np.flatnonzero(chunks == 2)[0]
@@ -296,8 +298,10 @@ def test_what_was_settled_is_what_is_done(tmp_path: Path) -> None:
 
 def test_a_policy_that_changes_its_prefix_is_stopped(tmp_path: Path) -> None:
     class Forgetful(Counting):
-        def propose(self, seen: Seen, seeds: Sequence[int], prefix: np.ndarray | None = None) -> np.ndarray:
-            return super().propose(seen, seeds, None)
+        def predict_action_chunk(
+            self, seen: ObservationHistory, seeds: Sequence[int], prefix: np.ndarray | None = None
+        ) -> np.ndarray:
+            return super().predict_action_chunk(seen, seeds, None)
 
     outing = in_real_time(tmp_path, lambda: 0.15, policy=Forgetful(), robot=LineRobot(behind=1)).run()
     assert "does not begin with" in outing.stopped
@@ -324,7 +328,7 @@ def test_a_plan_from_too_old_a_frame_is_never_begun(tmp_path: Path) -> None:
 
 
 def test_the_first_latency_is_forgotten_for_it_warms_up() -> None:
-    latency = Latency()
+    latency = LatencyTracker()
     latency.add(3.0)
     assert latency.periods(10) == 30
     latency.add(0.11)
@@ -332,7 +336,7 @@ def test_the_first_latency_is_forgotten_for_it_warms_up() -> None:
 
 
 def test_lock_step_asks_at_every_chunks_end_and_sees_each_frame(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, pace="step", steps=24, execute=4)
+    rig = Rig(tmp_path, pace="step", steps=24, n_action_steps=4)
     rig.run()
     assert [int(seen.frames[0, -1, 0, 0, 0]) for seen, _ in rig.policy.asked] == [0, 4, 8, 12, 16, 20]
     assert all(prefix is None for _, prefix in rig.policy.asked)
@@ -344,7 +348,9 @@ def test_lock_step_asks_at_every_chunks_end_and_sees_each_frame(tmp_path: Path) 
 
 def test_lock_step_repeats_itself_to_the_bit(tmp_path: Path) -> None:
     class Chance(Counting):
-        def propose(self, seen: Seen, seeds: Sequence[int], prefix: np.ndarray | None = None) -> np.ndarray:
+        def predict_action_chunk(
+            self, seen: ObservationHistory, seeds: Sequence[int], prefix: np.ndarray | None = None
+        ) -> np.ndarray:
             return np.random.default_rng(seeds[0]).uniform(-1, 1, (1, 8, 2)).astype(np.float32)
 
     def episode(name: str, seed: int) -> Any:
@@ -370,10 +376,12 @@ class Asleep(Counting):
         super().__init__()
         self.woken, self.thinking = threading.Event(), threading.Event()
 
-    def propose(self, seen: Seen, seeds: Sequence[int], prefix: np.ndarray | None = None) -> np.ndarray:
+    def predict_action_chunk(
+        self, seen: ObservationHistory, seeds: Sequence[int], prefix: np.ndarray | None = None
+    ) -> np.ndarray:
         self.thinking.set()
         self.woken.wait(30)
-        return super().propose(seen, seeds, prefix)
+        return super().predict_action_chunk(seen, seeds, prefix)
 
 
 @pytest.mark.parametrize("pace", ["real", "step"])
@@ -419,7 +427,7 @@ def test_a_robot_that_hangs_is_given_up(tmp_path: Path) -> None:
             return super().send_action(action)
 
     robot = Hanging()
-    rig = Rig(tmp_path, robot=PatientRobot(robot, 0.2), pace="step")
+    rig = Rig(tmp_path, robot=TimeoutRobot(robot, 0.2), pace="step")
     begin = time.monotonic()
     outing = rig.run()
     assert "RobotLost" in outing.stopped
@@ -461,15 +469,19 @@ class Breaking(LineRobot):
 
 
 class Failing(Counting):
-    def propose(self, seen: Seen, seeds: Sequence[int], prefix: np.ndarray | None = None) -> np.ndarray:
+    def predict_action_chunk(
+        self, seen: ObservationHistory, seeds: Sequence[int], prefix: np.ndarray | None = None
+    ) -> np.ndarray:
         if len(self.asked) == 3:
             raise RuntimeError("out of memory")
-        return super().propose(seen, seeds, prefix)
+        return super().predict_action_chunk(seen, seeds, prefix)
 
 
 class NotANumber(Counting):
-    def propose(self, seen: Seen, seeds: Sequence[int], prefix: np.ndarray | None = None) -> np.ndarray:
-        return super().propose(seen, seeds, prefix) * (np.nan if len(self.asked) == 3 else 1)
+    def predict_action_chunk(
+        self, seen: ObservationHistory, seeds: Sequence[int], prefix: np.ndarray | None = None
+    ) -> np.ndarray:
+        return super().predict_action_chunk(seen, seeds, prefix) * (np.nan if len(self.asked) == 3 else 1)
 
 
 class Blind(Guarding):
@@ -486,11 +498,11 @@ class Blind(Guarding):
         self._count("limit")
         return super().limit(action, previous, place)
 
-    def imagine(self, seen: Seen, chunk: np.ndarray) -> Future:
+    def imagine(self, seen: ObservationHistory, chunk: np.ndarray) -> Future:
         self._count("imagine")
         return super().imagine(seen, chunk)
 
-    def compare(self, foresight: Any, step: int, seen: Seen) -> Says:
+    def compare(self, foresight: Any, step: int, seen: ObservationHistory) -> Says:
         self._count("compare")
         return super().compare(foresight, step, seen)
 
@@ -583,7 +595,7 @@ def test_actions_that_the_robot_does_not_take_are_sent_again(tmp_path: Path) -> 
 
 def test_a_dry_run_never_sends_and_tells_what_it_would(tmp_path: Path) -> None:
     robot, told = LineRobot(), list[dict[str, Any]]()
-    dry = DryRobot(robot, LINE, told.append)
+    dry = DryRunRobot(robot, LINE, told.append)
     rig = in_real_time(tmp_path, lambda: 0.1, robot=dry, real_actions=False, steps=50)
     outing = rig.run()
     assert robot.sent == []
@@ -675,7 +687,9 @@ def test_a_world_that_never_follows_stops(tmp_path: Path) -> None:
 
 def test_recorded_actions_played_again_give_the_recorded_frames(tmp_path: Path) -> None:
     class Wild(Counting):
-        def propose(self, seen: Seen, seeds: Sequence[int], prefix: np.ndarray | None = None) -> np.ndarray:
+        def predict_action_chunk(
+            self, seen: ObservationHistory, seeds: Sequence[int], prefix: np.ndarray | None = None
+        ) -> np.ndarray:
             actions = np.random.default_rng(seeds[0]).uniform(-1, 1, (1, 8, 2)).astype(np.float32)
             if prefix is not None:
                 actions[:, : prefix.shape[1]] = prefix
@@ -700,9 +714,9 @@ def test_recorded_actions_played_again_give_the_recorded_frames(tmp_path: Path) 
 
 
 def test_where_a_frame_was_lost_the_next_episode_begins() -> None:
-    tape = Tape(LINE)
+    tape = TrajectoryBuffer(LINE)
     for step in (0, 1, 2, 5, 6, 8):
-        tape.see(Sight(step, np.full((8, 8, 3), step, np.uint8), float(step), 0.0))
+        tape.see(TimedObservation(step, np.full((8, 8, 3), step, np.uint8), float(step), 0.0))
     for step in range(9):
         tape.did(step, np.full(2, step / 10, np.float32), {"n": step})
     episodes = tape.episodes({"seed": 1})
@@ -712,9 +726,9 @@ def test_where_a_frame_was_lost_the_next_episode_begins() -> None:
 
 
 def test_frames_that_come_late_or_twice_shift_nothing() -> None:
-    tape = Tape(LINE)
+    tape = TrajectoryBuffer(LINE)
     for step, taken in ((0, 0.0), (2, 2.0), (1, 1.0), (2, 2.0), (1, 0.5), (3, 3.0)):
-        tape.see(Sight(step, np.full((8, 8, 3), 10 * step + int(taken == 0.5), np.uint8), taken, 0.0))
+        tape.see(TimedObservation(step, np.full((8, 8, 3), 10 * step + int(taken == 0.5), np.uint8), taken, 0.0))
     for step in range(3):
         tape.did(step, np.full(2, step / 10, np.float32), {})
     assert tape.newest is not None
@@ -743,7 +757,7 @@ def test_long_runs_reach_the_disk_in_parts_that_do_not_overlap(tmp_path: Path, m
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have a priority of their own on Linux alone")
 def test_background_work_stands_back_for_the_loop() -> None:
     own, bell = os.getpriority(os.PRIO_PROCESS, 0), threading.Event()
-    work: Background[None, int] = Background(lambda _: os.getpriority(os.PRIO_PROCESS, 0), "test", bell)
+    work: BackgroundWorker[None, int] = BackgroundWorker(lambda _: os.getpriority(os.PRIO_PROCESS, 0), "test", bell)
     work.offer(None)
     assert bell.wait(5)
     assert work.take() == min(19, own + NICE)
@@ -758,7 +772,7 @@ def test_background_work_never_makes_the_asker_wait_and_its_errors_arrive() -> N
         time.sleep(0.05)
         return 1 / n
 
-    work: Background[int, float] = Background(halve, "test", bell)
+    work: BackgroundWorker[int, float] = BackgroundWorker(halve, "test", bell)
     begin = time.monotonic()
     work.offer(2)
     assert work.take() is None

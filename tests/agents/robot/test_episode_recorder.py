@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from neuralsim.agents.robot import episode_recorder as module
-from neuralsim.agents.robot.episode_recorder import BlackBox, run_folder
+from neuralsim.agents.robot.episode_recorder import EpisodeRecorder, run_folder
 from neuralsim.data.episode import Episode, EpisodeStore
 from neuralsim.spec import WorldSpec
 
@@ -51,7 +51,7 @@ def wait_for(promise: object, seconds: float = 5.0) -> None:
 
 
 def test_episodes_reach_the_store_with_and_without_actions(tmp_path: Path) -> None:
-    box = BlackBox(tmp_path, SPEC)
+    box = EpisodeRecorder(tmp_path, SPEC)
     box.keep([episode(1), episode(2, acted=False), episode(3)])
     box.keep([])
     box.close()
@@ -68,7 +68,7 @@ def test_keeping_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.
         return add(store, episodes, shard)
 
     monkeypatch.setattr(EpisodeStore, "add", slow)
-    box = BlackBox(tmp_path, SPEC)
+    box = EpisodeRecorder(tmp_path, SPEC)
     begin = time.monotonic()
     for number in range(10):
         box.keep([episode(number)])
@@ -80,7 +80,7 @@ def test_keeping_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_full_disk_is_tried_again_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = Disk(monkeypatch)
-    box = BlackBox(tmp_path, SPEC)
+    box = EpisodeRecorder(tmp_path, SPEC)
     box.keep([episode(1)])
     wait_for(lambda: disk.tried >= 3)
     assert box.trouble == "No space left on device"
@@ -96,7 +96,7 @@ def test_a_disk_that_stays_full_is_told_and_nothing_is_half_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Disk(monkeypatch)
-    box = BlackBox(tmp_path, SPEC)
+    box = EpisodeRecorder(tmp_path, SPEC)
     box.keep([episode(1), episode(2)])
     with pytest.raises(OSError, match="2 of 2 episodes could not be written: No space left"):
         box.close(5)
@@ -108,7 +108,7 @@ def test_a_disk_that_takes_them_at_the_end_gets_them_at_the_end(
 ) -> None:
     disk = Disk(monkeypatch)
     monkeypatch.setattr(module, "RETRY_SECONDS", 60)
-    box = BlackBox(tmp_path, SPEC)
+    box = EpisodeRecorder(tmp_path, SPEC)
     box.keep([episode(1)])
     wait_for(lambda: disk.tried >= 1)
     disk.full = False
@@ -118,7 +118,7 @@ def test_a_disk_that_takes_them_at_the_end_gets_them_at_the_end(
 
 def test_the_box_says_when_more_waits_than_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = Disk(monkeypatch)
-    box = BlackBox(tmp_path, SPEC, bound=3 * episode(1).frames.nbytes)
+    box = EpisodeRecorder(tmp_path, SPEC, bound=3 * episode(1).frames.nbytes)
     for number in range(3):
         box.keep([episode(number)])
     assert not box.full
@@ -130,9 +130,9 @@ def test_the_box_says_when_more_waits_than_may(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_store_of_another_world_is_refused_before_driving(tmp_path: Path) -> None:
-    BlackBox(tmp_path, SPEC).close()
+    EpisodeRecorder(tmp_path, SPEC).close()
     with pytest.raises(ValueError, match="choose another folder"):
-        BlackBox(tmp_path, WorldSpec("other", 8, 8, ("x",), ("mm",), (10.0,), 10.0, 3))
+        EpisodeRecorder(tmp_path, WorldSpec("other", 8, 8, ("x",), ("mm",), (10.0,), 10.0, 3))
 
 
 def test_every_run_has_a_folder_of_its_own(tmp_path: Path) -> None:

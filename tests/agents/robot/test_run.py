@@ -20,14 +20,14 @@ import numpy as np
 import pytest
 
 from neuralsim import cli
-from neuralsim.agents.collection.collect import Collect, collect
-from neuralsim.agents.heads.chunk_policy import Seen
-from neuralsim.agents.robot.emergency_stop import StopKey
-from neuralsim.agents.robot.run import Drive, Driven, drive
+from neuralsim.agents.collection.collect import CollectConfig, collect
+from neuralsim.agents.heads.chunk_policy import ObservationHistory
+from neuralsim.agents.robot.emergency_stop import EmergencyStopKey
+from neuralsim.agents.robot.run import DriveConfig, Driven, drive
 from neuralsim.data.episode import Episode, EpisodeStore, JoinedStore, WindowSampler
 from neuralsim.envs.pusht.env import GOAL_POSE, PushTRealEnv
 from neuralsim.envs.pusht.robot import PushTRobot
-from neuralsim.envs.pusht.robot_server import RobotProcess, RobotSim
+from neuralsim.envs.pusht.robot_server import RobotProcess, RobotSimConfig
 from neuralsim.envs.robots.faults import Faults
 from neuralsim.pretrained.world import World
 
@@ -42,7 +42,9 @@ class Wander:
     def __init__(self, world: World) -> None:
         self.spec = world.spec
 
-    def propose(self, seen: Seen, seeds: Sequence[int], prefix: np.ndarray | None = None) -> np.ndarray:
+    def predict_action_chunk(
+        self, seen: ObservationHistory, seeds: Sequence[int], prefix: np.ndarray | None = None
+    ) -> np.ndarray:
         actions = np.stack([np.random.default_rng(s).uniform(-0.5, 0.5, (8, 2)) for s in seeds]).astype(np.float32)
         if prefix is not None:
             actions[:, : prefix.shape[1]] = prefix
@@ -95,7 +97,7 @@ def driven(tmp_path: Path, **given: Any) -> tuple[Driven, EpisodeStore]:
         "steps": 20,
     }
     config |= given
-    result = drive(Drive(**config), say=lambda text: None)
+    result = drive(DriveConfig(**config), say=lambda text: None)
     return result, EpisodeStore(config["out"])
 
 
@@ -198,7 +200,7 @@ def test_a_robot_with_delays_is_driven_at_its_rate_and_recorded_in_line(tmp_path
 
 
 def test_a_robot_process_that_dies_ends_the_run_and_what_was_driven_is_kept(tmp_path: Path) -> None:
-    with RobotProcess(RobotSim(port=0, truth=True)) as process:
+    with RobotProcess(RobotSimConfig(port=0, truth=True)) as process:
         threading.Timer(4.0, process.kill).start()
         begin = time.monotonic()
         result, store = driven(tmp_path, robot=process.address, live=True, steps=10_000)
@@ -224,7 +226,7 @@ def test_a_served_policy_drives(tmp_path: Path) -> None:
 
 def test_recordings_are_read_with_collections_of_the_same_world(tmp_path: Path) -> None:
     store = tmp_path / "collected"
-    for _ in collect(Collect(out=store, episodes=2, steps=10, workers=1)):
+    for _ in collect(CollectConfig(out=store, episodes=2, steps=10, workers=1)):
         pass
     _, mine = driven(tmp_path, live=True, pace="step", episodes=2)
     assert mine.info.spec == EpisodeStore(store).info.spec
@@ -237,11 +239,11 @@ def test_recordings_are_read_with_collections_of_the_same_world(tmp_path: Path) 
 
 
 def test_recordings_train_a_world(tmp_path: Path) -> None:
-    from neuralsim.training.recipes import Train
+    from neuralsim.training.recipes import TrainConfig
     from neuralsim.training.trainer import Trainer
 
     driven(tmp_path, live=True, pace="step", episodes=20, steps=12, check=False)
-    trainer = Trainer(Train(data=tmp_path / "driven", size="tiny", effort=0.01, threads=1, out=tmp_path / "run"))
+    trainer = Trainer(TrainConfig(data=tmp_path / "driven", size="tiny", effort=0.01, threads=1, out=tmp_path / "run"))
     assert len(trainer.store) == 20
     assert len(trainer.store.split(held_out=True)) == 1
 
@@ -296,7 +298,7 @@ def test_space_and_escape_are_the_emergency_stop(typed: bytes, stops: bool) -> N
     ours, theirs = pty.openpty()
     pressed = threading.Event()
     try:
-        with StopKey(pressed.set, theirs) as key:
+        with EmergencyStopKey(pressed.set, theirs) as key:
             assert key.listening
             os.write(ours, typed)
             assert pressed.wait(2 if stops else 0.3) == stops
@@ -307,7 +309,7 @@ def test_space_and_escape_are_the_emergency_stop(typed: bytes, stops: bool) -> N
 
 def test_without_a_terminal_there_is_no_stop_key_and_no_error() -> None:
     read, write = os.pipe()
-    with StopKey(lambda: None, read) as key:
+    with EmergencyStopKey(lambda: None, read) as key:
         assert not key.listening
     os.close(read)
     os.close(write)
@@ -326,7 +328,7 @@ def test_without_a_terminal_there_is_no_stop_key_and_no_error() -> None:
         ({"world": "tworoom-latent"}, "simulated robot for world 'pusht' alone"),
         ({"steps": 0}, "--steps: expected 1 or more"),
         ({"hz": 0.0}, "--hz: expected more than 0"),
-        ({"execute": 9}, "--execute: expected 1 to 8"),
+        ({"n_action_steps": 9}, "--n-action-steps: expected 1 to 8"),
         ({"camera": "wrist", "pace": "step"}, "none called 'wrist'"),
     ],
 )

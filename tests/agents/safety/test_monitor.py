@@ -13,14 +13,14 @@ import pytest
 import torch
 from hypothesis import given
 
-from neuralsim.agents.heads.chunk_policy import Seen
+from neuralsim.agents.heads.chunk_policy import ObservationHistory
 from neuralsim.agents.safety import evaluate as safety_trial
-from neuralsim.agents.safety.anomaly_detector import Evidence, Mismatch, Watched, Yard
-from neuralsim.agents.safety.evaluate import Places, Safety, calibrate, inject, try_safety, watch
+from neuralsim.agents.safety.anomaly_detector import AnomalyDetector, AnomalyScores, NormalizedDistance, Watched
+from neuralsim.agents.safety.evaluate import Places, SafetyConfig, calibrate, inject, measure_safety, watch
 from neuralsim.agents.safety.fault_injection import Fault, push_block, pusht_faults
 from neuralsim.agents.safety.limits import Limits, keep_limits, pusht_limits
 from neuralsim.agents.safety.monitor import Rule, SafetyMonitor
-from neuralsim.agents.safety.transition_classifier import CLIP, Steps, Witness
+from neuralsim.agents.safety.transition_classifier import CLIP, TransitionClassifier, Transitions
 from neuralsim.data.episode import EpisodeStore
 from neuralsim.envs.pusht.env import PushTRealEnv, block_inside, pusht_spec
 from neuralsim.models.video_wam import VideoWAM
@@ -129,18 +129,20 @@ def compact() -> World:
 
 
 @pytest.fixture(scope="module")
-def begin() -> Seen:
+def begin() -> ObservationHistory:
     """The pusher at (100, 256), the block far to the right."""
     env = PushTRealEnv()
     frame, _ = env.reset(options={"state": [100, 256, 380, 200, 0]})
     env.close()
-    return Seen.first(frame[None], pusht_spec(context=1))
+    return ObservationHistory.first(frame[None], pusht_spec(context=1))
 
 
 RIGHT = np.tile(np.array([[0.5, 0.0]], np.float32), (8, 1))
 
 
-def test_a_chunk_that_leaves_the_allowed_region_is_refused_and_told_where(compact: World, begin: Seen) -> None:
+def test_a_chunk_that_leaves_the_allowed_region_is_refused_and_told_where(
+    compact: World, begin: ObservationHistory
+) -> None:
     monitor = SafetyMonitor(compact, replace(pusht_limits(), region={"pusher_x": (40, 150)}))
     verdict = monitor.imagine(begin, RIGHT).verdict
     assert not verdict.allowed
@@ -149,7 +151,7 @@ def test_a_chunk_that_leaves_the_allowed_region_is_refused_and_told_where(compac
     assert monitor.imagine(begin, -RIGHT / 5).verdict.allowed
 
 
-def test_a_chunk_that_breaks_a_rule_is_refused_by_the_rules_name(compact: World, begin: Seen) -> None:
+def test_a_chunk_that_breaks_a_rule_is_refused_by_the_rules_name(compact: World, begin: ObservationHistory) -> None:
     def stays_left(view: View) -> torch.Tensor:
         return view.world_state[:, 0] < 150
 
@@ -161,21 +163,21 @@ def test_a_chunk_that_breaks_a_rule_is_refused_by_the_rules_name(compact: World,
     assert monitor.imagine(begin, -RIGHT / 5).verdict.allowed
 
 
-def test_a_rule_that_answers_nonsense_is_named(compact: World, begin: Seen) -> None:
+def test_a_rule_that_answers_nonsense_is_named(compact: World, begin: ObservationHistory) -> None:
     monitor = SafetyMonitor(compact, Limits(), (Rule("odd", lambda view: True),))
     with pytest.raises(ValueError, match="'odd'"):
         monitor.imagine(begin, RIGHT)
 
 
-def test_a_chunk_whose_end_the_model_does_not_know_is_refused(compact: World, begin: Seen) -> None:
+def test_a_chunk_whose_end_the_model_does_not_know_is_refused(compact: World, begin: ObservationHistory) -> None:
     assert SafetyMonitor(compact, Limits()).imagine(begin, RIGHT).verdict.allowed
     noise = np.random.default_rng(0).integers(0, 256, begin.frames.shape).astype(np.uint8)
-    verdict = SafetyMonitor(compact, Limits()).imagine(Seen(noise, begin.actions), RIGHT).verdict
+    verdict = SafetyMonitor(compact, Limits()).imagine(ObservationHistory(noise, begin.actions), RIGHT).verdict
     assert not verdict.allowed
     assert "does not know" in verdict.reasons[0]
 
 
-def test_what_is_imagined_is_what_the_limits_let_through(compact: World, begin: Seen) -> None:
+def test_what_is_imagined_is_what_the_limits_let_through(compact: World, begin: ObservationHistory) -> None:
     slow = SafetyMonitor(compact, Limits(share=0.25, change=0.1))
     sent = slow.imagine(begin, 2 * RIGHT).actions
     assert np.allclose(sent[:, 0], [0.1, 0.2, *[0.25] * 6])
@@ -188,7 +190,7 @@ def test_states_that_the_model_does_not_tell_cannot_be_limited(compact: World) -
 
 def test_a_video_world_watches_too(tiny_model: VideoWAM) -> None:
     env = PushTRealEnv()
-    seen = Seen.first(env.reset(seed=1)[0][None], tiny_model.spec)
+    seen = ObservationHistory.first(env.reset(seed=1)[0][None], tiny_model.spec)
     monitor = SafetyMonitor(World(tiny_model), pusht_limits())
     foresight = monitor.imagine(seen, RIGHT)
     assert foresight.dream.features.shape == (1, 9, tiny_model.feature_size)
@@ -204,13 +206,13 @@ def test_a_video_world_watches_too(tiny_model: VideoWAM) -> None:
 
 
 @pytest.fixture(scope="module")
-def usual() -> Mismatch:
+def usual() -> AnomalyDetector:
     """Thresholds of residuals that are standard normals times the step."""
     rng = np.random.default_rng(0)
     n, k, d = 2000, 8, 4
     imagined = np.zeros((n, k + 1, d))
     seen = imagined + rng.normal(size=(n, k + 1, d)) * np.arange(k + 1)[:, None] * 0.1
-    return Mismatch.fit(watched(seen))
+    return AnomalyDetector.fit(watched(seen))
 
 
 def watched(seen: np.ndarray) -> Watched:
@@ -219,12 +221,12 @@ def watched(seen: np.ndarray) -> Watched:
     return Watched(seen, 0 * seen, flat, 0 * flat, np.zeros((len(seen), seen.shape[1] - 1), bool))
 
 
-def found(usual: Mismatch, seen: np.ndarray) -> dict[str, np.ndarray]:
+def found(usual: AnomalyDetector, seen: np.ndarray) -> dict[str, np.ndarray]:
     evidence = usual.evidence(watched(seen[None]))
-    return {n: (getattr(evidence, n) > usual.limit(n))[0] for n in Evidence.NAMES}
+    return {n: (getattr(evidence, n) > usual.limit(n))[0] for n in AnomalyScores.NAMES}
 
 
-def test_slow_growth_is_noticed_in_two_frames_in_a_row_and_not_in_one(usual: Mismatch) -> None:
+def test_slow_growth_is_noticed_in_two_frames_in_a_row_and_not_in_one(usual: AnomalyDetector) -> None:
     drift = np.linspace(0, 1, 9)[:, None] * np.full(4, 8.0)
     told = found(usual, drift)["grown"]
     assert not told[0]
@@ -234,13 +236,13 @@ def test_slow_growth_is_noticed_in_two_frames_in_a_row_and_not_in_one(usual: Mis
     assert not found(usual, once)["grown"].any()
 
 
-def test_a_jump_is_noticed_at_once(usual: Mismatch) -> None:
+def test_a_jump_is_noticed_at_once(usual: AnomalyDetector) -> None:
     jump = np.zeros((9, 4))
     jump[4:] = 6.0
     assert np.flatnonzero(found(usual, jump)["jumped"])[0] == 3
 
 
-def test_calibration_lets_through_all_but_the_share_asked_for(usual: Mismatch) -> None:
+def test_calibration_lets_through_all_but_the_share_asked_for(usual: AnomalyDetector) -> None:
     rng = np.random.default_rng(1)
     seen = rng.normal(size=(4000, 9, 4)) * np.arange(9)[:, None] * 0.1
     assert 0.0002 < usual.exceeded(usual.evidence(watched(seen))).any(1).mean() < 0.01
@@ -249,7 +251,7 @@ def test_calibration_lets_through_all_but_the_share_asked_for(usual: Mismatch) -
 def test_more_doubt_allows_more() -> None:
     rng = np.random.default_rng(2)
     doubts = rng.uniform(0.5, 2, (3000, 3))
-    yard = Yard.fit(rng.normal(size=(3000, 3, 2)) * doubts[..., None], doubts)
+    yard = NormalizedDistance.fit(rng.normal(size=(3000, 3, 2)) * doubts[..., None], doubts)
     residual = np.ones((1, 3, 2))
     steps = np.arange(1, 4)
     sure, unsure = (yard.distance(residual, np.full((1, 3), u), steps) for u in (0.6, 1.9))
@@ -259,7 +261,7 @@ def test_more_doubt_allows_more() -> None:
 # -- the witness -------------------------------------------------------------------------------------------------------
 
 
-def some_steps(n: int, seed: int) -> Steps:
+def some_steps(n: int, seed: int) -> Transitions:
     """An arm that goes where it is told, and a box that lies still where the first feature is below 0 and hops about elsewhere; beside
     both the angle of a lid, which turns at will."""
     rng = np.random.default_rng(seed)
@@ -270,15 +272,15 @@ def some_steps(n: int, seed: int) -> Steps:
     hops = np.where(before[:, 0] < 0, 0.3, 20.0) * rng.normal(size=n)
     seen = would + np.stack([0.3 * rng.normal(size=n), hops, rng.normal(size=n)], 1)
     seen[:, 2] = (seen[:, 2] + np.pi) % (2 * np.pi) - np.pi
-    return Steps(before, before + 0.1, actions, was, would, seen, np.full(n, 0.1), np.zeros(n, bool))
+    return Transitions(before, before + 0.1, actions, was, would, seen, np.full(n, 0.1), np.zeros(n, bool))
 
 
 @pytest.fixture(scope="module")
-def witness() -> Witness:
-    return Witness.fit(("arm_x", "box_x", "lid_angle"), some_steps(4000, 0))
+def witness() -> TransitionClassifier:
+    return TransitionClassifier.fit(("arm_x", "box_x", "lid_angle"), some_steps(4000, 0))
 
 
-def test_what_is_glaring_where_nothing_moves_is_usual_where_things_hop(witness: Witness) -> None:
+def test_what_is_glaring_where_nothing_moves_is_usual_where_things_hop(witness: TransitionClassifier) -> None:
     steps = some_steps(2000, 1)
     assert witness.faults == ("arm", "box", "lid", "all")
     still = steps.before[:, 0] < -0.2
@@ -292,14 +294,14 @@ def test_what_is_glaring_where_nothing_moves_is_usual_where_things_hop(witness: 
     assert np.quantile(witness.odds(steps)[:, 0], 0.95) < -1
 
 
-def test_that_nothing_moved_is_told_where_something_should_have(witness: Witness) -> None:
+def test_that_nothing_moved_is_told_where_something_should_have(witness: TransitionClassifier) -> None:
     steps = some_steps(2000, 2)
     frozen = witness.odds(replace(steps, seen=steps.was, same=~steps.same))[:, 3]
     assert np.median(frozen[np.abs(steps.actions[:, 0]) > 0.5]) > 2
     assert np.median(witness.odds(steps)[:, 3]) < -2
 
 
-def test_a_small_fault_that_stays_adds_up_and_one_outlier_does_not(witness: Witness) -> None:
+def test_a_small_fault_that_stays_adds_up_and_one_outlier_does_not(witness: TransitionClassifier) -> None:
     steps = some_steps(1200, 3)
     small = replace(steps, seen=steps.seen + np.array([4.0, 0, 0])).map(lambda x: x.reshape(200, 6, *x.shape[1:]))
     sums = witness.sums(small)
@@ -332,8 +334,8 @@ def test_frame_by_frame_and_in_batches_the_answers_are_the_same(watching: tuple[
     mismatch = monitor.mismatch
     assert mismatch is not None
     expected = mismatch.exceeded(mismatch.evidence(watch(monitor, frames[None], scene.actions[None], 8)))[0]
-    foresight = monitor.imagine(Seen.first(frames[:1], pusht_spec()), scene.actions)
-    seen = Seen.first(frames[:1], pusht_spec())
+    foresight = monitor.imagine(ObservationHistory.first(frames[:1], pusht_spec()), scene.actions)
+    seen = ObservationHistory.first(frames[:1], pusht_spec())
     told = []
     for step in range(1, 9):
         seen = seen.then(scene.actions[step - 1 : step], frames[step : step + 1], 4)
@@ -345,12 +347,12 @@ def test_frame_by_frame_and_in_batches_the_answers_are_the_same(watching: tuple[
 def test_a_frame_without_the_one_before_is_held_against_the_dream_too(watching: tuple[SafetyMonitor, Places]) -> None:
     monitor, places = watching
     scene = places.scene(3, 0, 8)
-    foresight = monitor.imagine(Seen.first(scene.frames[:1], pusht_spec()), scene.actions)
-    assert monitor.compare(foresight, 3, Seen.first(scene.frames[3:4], pusht_spec())).allowed
+    foresight = monitor.imagine(ObservationHistory.first(scene.frames[:1], pusht_spec()), scene.actions)
+    assert monitor.compare(foresight, 3, ObservationHistory.first(scene.frames[3:4], pusht_spec())).allowed
     mirrored = np.ascontiguousarray(scene.frames[3:4, :, ::-1])
-    assert not monitor.compare(foresight, 3, Seen.first(mirrored, pusht_spec())).allowed
+    assert not monitor.compare(foresight, 3, ObservationHistory.first(mirrored, pusht_spec())).allowed
     with pytest.raises(ValueError, match="0 to 8"):
-        monitor.compare(foresight, 9, Seen.first(mirrored, pusht_spec()))
+        monitor.compare(foresight, 9, ObservationHistory.first(mirrored, pusht_spec()))
 
 
 def test_faults_that_nobody_could_miss_are_noticed_in_nearly_every_chunk(
@@ -360,7 +362,7 @@ def test_faults_that_nobody_could_miss_are_noticed_in_nearly_every_chunk(
     other = np.zeros((1, 64, 64, 3), np.uint8)
     for fault in pusht_faults(other, other):
         if fault.name in ("pushed-40", "mirrored", "other-world"):
-            caught = inject(monitor, fault, places, Safety(chunks=12), lambda n: None)
+            caught = inject(monitor, fault, places, SafetyConfig(chunks=12), lambda n: None)
             assert caught.within(8).value >= 0.9, fault.name
 
 
@@ -424,7 +426,7 @@ def test_a_calibration_comes_back_from_its_folder_and_only_for_its_weights(
         assert np.array_equal(read_bias, bias)
     body = json.loads((folder / "safety.json").read_text())
     (folder / "safety.json").write_text(json.dumps(body | {"weights": "0" * 64}))
-    assert Mismatch.load(folder, 24) is None
+    assert AnomalyDetector.load(folder, 24) is None
 
 
 @pytest.mark.parametrize(
@@ -449,7 +451,7 @@ def test_a_damaged_calibration_is_refused_by_name(
     path = mismatch.save(folder)
     path.write_text(json.dumps(damage(json.loads(path.read_text()))))  # type: ignore[operator]
     with pytest.raises(ValueError, match=r"safety\.json"):
-        Mismatch.load(folder, 24)
+        AnomalyDetector.load(folder, 24)
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
@@ -458,14 +460,14 @@ def test_a_damaged_calibration_is_refused_by_name(
 def test_the_trial_tells_a_row_for_every_fault_and_keeps_its_thresholds_where_asked(
     folder: Path, store: Path, tmp_path: Path
 ) -> None:
-    config = Safety(model=str(folder), chunks=3, data=store, out=tmp_path / "out", calibrate=True)
-    report, files = try_safety(config)
+    config = SafetyConfig(model=str(folder), chunks=3, data=store, out=tmp_path / "out", calibrate=True)
+    report, files = measure_safety(config)
     assert {f.name for f in files} == {"safety.json", "safety.png"}
-    assert Mismatch.load(open_world(folder, "cpu").folder or folder, 24) is not None  # its manifest fits
+    assert AnomalyDetector.load(open_world(folder, "cpu").folder or folder, 24) is not None  # its manifest fits
     for name in ("pushed-20", "mirrored", "offset", "frozen"):
         assert report[f"caught-{name}"].n is not None
     assert report["false-alarms"].n == 12
-    again, _ = try_safety(replace(config, calibrate=False))
+    again, _ = measure_safety(replace(config, calibrate=False))
     assert again["caught"].value == report["caught"].value
     assert report["caught-in-chunk"].value <= report["caught"].value
     assert again.circumstances["calibrated"] == "before"
@@ -474,7 +476,7 @@ def test_the_trial_tells_a_row_for_every_fault_and_keeps_its_thresholds_where_as
 def test_a_trial_that_was_stopped_goes_on_where_it_stopped(
     folder: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = Safety(model=str(folder), chunks=2, data=store, out=tmp_path / "out", calibrate=True)
+    config = SafetyConfig(model=str(folder), chunks=2, data=store, out=tmp_path / "out", calibrate=True)
     whole, tried = safety_trial.inject, []
 
     def stops(monitor: SafetyMonitor, fault: Fault, *rest: object) -> object:
@@ -485,16 +487,16 @@ def test_a_trial_that_was_stopped_goes_on_where_it_stopped(
 
     monkeypatch.setattr(safety_trial, "inject", stops)
     with pytest.raises(KeyboardInterrupt):
-        try_safety(config)
+        measure_safety(config)
     before = (folder / "safety.json").stat().st_mtime_ns
-    report, _ = try_safety(config)
+    report, _ = measure_safety(config)
     assert len(tried) == len(set(tried)) + 1 == 12
     assert (folder / "safety.json").stat().st_mtime_ns == before
     assert not list(config.out.glob("*.jsonl"))
-    again, _ = try_safety(replace(config, calibrate=False))
+    again, _ = measure_safety(replace(config, calibrate=False))
     assert [row.value for row in again.rows if row.n] == [row.value for row in report.rows if row.n]
 
 
 def test_a_world_without_known_faults_is_refused() -> None:
     with pytest.raises(ValueError, match="tworoom"):
-        Safety(world="tworoom")
+        SafetyConfig(world="tworoom")

@@ -26,10 +26,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from neuralsim.action_units import from_units, to_units
-from neuralsim.agents.heads.chunk_policy import Seen
-from neuralsim.agents.serving.client import RemotePolicy
-from neuralsim.agents.serving.protocol import Manner
-from neuralsim.agents.serving.serve import Serve, serve
+from neuralsim.agents.heads.chunk_policy import ObservationHistory
+from neuralsim.agents.serving.client import PolicyClient
+from neuralsim.agents.serving.protocol import ProtocolOptions
+from neuralsim.agents.serving.serve import ServeConfig, serve
 from neuralsim.agents.serving.server import Listening, PolicyServer
 from neuralsim.envs.pusht.env import pusht_spec
 from neuralsim.envs.robots.wire import pack, unpack
@@ -53,7 +53,9 @@ class MeanColour:
     held: bool = False
     delay: float = 0.0
 
-    def propose(self, seen: Seen, seeds: Sequence[int], prefix: np.ndarray | None = None) -> np.ndarray:
+    def predict_action_chunk(
+        self, seen: ObservationHistory, seeds: Sequence[int], prefix: np.ndarray | None = None
+    ) -> np.ndarray:
         self.rows.append(len(seen))
         time.sleep(self.delay)
         if self.held:
@@ -81,7 +83,9 @@ class Dreamer:
         return self.model.spec
 
     @torch.no_grad()
-    def propose(self, seen: Seen, seeds: Sequence[int], prefix: np.ndarray | None = None) -> np.ndarray:
+    def predict_action_chunk(
+        self, seen: ObservationHistory, seeds: Sequence[int], prefix: np.ndarray | None = None
+    ) -> np.ndarray:
         state = self.model.encode(torch.from_numpy(seen.frames.copy()), torch.from_numpy(seen.actions.copy()))
         plans = np.stack([np.random.default_rng(s).uniform(-1, 1, (4, self.chunk, 2)) for s in seeds]).astype(
             np.float32
@@ -104,8 +108,8 @@ def frame(seed: int = 0, height: int = SPEC.height, width: int = SPEC.width) -> 
 def answer_to(policy: Any, *frames: np.ndarray, actions: np.ndarray | None = None, seed: int = 0) -> np.ndarray:
     """What ``policy`` itself says, in the world's units."""
     done = np.zeros((0, 2), np.float32) if actions is None else actions
-    seen = Seen(np.stack(frames)[None], done[None])
-    return to_units(policy.spec, policy.propose(seen, [seed])[0])
+    seen = ObservationHistory(np.stack(frames)[None], done[None])
+    return to_units(policy.spec, policy.predict_action_chunk(seen, [seed])[0])
 
 
 @pytest.fixture
@@ -178,11 +182,11 @@ def test_the_first_words_tell_both_dialects_what_is_served(server: PolicyServer)
 
 
 def test_actions_come_in_the_worlds_units_or_normalized_on_request(policy: MeanColour) -> None:
-    own = policy.propose(Seen.first(frame()[None], SPEC), [0])[0]
+    own = policy.predict_action_chunk(ObservationHistory.first(frame()[None], SPEC), [0])[0]
     with PolicyServer(policy, ANYWHERE) as server:
         physical = openpi(server).infer({"image": frame()})["actions"]
         asked = openpi(server).infer({"image": frame(), "normalized": True})["actions"]
-    with PolicyServer(policy, ANYWHERE, Manner(normalized=True)) as server:
+    with PolicyServer(policy, ANYWHERE, ProtocolOptions(normalized=True)) as server:
         client = openpi(server)
         always = client.infer({"image": frame()})["actions"]
         assert client.get_server_metadata()["action_space"] == "normalized"
@@ -221,7 +225,7 @@ def test_units_go_there_and_back_and_beyond_the_limits_no_further() -> None:
     ids=lambda o: "+".join(f"{k}{np.shape(v)}" for k, v in o.items()),
 )
 def test_images_are_taken_under_the_fields_names_in_any_size_and_layout(policy: MeanColour, observation: Any) -> None:
-    with PolicyServer(policy, ANYWHERE, Manner(image_key="mine")) as server:
+    with PolicyServer(policy, ANYWHERE, ProtocolOptions(image_key="mine")) as server:
         assert np.array_equal(openpi(server).infer(observation)["actions"], answer_to(policy, frame()))
 
 
@@ -230,7 +234,7 @@ def test_images_of_another_aspect_are_stretched_or_padded(policy: MeanColour) ->
     padded = np.zeros(SPEC.frame_shape, np.uint8)
     padded[16:48] = 200
     for fit, seen in (("stretch", np.full(SPEC.frame_shape, 200, np.uint8)), ("pad", padded)):
-        with PolicyServer(policy, ANYWHERE, Manner(fit=fit)) as server:
+        with PolicyServer(policy, ANYWHERE, ProtocolOptions(fit=fit)) as server:
             assert np.allclose(openpi(server).infer({"image": wide})["actions"], answer_to(policy, seen), atol=1e-5)
 
 
@@ -266,7 +270,7 @@ def test_strict_roboarena_clients_are_told_their_six_fields_alone(policy: MeanCo
             "action_space",
         ],
     )
-    with PolicyServer(policy, ANYWHERE, Manner(announce="roboarena")) as server:
+    with PolicyServer(policy, ANYWHERE, ProtocolOptions(announce="roboarena")) as server:
         assert six(**openpi(server).get_server_metadata()).n_external_cameras == 1
 
 
@@ -294,7 +298,7 @@ def one_of(policy: MeanColour, seeds: list[int], done: np.ndarray) -> np.ndarray
     """What the policy says of these frames and what was done between them, in the world's own actions."""
     length = min(len(seeds), SPEC.context)
     frames = np.stack([frame(seed) for seed in seeds[-length:]])
-    return policy.propose(Seen(frames[None], done[None, len(done) - (length - 1) :]), [7])[0]
+    return policy.predict_action_chunk(ObservationHistory(frames[None], done[None, len(done) - (length - 1) :]), [7])[0]
 
 
 def test_a_done_action_counts_in_the_worlds_units(server: PolicyServer, policy: MeanColour) -> None:
@@ -508,7 +512,7 @@ def test_the_server_stops_at_once_though_the_policy_is_at_work(policy: MeanColou
 
 
 def test_a_policy_that_says_nan_sends_no_robot_a_nan(server: PolicyServer, policy: MeanColour) -> None:
-    policy.propose = lambda seen, seeds, prefix=None: np.full((len(seen), 6, 2), np.nan)  # type: ignore[method-assign]
+    policy.predict_action_chunk = lambda seen, seeds, prefix=None: np.full((len(seen), 6, 2), np.nan)  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="the policy's actions: expected finite numbers"):
         openpi(server).infer({"image": frame()})
 
@@ -529,10 +533,10 @@ def test_without_the_key_nobody_comes_in(policy: MeanColour) -> None:
                 openpi(server, wrong)
             assert refused.value.response.status_code == 401
             with pytest.raises(PermissionError, match="wants another api_key"):
-                RemotePolicy(server.uri, wrong)
+                PolicyClient(server.uri, wrong)
         with urllib.request.urlopen(f"http://127.0.0.1:{server.listening.port}/healthz", timeout=5) as reply:
             assert reply.status == 200
-        with RemotePolicy(server.uri, "sesame") as remote:
+        with PolicyClient(server.uri, "sesame") as remote:
             assert remote.spec == SPEC
 
 
@@ -557,13 +561,13 @@ def test_one_client_too_many_is_turned_away_until_another_leaves(policy: MeanCol
 def test_other_machines_are_served_only_with_a_key_or_by_decision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NEURALSIM_API_KEY", raising=False)
     with pytest.raises(ValueError, match=r"other machines could reach it; give --api-key .* or --open"):
-        _ = Serve(host="0.0.0.0").listening
-    assert Serve(host="0.0.0.0", open=True).listening.key is None
-    assert Serve(host="0.0.0.0", api_key="k").listening.key == "k"
+        _ = ServeConfig(host="0.0.0.0").listening
+    assert ServeConfig(host="0.0.0.0", open=True).listening.key is None
+    assert ServeConfig(host="0.0.0.0", api_key="k").listening.key == "k"
     for host in ("127.0.0.1", "localhost", "::1", "127.8.8.8"):
-        assert Serve(host=host).listening.key is None
+        assert ServeConfig(host=host).listening.key is None
     monkeypatch.setenv("NEURALSIM_API_KEY", "hidden")
-    assert Serve(host="0.0.0.0").listening.key == "hidden"
+    assert ServeConfig(host="0.0.0.0").listening.key == "hidden"
 
 
 # -- our own client ----------------------------------------------------------------------------------------------------------------
@@ -573,15 +577,19 @@ def test_a_remote_policy_answers_as_the_policy_itself(server: PolicyServer, poli
     frames = np.stack([[frame(10 * i + j) for j in range(3)] for i in range(4)])
     done = np.random.default_rng(0).uniform(-1, 1, (4, 2, 2)).astype(np.float32)
     prefix = np.random.default_rng(1).uniform(-1, 1, (4, 2, 2)).astype(np.float32)
-    with RemotePolicy(server.uri) as remote:
+    with PolicyClient(server.uri) as remote:
         assert (remote.spec, remote.chunk) == (policy.spec, policy.chunk)
-        for seen in (Seen.first(frames[:, 0], SPEC), Seen(frames, done), Seen(frames[:1], done[:1])):
+        for seen in (
+            ObservationHistory.first(frames[:, 0], SPEC),
+            ObservationHistory(frames, done),
+            ObservationHistory(frames[:1], done[:1]),
+        ):
             for fixed in (None, prefix[: len(seen)]):
                 seeds = list(range(3, 3 + len(seen)))
-                here = policy.propose(seen, seeds, fixed)
-                assert np.allclose(remote.propose(seen, seeds, fixed), here, atol=1e-6)
+                here = policy.predict_action_chunk(seen, seeds, fixed)
+                assert np.allclose(remote.predict_action_chunk(seen, seeds, fixed), here, atol=1e-6)
                 if fixed is not None:
-                    assert np.array_equal(remote.propose(seen, seeds, fixed)[:, :2], fixed)
+                    assert np.array_equal(remote.predict_action_chunk(seen, seeds, fixed)[:, :2], fixed)
 
 
 def test_the_compact_world_acts_over_the_wire_as_it_does_here() -> None:
@@ -590,45 +598,53 @@ def test_the_compact_world_acts_over_the_wire_as_it_does_here() -> None:
     assert world.starts is not None
     policy = Dreamer(world.model)
     starts, context = world.starts, policy.spec.context
-    seen = Seen(starts.frames[:3, -context:], starts.actions[:3, starts.actions.shape[1] - (context - 1) :])
+    seen = ObservationHistory(
+        starts.frames[:3, -context:], starts.actions[:3, starts.actions.shape[1] - (context - 1) :]
+    )
     prefix = starts.actions[:3, :2]
-    with PolicyServer(policy, ANYWHERE) as server, RemotePolicy(server.uri) as remote:
+    with PolicyServer(policy, ANYWHERE) as server, PolicyClient(server.uri) as remote:
         for fixed in (None, prefix):
             assert np.allclose(
-                remote.propose(seen, [1, 2, 3], fixed), policy.propose(seen, [1, 2, 3], fixed), atol=1e-5
+                remote.predict_action_chunk(seen, [1, 2, 3], fixed),
+                policy.predict_action_chunk(seen, [1, 2, 3], fixed),
+                atol=1e-5,
             )
         first = openpi(server).infer({"observation/image": starts.frames[0, -1], "normalized": True})["actions"]
-        assert np.allclose(first, policy.propose(Seen.first(starts.frames[:1, -1], policy.spec), [0])[0], atol=1e-5)
+        assert np.allclose(
+            first,
+            policy.predict_action_chunk(ObservationHistory.first(starts.frames[:1, -1], policy.spec), [0])[0],
+            atol=1e-5,
+        )
 
 
 def test_a_server_killed_and_started_again_is_found_again(policy: MeanColour) -> None:
-    seen = Seen.first(frame()[None], SPEC)
-    expected = policy.propose(seen, [1])
+    seen = ObservationHistory.first(frame()[None], SPEC)
+    expected = policy.predict_action_chunk(seen, [1])
     with PolicyServer(policy, ANYWHERE) as server:
         port = server.listening.port
-        remote = RemotePolicy(server.uri, patience=8)
-        assert np.array_equal(remote.propose(seen, [1]), expected)
+        remote = PolicyClient(server.uri, patience=8)
+        assert np.array_equal(remote.predict_action_chunk(seen, [1]), expected)
     with ThreadPoolExecutor(1) as thread:
-        reply = thread.submit(remote.propose, seen, [1])
+        reply = thread.submit(remote.predict_action_chunk, seen, [1])
         time.sleep(0.3)
         assert not reply.done(), "nobody is there"
         with PolicyServer(policy, Listening(port=port)):
             assert np.array_equal(reply.result(10), expected)
             remote.close()
-            assert np.array_equal(remote.propose(seen, [1]), expected)
+            assert np.array_equal(remote.predict_action_chunk(seen, [1]), expected)
     remote.patience = 0.3
     with pytest.raises(ConnectionError, match=r"no policy server for 0\.3 s .*'neuralsim serve' starts one"):
-        remote.propose(seen, [1])
+        remote.predict_action_chunk(seen, [1])
     with PolicyServer(MeanColour(chunk=4), Listening(port=port)), pytest.raises(ValueError, match="another policy"):
-        remote.propose(seen, [1])
+        remote.predict_action_chunk(seen, [1])
 
 
 def test_a_connection_that_breaks_mid_request_is_asked_anew(policy: MeanColour) -> None:
-    seen = Seen.first(frame()[None], SPEC)
-    expected = policy.propose(seen, [1])
+    seen = ObservationHistory.first(frame()[None], SPEC)
+    expected = policy.predict_action_chunk(seen, [1])
     policy.held = True
-    with PolicyServer(policy, ANYWHERE) as server, RemotePolicy(server.uri) as remote, ThreadPoolExecutor(1) as thread:
-        reply = thread.submit(remote.propose, seen, [1])
+    with PolicyServer(policy, ANYWHERE) as server, PolicyClient(server.uri) as remote, ThreadPoolExecutor(1) as thread:
+        reply = thread.submit(remote.predict_action_chunk, seen, [1])
         wait_for(lambda: len(policy.rows) == 2)
         link = remote._links[0]
         assert link is not None
@@ -639,34 +655,34 @@ def test_a_connection_that_breaks_mid_request_is_asked_anew(policy: MeanColour) 
 
 
 def test_a_late_answer_is_an_error_and_never_taken_for_the_next(server: PolicyServer, policy: MeanColour) -> None:
-    first, second = Seen.first(frame(0)[None], SPEC), Seen.first(frame(1)[None], SPEC)
-    with RemotePolicy(server.uri, timeout=0.3) as remote:
+    first, second = ObservationHistory.first(frame(0)[None], SPEC), ObservationHistory.first(frame(1)[None], SPEC)
+    with PolicyClient(server.uri, timeout=0.3) as remote:
         policy.delay = 0.8
         with pytest.raises(TimeoutError, match=r"no answer within 0\.3 s"):
-            remote.propose(first, [0])
+            remote.predict_action_chunk(first, [0])
         policy.delay, remote.timeout = 0.0, 10
-        assert np.array_equal(remote.propose(second, [0]), policy.propose(second, [0]))
+        assert np.array_equal(remote.predict_action_chunk(second, [0]), policy.predict_action_chunk(second, [0]))
 
 
 def test_what_the_server_says_went_wrong_is_said_here(server: PolicyServer, policy: MeanColour) -> None:
-    black = Seen.first(np.zeros((1, *SPEC.frame_shape), np.uint8), SPEC)
+    black = ObservationHistory.first(np.zeros((1, *SPEC.frame_shape), np.uint8), SPEC)
     policy.rows.append(0)
-    with RemotePolicy(server.uri) as remote:
+    with PolicyClient(server.uri) as remote:
         with pytest.raises(ConnectionError, match="the server says: RuntimeError: nothing but black"):
-            remote.propose(black, [0])
-        assert remote.propose(Seen.first(frame()[None], SPEC), [0]).shape == (1, 6, 2)
+            remote.predict_action_chunk(black, [0])
+        assert remote.predict_action_chunk(ObservationHistory.first(frame()[None], SPEC), [0]).shape == (1, 6, 2)
 
 
 def test_a_remote_policy_knows_its_own_kind(policy: MeanColour) -> None:
     with (
-        PolicyServer(policy, ANYWHERE, Manner(announce="roboarena")) as server,
+        PolicyServer(policy, ANYWHERE, ProtocolOptions(announce="roboarena")) as server,
         pytest.raises(ValueError, match="expected a policy of NeuralSim; its server tells image_resolution"),
     ):
-        RemotePolicy(server.uri)
+        PolicyClient(server.uri)
     with pytest.raises(ValueError, match="no address of a websocket"):
-        RemotePolicy("http://127.0.0.1:1")
+        PolicyClient("http://127.0.0.1:1")
     with pytest.raises(ConnectionError, match="no policy server"):
-        RemotePolicy("127.0.0.1:1", patience=0.2)
+        PolicyClient("127.0.0.1:1", patience=0.2)
 
 
 # -- the command -------------------------------------------------------------------------------------------------------------------
@@ -675,7 +691,7 @@ def test_a_remote_policy_knows_its_own_kind(policy: MeanColour) -> None:
 def test_a_taken_port_is_said_so(server: PolicyServer, policy: MeanColour) -> None:
     port = server.listening.port
     with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1 port {port}: .*give another --port"):
-        serve(Serve(port=port), lambda line: None, policy)
+        serve(ServeConfig(port=port), lambda line: None, policy)
 
 
 def test_serve_tells_of_each_client_and_sums_up_at_ctrl_c(tmp_path: Path, policy: MeanColour) -> None:
@@ -692,7 +708,7 @@ def test_serve_tells_of_each_client_and_sums_up_at_ctrl_c(tmp_path: Path, policy
     with ThreadPoolExecutor(1) as thread:
         driven = thread.submit(drive)
         driven.add_done_callback(lambda _: os.kill(os.getpid(), signal.SIGINT))
-        figures = serve(Serve(port=0, json=tmp_path / "figures.json"), lines.append, policy)
+        figures = serve(ServeConfig(port=0, json=tmp_path / "figures.json"), lines.append, policy)
         driven.result()
     assert "serves 'head' of world 'pusht': 6 actions at 10 Hz" in lines[0]
     text = "\n".join(lines)
@@ -709,4 +725,4 @@ def test_a_policy_is_asked_once_before_anybody_comes_so_a_broken_one_is_found_at
     policy = MeanColour()
     policy.rows.append(0)
     with pytest.raises(RuntimeError, match="nothing but black"):
-        serve(Serve(port=0), lambda line: None, policy)
+        serve(ServeConfig(port=0), lambda line: None, policy)

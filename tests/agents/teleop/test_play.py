@@ -16,17 +16,17 @@ import numpy as np
 import pygame
 import pytest
 
-from neuralsim.agents.policies.policy import Driver, load_driver
+from neuralsim.agents.policies.policy import NamedPolicy, load_driver
 from neuralsim.agents.teleop import recorder as recorder_module
-from neuralsim.agents.teleop.imagined_world import Dream
+from neuralsim.agents.teleop.imagined_world import ImaginedWorld
 from neuralsim.agents.teleop.keyboard import Keyboard
 from neuralsim.agents.teleop.legend import keys_and_legend
-from neuralsim.agents.teleop.player import Play, Player, PlayReport, play
+from neuralsim.agents.teleop.player import PlayConfig, Player, PlayReport, play
 from neuralsim.agents.teleop.recorder import Recorder, VideoWriter
-from neuralsim.agents.teleop.reference_env import find_twin
+from neuralsim.agents.teleop.reference_env import find_reference_env
 from neuralsim.agents.teleop.scripted_keys import parse_script
-from neuralsim.agents.teleop.session import Moment, Session
-from neuralsim.agents.teleop.timing import KeyToFrame, Rate
+from neuralsim.agents.teleop.session import Session, SessionFrame
+from neuralsim.agents.teleop.timing import InputLatency, Rate
 from neuralsim.agents.teleop.window import Window
 from neuralsim.data.episode import EpisodeStore
 from neuralsim.envs.pusht.env import PushTRealEnv, pusht_spec
@@ -41,10 +41,10 @@ class Watched(Player):
     def draw(self) -> None:
         super().draw()
         if not hasattr(self, "shown"):
-            self.shown: list[tuple[Moment, list[np.ndarray]]] = []
+            self.shown: list[tuple[SessionFrame, list[np.ndarray]]] = []
         self.shown.append((self.moment, [self.window.panel(i) for i in range(3)]))
 
-    def at(self, seconds: float) -> tuple[Moment, list[np.ndarray]]:
+    def at(self, seconds: float) -> tuple[SessionFrame, list[np.ndarray]]:
         """What the screen showed ``seconds`` into the script."""
         return self.shown[round(seconds * 10)]
 
@@ -75,13 +75,13 @@ def run(tiny_world: Path, tmp_path: Path) -> Iterator[Callable[..., Watched]]:
     opened: list[Watched] = []
 
     def start(script: str, policy: str = "explorer", **config: object) -> Watched:
-        dream = Dream(open_world(tiny_world, "cpu"), "float32")
-        twin = find_twin(dream.spec, dream.starts)
+        dream = ImaginedWorld(open_world(tiny_world, "cpu"), "float32")
+        twin = find_reference_env(dream.spec, dream.starts)
         driver = load_driver(policy, dream.spec, dream.feature_size, twin)
         keyboard, legend = keys_and_legend(dream.spec)
         session = Session(dream, driver, keyboard, twin=twin)
         window = Window(dream.spec.height, dream.spec.width, SCALE, "test", legend)
-        settings = Play(world=str(tiny_world), out=tmp_path, headless=True, **config)  # type: ignore[arg-type]
+        settings = PlayConfig(world=str(tiny_world), out=tmp_path, headless=True, **config)  # type: ignore[arg-type]
         player = Watched(
             settings, session, window, Recorder(tmp_path, dream.spec, 0, twin.state_names), parse_script(script)
         )
@@ -168,7 +168,7 @@ def test_after_a_rewind_the_same_actions_lead_to_the_same_place(run: Callable[..
     session.rewind(80)
     assert session.moment.step == 20
     actions = iter([past.action for past in before[20:]])
-    session.driver = Driver("again", Obedient(actions), "state")
+    session.driver = NamedPolicy("again", Obedient(actions), "state")
     for past in before[20:]:
         moment = session.advance()
         assert moment is not None
@@ -218,7 +218,7 @@ def test_a_policy_sees_what_it_was_made_for(
 ) -> None:
     player = run("0.1 quit")
     policy = Obedient(iter([np.array([0, -0.5])]))
-    player.session.driver = Driver("obedient", policy, sees)
+    player.session.driver = NamedPolicy("obedient", policy, sees)
     player.session.hand_over()
     before = player.session.moment
     moment = player.session.advance()
@@ -301,7 +301,7 @@ def test_letters_arrows_and_a_lost_focus(run: Callable[..., Watched]) -> None:
 
 
 def test_latency_runs_from_the_key_to_the_first_frame_that_knows_it() -> None:
-    meter = KeyToFrame()
+    meter = InputLatency()
     assert meter.median() is None
     meter.pressed(1, 0.0)
     meter.pressed(2, 0.010)
@@ -414,7 +414,7 @@ def test_a_window_manager_close_keeps_the_recording(
     script = tmp_path / "keys.txt"
     script.write_text("0.0 down RIGHT  # push\n1.5 up RIGHT\n2.0 close\n9 quit\n")
     out = tmp_path / "out"
-    config = Play(
+    config = PlayConfig(
         world=str(tiny_world),
         script=str(script),
         headless=True,
@@ -437,7 +437,7 @@ def test_ctrl_c_keeps_the_recording_of_a_live_window(tiny_world: Path, tmp_path:
     timer.start()
     try:
         report = play(
-            Play(
+            PlayConfig(
                 world=str(tiny_world), script="0 down RIGHT; 0.4 up RIGHT; 60 quit", record=True, out=tmp_path, scale=3
             )
         )
@@ -453,23 +453,23 @@ def test_ctrl_c_keeps_the_recording_of_a_live_window(tiny_world: Path, tmp_path:
 def test_a_world_that_breaks_says_so_and_keeps_the_recording(
     tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, count = Dream.step, [0]
+    step, count = ImaginedWorld.step, [0]
 
-    def failing(self: Dream, action: np.ndarray) -> None:
+    def failing(self: ImaginedWorld, action: np.ndarray) -> None:
         count[0] += 1
         if count[0] > 4:
             raise RuntimeError("the model is gone")
         step(self, action)
 
-    monkeypatch.setattr(Dream, "step", failing)
+    monkeypatch.setattr(ImaginedWorld, "step", failing)
     with pytest.raises(RuntimeError, match="the model is gone"):
-        play(Play(world=str(tiny_world), script="30 quit", record=True, out=tmp_path, fps=0, scale=3))
+        play(PlayConfig(world=str(tiny_world), script="30 quit", record=True, out=tmp_path, fps=0, scale=3))
     assert EpisodeStore(tmp_path / "true").lengths.tolist() == [4]
     assert len(list(tmp_path.glob("*.mp4"))) == 1
 
 
 def test_the_benchmark_measures_in_real_time(tiny_world: Path, tmp_path: Path) -> None:
-    report = play(Play(world=str(tiny_world), benchmark=3.0, out=tmp_path, headless=True, scale=3))
+    report = play(PlayConfig(world=str(tiny_world), benchmark=3.0, out=tmp_path, headless=True, scale=3))
     assert 2.5 < report.seconds < 30
     assert report.key_changes > 0
     assert report.latency_ms_median is not None
@@ -489,4 +489,4 @@ def test_the_benchmark_measures_in_real_time(tiny_world: Path, tmp_path: Path) -
 )
 def test_wrong_settings_are_refused(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        play(Play(**wrong))  # type: ignore[arg-type]
+        play(PlayConfig(**wrong))  # type: ignore[arg-type]

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from neuralsim import cli
-from neuralsim.agents.collection.collect import Collect, collect
-from neuralsim.agents.policies.registry import find_collector
+from neuralsim.agents.collection.collect import CollectConfig, collect
+from neuralsim.agents.policies.registry import find_scripted_policies
 from neuralsim.agents.teleop import record as module
-from neuralsim.agents.teleop.key_bindings import Steering, keyboard_for, layout
-from neuralsim.agents.teleop.record import Record, RecordPlayer, RecordReport, record
+from neuralsim.agents.teleop.key_bindings import BoxKeyboard, keyboard_for, layout
+from neuralsim.agents.teleop.record import RecordConfig, RecordPlayer, RecordReport, record
 from neuralsim.data.episode import EpisodeStore
-from neuralsim.envs.gym_adapter.env import GymWorldEnv, true_env_of
+from neuralsim.envs.gym_adapter.env import GymRealEnv, real_env_of
 from neuralsim.envs.pusht.env import pusht_spec
 from neuralsim.spec import WorldSpec
 
@@ -31,7 +31,7 @@ def dummy_screen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def played(tmp_path: Path, real: str, script: str, **config: Any) -> tuple[RecordReport, EpisodeStore]:
     settings: dict[str, Any] = {"size": 16, "out": tmp_path / "mine"} | config
-    report = record(Record(real, script=script, headless=True, **settings))
+    report = record(RecordConfig(real, script=script, headless=True, **settings))
     return report, EpisodeStore(report.store)
 
 
@@ -45,7 +45,7 @@ def spec_of(**fields: Any) -> WorldSpec:
 
 
 def test_keys_are_laid_out_by_what_the_spec_says() -> None:
-    car = find_collector("carracing").spec(64)
+    car = find_scripted_policies("carracing").spec(64)
     assert layout(car) == {"left": (0, -1.0), "right": (0, 1.0), "up": (1, 1.0), "down": (2, 1.0)}
     assert layout(pusht_spec()) == {"left": (0, -1.0), "right": (0, 1.0), "up": (1, -1.0), "down": (1, 1.0)}
     assert layout(spec_of(action_names=("torque",))) == {"left": (0, -1.0), "right": (0, 1.0)}
@@ -56,7 +56,7 @@ def test_keys_are_laid_out_by_what_the_spec_says() -> None:
 
 
 def test_held_keys_lift_what_rests_and_shift_goes_a_third_of_the_way() -> None:
-    keyboard = Steering(find_collector("carracing").spec(64))
+    keyboard = BoxKeyboard(find_scripted_policies("carracing").spec(64))
     np.testing.assert_array_equal(keyboard.predict()[0], [0, -1, -1])
     keyboard.hold("left")
     keyboard.hold("up")
@@ -97,7 +97,7 @@ def test_what_was_driven_and_kept_is_what_the_true_world_does(tmp_path: Path) ->
     assert not episode.held_out
     assert episode.truncated.tolist() == [False] * (len(episode) - 1) + [True]
     assert episode.states is not None
-    env = find_collector("carracing").env(16)
+    env = find_scripted_policies("carracing").env(16)
     state, _ = env.reset(seed=episode.provenance["reset_seed"])
     for i, action in enumerate(acts):
         np.testing.assert_array_equal(state, episode.states[i])
@@ -118,8 +118,8 @@ def test_enter_keeps_backspace_discards_and_r_begins_the_same_episode_again(tmp_
     again, more = played(tmp_path, "Pendulum-v1", "0.2 tap RETURN; 0.3 quit")
     assert (again.kept, len(more)) == (1, 4)
     assert len({more[i].provenance["seed"] for i in range(4)}) == 4
-    env = true_env_of(more.spec, more.info.source)
-    assert isinstance(env, GymWorldEnv)
+    env = real_env_of(more.spec, more.info.source)
+    assert isinstance(env, GymRealEnv)
     np.testing.assert_array_equal(env.reset(seed=seeds[2])[0], more[2].frames[0])
 
 
@@ -167,7 +167,7 @@ def test_the_window_shows_the_frame_that_is_recorded(tmp_path: Path, monkeypatch
 def test_a_live_window_goes_at_the_worlds_own_pace(tmp_path: Path) -> None:
     """Slower than asked where the machine is busy, never faster."""
     settings: dict[str, Any] = {"size": 16, "out": tmp_path / "live"}
-    report = record(Record("Pendulum-v1", script="0 down LEFT; 0.9 tap RETURN; 1 quit", **settings))
+    report = record(RecordConfig("Pendulum-v1", script="0 down LEFT; 0.9 tap RETURN; 1 quit", **settings))
     assert report.seconds > 0.95
     assert 5 <= report.steps <= 1 + 30 * report.seconds
     assert report.kept == 1
@@ -194,9 +194,9 @@ def test_episodes_of_another_world_are_not_mixed_in(kept: Path, real: str, confi
 
 def test_recordings_and_collections_do_not_share_a_folder(kept: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"choose another"):
-        for _ in collect(Collect(env="Pendulum-v1", out=kept, episodes=2, steps=2, size=16, workers=1)):
+        for _ in collect(CollectConfig(env="Pendulum-v1", out=kept, episodes=2, steps=2, size=16, workers=1)):
             pass
-    for _ in collect(Collect(env="Pendulum-v1", out=tmp_path / "c", episodes=2, steps=2, size=16, workers=1)):
+    for _ in collect(CollectConfig(env="Pendulum-v1", out=tmp_path / "c", episodes=2, steps=2, size=16, workers=1)):
         pass
     with pytest.raises(ValueError, match="holds a collection"):
         played(tmp_path, "Pendulum-v1", "0.1 quit", out=tmp_path / "c")
@@ -238,4 +238,4 @@ def test_without_a_screen_the_error_says_how_to_go_on(tmp_path: Path, monkeypatc
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(OSError, match="--headless and --script"):
-        record(Record("Pendulum-v1", out=tmp_path / "mine", size=16))
+        record(RecordConfig("Pendulum-v1", out=tmp_path / "mine", size=16))

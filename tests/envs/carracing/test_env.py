@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from neuralsim.agents.collection.collect import Collect, collect, collect_episode
+from neuralsim.agents.collection.collect import CollectConfig, collect, collect_episode
 from neuralsim.agents.collection.held_out import held_out_store
-from neuralsim.agents.policies.carracing_explorer import CarDriver
+from neuralsim.agents.policies.carracing_explorer import CarRacingExplorer
 from neuralsim.data.episode import EpisodeStore
 from neuralsim.envs.carracing.env import FPS, STATE_NAMES, TICKS, CarRacingRealEnv
 
@@ -109,7 +109,7 @@ def test_step_before_reset_is_told() -> None:
 def test_the_driver_shows_the_road_the_grass_the_bends_and_every_pedal(env: CarRacingRealEnv) -> None:
     states, actions = [], []
     for seed in range(6):
-        driver, memory = CarDriver(env, seed), None
+        driver, memory = CarRacingExplorer(env, seed), None
         state, _ = env.reset(seed=seed)
         for _ in range(150):
             action, memory = driver.predict(state, memory)
@@ -134,7 +134,7 @@ def test_the_driver_shows_the_road_the_grass_the_bends_and_every_pedal(env: CarR
 
 
 def test_an_episode_is_what_the_world_does_when_its_actions_are_taken_again(env: CarRacingRealEnv) -> None:
-    config = Collect("carracing", seed=2, steps=15)
+    config = CollectConfig("carracing", seed=2, steps=15)
     episode = collect_episode(config, 4)
     assert episode.states is not None
     rng = np.random.default_rng([2, 4])
@@ -163,7 +163,7 @@ def straight_on(env: gym.Env[np.ndarray, np.ndarray], seed: int) -> Leadfoot:
 
 def test_a_termination_ends_an_episode_and_is_no_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "drivers", sys.modules[__name__])
-    config = Collect("carracing", tmp_path, 1, steps=500, size=8, workers=1, policy="drivers:straight_on")
+    config = CollectConfig("carracing", tmp_path, 1, steps=500, size=8, workers=1, policy="drivers:straight_on")
     for _ in range(2):  # the second time it recognises the short episode as its own
         assert [done for done, *_ in collect(config)][-1] == 1
     (episode,) = EpisodeStore(tmp_path)
@@ -176,8 +176,8 @@ def test_held_out_episodes_are_made_on_the_spot(tmp_path: Path) -> None:
     store = held_out_store(tmp_path, episodes=2, steps=3, size=16, workers=1, world="carracing")
     assert (len(store), store.spec.name, store.info.state_names) == (2, "carracing", STATE_NAMES)
     assert {store.provenance(i)["collection_seed"] for i in range(2)} == {1_000_000}
-    assert Collect("carracing").most_steps == 300
-    assert Collect("carracing").per_shard == 25
+    assert CollectConfig("carracing").most_steps == 300
+    assert CollectConfig("carracing").per_shard == 25
 
 
 def test_without_box2d_the_command_says_what_to_install_and_nothing_else_minds() -> None:

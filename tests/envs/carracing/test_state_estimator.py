@@ -6,11 +6,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from neuralsim.agents.policies.carracing_explorer import CarDriver
-from neuralsim.agents.policies.carracing_lane_follower import RoadDriver
+from neuralsim.agents.policies.carracing_explorer import CarRacingExplorer
+from neuralsim.agents.policies.carracing_lane_follower import CarRacingLaneFollower
 from neuralsim.envs.carracing.env import CarRacingRealEnv
-from neuralsim.envs.carracing.metrics import CarJudge
-from neuralsim.envs.carracing.state_estimator import CarReader, CarReading
+from neuralsim.envs.carracing.metrics import CarRacingMetrics
+from neuralsim.envs.carracing.state_estimator import CarRacingStateEstimate, CarRacingStateEstimator
 from neuralsim.evaluation.statistics import mask_iou, pearson
 
 Drive = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -24,7 +24,7 @@ def drive() -> Drive:
     frames, states, runs = [], [], []
     for seed in range(2):
         observation, _ = env.reset(seed=seed)
-        driver, memory = CarDriver(env, seed), None
+        driver, memory = CarRacingExplorer(env, seed), None
         for i in range(130):
             action, memory = driver.predict(observation, memory)
             if i >= 100:  # off the road, so that there is grass under the wheels too
@@ -54,11 +54,11 @@ def road_of(env: CarRacingRealEnv) -> tuple[float, float]:
 
 
 @pytest.fixture(scope="module")
-def seen(drive: Drive) -> CarReading:
-    return CarReader()(drive[0])
+def seen(drive: Drive) -> CarRacingStateEstimate:
+    return CarRacingStateEstimator()(drive[0])
 
 
-def test_the_dashboard_tells_speed_steering_and_turn_rate(drive: Drive, seen: CarReading) -> None:
+def test_the_dashboard_tells_speed_steering_and_turn_rate(drive: Drive, seen: CarRacingStateEstimate) -> None:
     """Measured on 1,720 frames of the collected data: correlations 0.990, 1.000 and 0.998, mean errors 1.5 units/s, 0.002 and 0.03 rad."""
     _, states, _ = drive
     speed = np.hypot(states[:, 0], states[:, 1])
@@ -69,14 +69,14 @@ def test_the_dashboard_tells_speed_steering_and_turn_rate(drive: Drive, seen: Ca
     assert pearson(seen.turn_rate, states[:, 2]) > 0.99
 
 
-def test_the_wheels_are_seen_to_leave_the_road(drive: Drive, seen: CarReading) -> None:
+def test_the_wheels_are_seen_to_leave_the_road(drive: Drive, seen: CarRacingStateEstimate) -> None:
     """Measured on the collected data: whether most wheels are on grass is read right in 99 % of frames."""
     off = drive[1][:, 4]
     assert 0.05 < (off > 0.5).mean() < 0.6, "there is road and grass"
     assert ((seen.off_road > 0.5) == (off > 0.5)).mean() > 0.95
 
 
-def test_the_road_runs_as_the_track_does(drive: Drive, seen: CarReading) -> None:
+def test_the_road_runs_as_the_track_does(drive: Drive, seen: CarRacingStateEstimate) -> None:
     heading, offset = drive[2].T
     near = ~np.isnan(seen.heading) & (np.abs(offset) < 7)  # on the road
     assert near.mean() > 0.5
@@ -87,11 +87,11 @@ def test_the_road_runs_as_the_track_does(drive: Drive, seen: CarReading) -> None
     assert pearson(seen.offset[near], offset[near]) > 0.95
 
 
-def test_true_scenes_are_whole(seen: CarReading) -> None:
+def test_true_scenes_are_whole(seen: CarRacingStateEstimate) -> None:
     assert seen.car_found.all()
     assert seen.black.all()
     assert seen.known.min() > 0.96
-    signs = {s.key: s.values for s in CarJudge(CarReader()).signs(seen.reshape(len(seen), 1))}
+    signs = {s.key: s.values for s in CarRacingMetrics(CarRacingStateEstimator()).signs(seen.reshape(len(seen), 1))}
     assert signs["whole"].mean() == 1
 
 
@@ -109,13 +109,13 @@ def test_what_is_broken_is_not_whole(drive: Drive, what: str) -> None:
         frames = rng.integers(0, 256, frames.shape, np.uint8)
     else:
         frames[:] = 0
-    judge = CarJudge(CarReader())
+    judge = CarRacingMetrics(CarRacingStateEstimator())
     signs = {s.key: s.values for s in judge.signs(judge.reader(frames).reshape(len(frames), 1))}
     assert signs["whole"].mean() < 0.05
 
 
-def test_a_shifted_road_overlaps_less_and_grass_alone_has_no_road(drive: Drive, seen: CarReading) -> None:
-    reader = CarReader()
+def test_a_shifted_road_overlaps_less_and_grass_alone_has_no_road(drive: Drive, seen: CarRacingStateEstimate) -> None:
+    reader = CarRacingStateEstimator()
     moved = drive[0].copy()
     moved[:, :56] = np.roll(drive[0][:, :56], 6, axis=2)
     road = seen.road.any((1, 2))
@@ -133,18 +133,18 @@ def test_frames_of_another_size_are_read_too_and_wrong_ones_refused() -> None:
     env = CarRacingRealEnv(size=96)
     frame, _ = env.reset(seed=0)
     env.step(np.array([0.5, 0.0, -1.0], np.float32))
-    seen = CarReader(96)(env.render()[None])
+    seen = CarRacingStateEstimator(96)(env.render()[None])
     assert seen.car_found[0]
     assert abs(seen.heading[0]) < 20
     assert seen.steering[0] == pytest.approx(env.state()[3], abs=0.03)
     env.close()
-    assert len(CarReader()(np.empty((0, 64, 64, 3), np.uint8))) == 0
-    with pytest.raises(ValueError, match=r"CarReader\(size=\.\.\.\)"):
-        CarReader(64)(frame[None])
+    assert len(CarRacingStateEstimator()(np.empty((0, 64, 64, 3), np.uint8))) == 0
+    with pytest.raises(ValueError, match=r"CarRacingStateEstimator\(size=\.\.\.\)"):
+        CarRacingStateEstimator(64)(frame[None])
 
 
 def test_a_driver_that_sees_frames_alone_stays_on_the_road_and_finds_it_again() -> None:
-    env, driver = CarRacingRealEnv(), RoadDriver()
+    env, driver = CarRacingRealEnv(), CarRacingLaneFollower()
     frame, _ = env.reset(seed=11)
     memory, off = None, []
     for i in range(170):
@@ -161,7 +161,7 @@ def test_a_driver_that_sees_frames_alone_stays_on_the_road_and_finds_it_again() 
 
 
 def test_drivers_in_a_batch_drive_as_they_do_alone(drive: Drive) -> None:
-    frames, driver = drive[0][::40], RoadDriver()
+    frames, driver = drive[0][::40], CarRacingLaneFollower()
     together, sides = driver.predict(frames)
     assert together.shape == (len(frames), 3)
     for i, frame in enumerate(frames):

@@ -20,7 +20,7 @@ import pytest
 
 from neuralsim.cli import main
 from neuralsim.envs.pusht.env import PushTRealEnv, pusht_spec
-from neuralsim.envs.pusht.robot_server import RobotProcess, RobotSim, spawn_robot_sim
+from neuralsim.envs.pusht.robot_server import RobotProcess, RobotSimConfig, spawn_robot_sim
 from neuralsim.envs.robots.faults import Faults
 from neuralsim.envs.robots.remote_robot import RemoteRobot
 from neuralsim.envs.robots.robot import RobotLost, StaleFrame
@@ -36,7 +36,7 @@ CORNER = np.array([100, 100, 400, 400, 0.0])
 @pytest.fixture(scope="module")
 def lively() -> Iterator[str]:
     """The address of a robot that ticks 50 times a second."""
-    with spawn_robot_sim(RobotSim(port=0, rate=50.0, truth=True)) as address:
+    with spawn_robot_sim(RobotSimConfig(port=0, rate=50.0, truth=True)) as address:
         yield address
 
 
@@ -81,7 +81,7 @@ def alive(pid: int) -> bool:
 
 def test_in_lock_step_over_the_wire_it_is_the_true_world_to_the_bit() -> None:
     truth, rng = PushTRealEnv(), np.random.default_rng(0)
-    with spawn_robot_sim(RobotSim(port=0, pace="step", camera_size=64, truth=True)) as address:
+    with spawn_robot_sim(RobotSimConfig(port=0, pace="step", camera_size=64, truth=True)) as address:
         env = RobotEnv(RemoteRobot(address, timeout=10.0), SPEC, paced=False)
         for seed in (7, 8):
             seen, told = env.reset(seed=seed)
@@ -262,7 +262,7 @@ def test_a_hung_camera_shows_one_picture_while_all_else_goes_on(robot: RemoteRob
 
 
 def test_a_robot_killed_and_restarted_is_lost_and_found_again() -> None:
-    config = RobotSim(port=0, rate=50.0)
+    config = RobotSimConfig(port=0, rate=50.0)
     with RobotProcess(config) as first:
         robot = RemoteRobot(first.address, timeout=5.0, stale_after=5.0)
         env = RobotEnv(robot, replace(SPEC, rate_hz=50.0))
@@ -284,7 +284,7 @@ def test_a_robot_killed_and_restarted_is_lost_and_found_again() -> None:
 
 
 def test_a_robot_that_stops_answering_is_lost_in_time() -> None:
-    with RobotProcess(RobotSim(port=0, rate=50.0)) as process:
+    with RobotProcess(RobotSimConfig(port=0, rate=50.0)) as process:
         robot = RemoteRobot(process.address, timeout=0.5, stale_after=0.3)
         robot.connect()
         robot.get_observation()
@@ -318,7 +318,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_when_its_driver_vanishes_the_robot_rests_and_takes_the_next() -> None:
-    with spawn_robot_sim(RobotSim(port=0, rate=2.0)) as address:
+    with spawn_robot_sim(RobotSimConfig(port=0, rate=2.0)) as address:
         gone = subprocess.run([sys.executable, "-c", VANISHING, address])
         assert gone.returncode == -signal.SIGKILL
         robot = RemoteRobot(address, timeout=5.0, stale_after=5.0)
@@ -338,7 +338,7 @@ def test_when_its_driver_vanishes_the_robot_rests_and_takes_the_next() -> None:
 
 def test_actions_of_a_driver_that_falls_silent_are_forgotten() -> None:
     with (
-        spawn_robot_sim(RobotSim(port=0, rate=1.25)) as address,
+        spawn_robot_sim(RobotSimConfig(port=0, rate=1.25)) as address,
         RemoteRobot(address, timeout=5.0, stale_after=5.0) as robot,
     ):
         robot.reset(state=CORNER)
@@ -423,7 +423,7 @@ def test_a_client_meeting_something_else_than_a_robot_says_so() -> None:
 
 
 def test_a_spawned_robot_is_gone_afterwards_also_after_an_error() -> None:
-    process = RobotProcess(RobotSim(port=0))
+    process = RobotProcess(RobotSimConfig(port=0))
     with contextlib.suppress(KeyError), process:
         assert alive(process.pid)
         raise KeyError
@@ -432,8 +432,8 @@ def test_a_spawned_robot_is_gone_afterwards_also_after_an_error() -> None:
 
 ORPHANING = """
 import os
-from neuralsim.envs.pusht.robot_server import RobotProcess, RobotSim
-process = RobotProcess(RobotSim(port=0)).__enter__()
+from neuralsim.envs.pusht.robot_server import RobotProcess, RobotSimConfig
+process = RobotProcess(RobotSimConfig(port=0)).__enter__()
 print(process.pid, flush=True)
 os._exit(1)
 """
@@ -446,16 +446,16 @@ def test_a_spawned_robot_does_not_outlive_a_program_that_was_killed() -> None:
 
 def test_a_robot_that_cannot_start_says_why(lively: str) -> None:
     taken = int(lively.rsplit(":")[-1])
-    with pytest.raises(RobotLost, match="address already in use"), spawn_robot_sim(RobotSim(port=taken)):
+    with pytest.raises(RobotLost, match="address already in use"), spawn_robot_sim(RobotSimConfig(port=taken)):
         pass
-    with pytest.raises(RobotLost, match="did not start"), spawn_robot_sim(RobotSim(port=0), patience=0.05):
+    with pytest.raises(RobotLost, match="did not start"), spawn_robot_sim(RobotSimConfig(port=0), patience=0.05):
         pass
 
 
 def test_the_command_line_gives_every_setting_and_refuses_wrong_ones(capsys: pytest.CaptureFixture[str]) -> None:
     from neuralsim.envs.pusht.robot_server import _flags
 
-    config = RobotSim(0, "::1", "real", 12.5, 96, Faults(40.0, 20.0, 0.02, 0.1, 0.3, 0.0), 7, True)
+    config = RobotSimConfig(0, "::1", "real", 12.5, 96, Faults(40.0, 20.0, 0.02, 0.1, 0.3, 0.0), 7, True)
     words = dict(zip(*[iter(w for w in _flags(config) if w != "--truth")] * 2, strict=True))
     assert {k.removeprefix("--").replace("-", "_"): v for k, v in words.items()} == {
         k: str(v)

@@ -16,14 +16,14 @@ from neuralsim.envs.pusht.env import (
     distance_to_block,
     random_state,
 )
-from neuralsim.envs.pusht.state_estimator import PushTReader
-from neuralsim.evaluation.state_estimator import Reading
+from neuralsim.envs.pusht.state_estimator import PushTStateEstimator
+from neuralsim.evaluation.state_estimator import StateEstimate
 from neuralsim.evaluation.statistics import mask_iou, turn
 
 
 @pytest.fixture(scope="module")
-def reader() -> PushTReader:
-    return PushTReader()
+def reader() -> PushTStateEstimator:
+    return PushTStateEstimator()
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def draw(env: PushTRealEnv, states: np.ndarray) -> np.ndarray:
     return np.stack(frames)
 
 
-def errors(reading: Reading, states: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def errors(reading: StateEstimate, states: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pusher and block place error in units, block angle error in degrees."""
     return (
         np.linalg.norm(reading.pusher - states[:, :2], axis=1),
@@ -189,7 +189,7 @@ def test_wrong_frames_are_refused(reader, frames):
 
 def test_other_sizes(env):
     """Twice the pixels, half the error in pixels: about the same in units or better."""
-    reader = PushTReader(size=128)
+    reader = PushTStateEstimator(size=128)
     rng = np.random.default_rng(5)
     states = np.stack([random_state(rng) for _ in range(12)])
     frames = []

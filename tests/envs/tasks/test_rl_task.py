@@ -14,19 +14,19 @@ from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from neuralsim.agents.evaluation.eval_envs import DreamArena, TrueArena
+from neuralsim.agents.evaluation.eval_envs import ImaginedEvalEnv, RealEvalEnv
 from neuralsim.agents.evaluation.rollout import RandomPolicy, evaluate
 from neuralsim.agents.policies.pusht_expert import PushTExpert
 from neuralsim.envs.imagined.sb3_vec_env import ImaginedVecEnv
 from neuralsim.envs.oracle import Oracle, OracleState
 from neuralsim.envs.pusht.env import GOAL_POSE, distance_to_block
-from neuralsim.envs.tasks.rl_task import WISHES, block_gap, find_wish, pusher_gap, way_home
-from neuralsim.envs.wrappers.discrete_actions import MoveEnv, MoveVecEnv, as_actions, moves
+from neuralsim.envs.tasks.rl_task import RL_TASKS, block_gap, find_task, pusher_gap, way_home
+from neuralsim.envs.wrappers.discrete_actions import DiscreteActionEnv, DiscreteActionVecEnv, as_actions, moves
 from neuralsim.envs.wrappers.features import FeatureEnv, FeatureVecEnv
 from neuralsim.pretrained.world import Starts, World, open_world
 from neuralsim.task import DoubtTask, StateTask
 
-EVERY = [(world, name) for world in ("pusht", "tworoom") for name in WISHES[world]]
+EVERY = [(world, name) for world in ("pusht", "tworoom") for name in RL_TASKS[world]]
 
 
 class ExactStart(Oracle):
@@ -44,22 +44,22 @@ class ExactStart(Oracle):
 
 @pytest.mark.parametrize(("world", "name"), EVERY)
 def test_an_exact_dream_returns_what_the_truth_returns_step_for_step_through_every_end(world: str, name: str) -> None:
-    wish = replace(find_wish(world, name), horizon=12)
-    starts = wish.starts(6, seed=3)
+    rl_task = replace(find_task(world, name), horizon=12)
+    starts = rl_task.starts(6, seed=3)
     if world == "pusht":  # some that soon end: at the block, and nearly home
         states = np.array(starts.states[:, -1])
         states[0] = (150.0, 150.0, 256.0, 256.0, GOAL_POSE[2] + 0.36)
         states[1] = (190.0, 300.0, 280.0, 256.0, GOAL_POSE[2])
-        env = wish.env()
+        env = rl_task.env()
         frames = [env.reset(options={"state": state})[0] for state in states]
         starts = Starts(np.stack(frames)[:, None], starts.actions, states[:, None])
     model = ExactStart(world, 64, 1)
     model.known = np.asarray(starts.states[:, -1], np.float64)
     slots = 3
-    dream = ImaginedVecEnv(World(model, starts), num_envs=slots, observation="features", task=wish.task, horizon=12)
+    dream = ImaginedVecEnv(World(model, starts), num_envs=slots, observation="features", task=rl_task.task, horizon=12)
     dream.seed(5)
     dream.reset()
-    truths = [wish.env() for _ in range(slots)]
+    truths = [rl_task.env() for _ in range(slots)]
     for slot, truth in enumerate(truths):
         truth.reset(options={"state": dream.reset_infos[slot]["state"]})
     expert = PushTExpert(0) if world == "pusht" else None
@@ -87,9 +87,9 @@ def test_an_exact_dream_returns_what_the_truth_returns_step_for_step_through_eve
 def test_features_of_the_truth_are_those_that_a_dream_begins_with() -> None:
     for name in ("tworoom-latent", "pusht-video"):
         world = open_world(name, "cpu")
-        wish = find_wish(world.spec.name)
-        env = FeatureEnv(wish.env(), world.model, "float32")
-        frame_env = wish.env()
+        rl_task = find_task(world.spec.name)
+        env = FeatureEnv(rl_task.env(), world.model, "float32")
+        frame_env = rl_task.env()
         seen, _ = env.reset(seed=1)
         frame, _ = frame_env.reset(seed=1)
         frames, actions = [frame], []
@@ -111,10 +111,10 @@ def test_features_of_the_truth_are_those_that_a_dream_begins_with() -> None:
 
 def test_the_vector_face_of_features_agrees_with_the_single_one_through_ends() -> None:
     world = open_world("pusht-video", "cpu")
-    wish = replace(find_wish("pusht", "touch"), horizon=5)
-    many = FeatureVecEnv(DummyVecEnv([wish.env, wish.env]), world.model, "float32")
+    rl_task = replace(find_task("pusht", "touch"), horizon=5)
+    many = FeatureVecEnv(DummyVecEnv([rl_task.env, rl_task.env]), world.model, "float32")
     many.seed(3)
-    alone = [FeatureEnv(wish.env(), world.model, "float32") for _ in range(2)]
+    alone = [FeatureEnv(rl_task.env(), world.model, "float32") for _ in range(2)]
     observed = many.reset()
     for i, env in enumerate(alone):
         np.testing.assert_allclose(env.reset(seed=3 + i)[0], observed[i], atol=1e-4)
@@ -137,20 +137,20 @@ def test_the_vector_face_of_features_agrees_with_the_single_one_through_ends() -
 def test_a_feature_env_of_another_frame_size_is_refused_by_name() -> None:
     world = open_world("tworoom-latent", "cpu")
     with pytest.raises(ValueError, match=r"uint8 \(64, 64, 3\).*size=64"):
-        FeatureEnv(find_wish("tworoom").env(32), world.model)
+        FeatureEnv(find_task("tworoom").env(32), world.model)
 
 
 @pytest.mark.filterwarnings("ignore:.*is different from the unwrapped version")
 @pytest.mark.parametrize(("world", "name"), EVERY)
 def test_the_true_tasks_pass_the_checkers(world: str, name: str) -> None:
-    env = find_wish(world, name).env()
+    env = find_task(world, name).env()
     check_env(env, skip_render_check=True)
     sb3_check_env(env, warn=False)
 
 
 def test_what_counts_as_there_is_less_than_what_the_learner_is_asked_for() -> None:
-    world, wish = open_world("tworoom-latent", "cpu"), find_wish("tworoom", "reach")
-    env = wish.env()
+    world, rl_task = open_world("tworoom-latent", "cpu"), find_task("tworoom", "reach")
+    env = rl_task.env()
     goal, still = np.array([384.0, 256.0]), np.zeros(2, np.float32)
     for away, terminated, success in ((8.0, True, True), (14.0, False, True), (20.0, False, False)):
         env.reset(options={"state": goal + np.array([away, 0.0])})
@@ -159,18 +159,18 @@ def test_what_counts_as_there_is_less_than_what_the_learner_is_asked_for() -> No
     places = goal + np.array([[0.0, 0.0], [14.0, 0.0], [40.0, 0.0]])
     frames = [env.reset(options={"state": place})[0] for place in places]
     starts = Starts(np.stack(frames)[:, None], np.zeros((3, 0, 2), np.float32), places[:, None])
-    for arena in (TrueArena(world, wish, starts, 3), DreamArena(world, wish, starts, 3)):
-        arena.begin(np.arange(3))
-        heard = arena.step(np.zeros((3, 2), np.float32), np.ones(3, bool))
+    for eval_env in (RealEvalEnv(world, rl_task, starts, 3), ImaginedEvalEnv(world, rl_task, starts, 3)):
+        eval_env.begin(np.arange(3))
+        heard = eval_env.step(np.zeros((3, 2), np.float32), np.ones(3, bool))
         assert heard.terminated.tolist() == [True, False, False]
         assert heard.success.tolist() == [True, True, False]
 
 
 def test_unknown_worlds_and_tasks_are_named_with_what_there_is() -> None:
     with pytest.raises(ValueError, match=r"no true world 'moon' to learn in; there are pusht, tworoom"):
-        find_wish("moon")
+        find_task("moon")
     with pytest.raises(ValueError, match=r"no task 'puhs' in world 'pusht'.*did you mean 'push'"):
-        find_wish("pusht", "puhs")
+        find_task("pusht", "puhs")
 
 
 coordinate = st.floats(20, 490)
@@ -205,11 +205,11 @@ def test_the_way_home_leads_through_the_door_without_a_jump() -> None:
 
 def test_doubt_is_taken_off_the_reward_and_ends_nothing() -> None:
     world = open_world("tworoom-latent", "cpu")
-    wish = find_wish("tworoom")
-    starts = wish.starts(8, 0)
+    rl_task = find_task("tworoom")
+    starts = rl_task.starts(8, 0)
     plain, doubtful = (
         ImaginedVecEnv(replace(world, starts=starts), num_envs=4, observation="features", task=task)
-        for task in (wish.task, DoubtTask(wish.task, 2.0))
+        for task in (rl_task.task, DoubtTask(rl_task.task, 2.0))
     )
     for env in (plain, doubtful):
         env.seed(0)
@@ -232,8 +232,8 @@ def test_a_wish_told_in_states_needs_a_model_that_tells_states() -> None:
 
 
 def test_starts_join_as_far_as_both_know() -> None:
-    wish = find_wish("tworoom")
-    ours, theirs = wish.starts(3, 0), wish.starts(2, 1)
+    rl_task = find_task("tworoom")
+    ours, theirs = rl_task.starts(3, 0), rl_task.starts(2, 1)
     longer = Starts(
         np.repeat(theirs.frames, 2, axis=1), np.zeros((2, 1, 2), np.float32), np.repeat(theirs.states, 2, axis=1)
     )
@@ -254,9 +254,9 @@ def test_moves_are_whole_moves_in_every_face() -> None:
     assert moves(5).shape == (11, 5)
     np.testing.assert_array_equal(as_actions(np.array([0, 3]), 2), table[[0, 3]])
     np.testing.assert_array_equal(as_actions(np.array([[3.0, -0.5]]), 2), [[1.0, -0.5]])
-    wish = find_wish("tworoom")
-    one, plain = MoveEnv(wish.env()), wish.env()
-    many = MoveVecEnv(DummyVecEnv([wish.env]))
+    rl_task = find_task("tworoom")
+    one, plain = DiscreteActionEnv(rl_task.env()), rl_task.env()
+    many = DiscreteActionVecEnv(DummyVecEnv([rl_task.env]))
     assert isinstance(one.action_space, gym.spaces.Discrete)
     assert many.action_space == one.action_space
     for env in (one, plain):
@@ -271,19 +271,19 @@ def test_moves_are_whole_moves_in_every_face() -> None:
 
 
 def test_evaluation_tries_every_start_once_whatever_the_number_of_slots() -> None:
-    world, wish = open_world("tworoom-latent", "cpu"), find_wish("tworoom")
-    starts = wish.starts(10, 5)
+    world, rl_task = open_world("tworoom-latent", "cpu"), find_task("tworoom")
+    starts = rl_task.starts(10, 5)
 
     class Right:
         def predict(self, observation, state=None, episode_start=None, deterministic=False):
             return np.tile(np.array([1.0, 0.1], np.float32), (len(observation), 1)), None
 
-    few = evaluate(Right(), TrueArena(world, wish, starts, 3), 10)
-    many = evaluate(Right(), TrueArena(world, wish, starts, 10), 10)
+    few = evaluate(Right(), RealEvalEnv(world, rl_task, starts, 3), 10)
+    many = evaluate(Right(), RealEvalEnv(world, rl_task, starts, 10), 10)
     np.testing.assert_array_equal(few.returns, many.returns)
     np.testing.assert_array_equal(few.lengths, many.lengths)
     alone = []
-    env = wish.env()
+    env = rl_task.env()
     for i in range(10):
         env.reset(options={"state": starts.states[i, -1]})
         total, done = 0.0, False
@@ -292,8 +292,8 @@ def test_evaluation_tries_every_start_once_whatever_the_number_of_slots() -> Non
             total, done = total + reward, terminated or truncated
         alone.append(total)
     np.testing.assert_allclose(few.returns, alone)
-    dreamt = evaluate(Right(), DreamArena(world, wish, starts, 4), 10)
+    dreamt = evaluate(Right(), ImaginedEvalEnv(world, rl_task, starts, 4), 10)
     assert len(dreamt) == 10
     assert np.abs(dreamt.returns - few.returns).mean() < 1.5
-    chance = evaluate(RandomPolicy(world.spec), TrueArena(world, wish, starts, 5), 10)
+    chance = evaluate(RandomPolicy(world.spec), RealEvalEnv(world, rl_task, starts, 5), 10)
     assert chance.mean_return().value < few.returns.max()

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import neuralsim  # noqa: F401 (registers the ids)
-from neuralsim.agents.policies.tworoom_explorer import Wanderer
+from neuralsim.agents.policies.tworoom_explorer import TwoRoomExplorer
 from neuralsim.envs.tworoom.env import (
     AGENT_RANGE,
     ARENA,
@@ -34,7 +34,7 @@ from neuralsim.envs.tworoom.env import (
     random_state,
 )
 from neuralsim.envs.tworoom.shortest_path import shortest_path, shortest_path_length
-from neuralsim.envs.tworoom.state_estimator import TwoRoomReader
+from neuralsim.envs.tworoom.state_estimator import TwoRoomStateEstimator
 from neuralsim.pretrained import world as catalog
 
 FREE = np.array([120.0, 300.0])
@@ -156,7 +156,7 @@ def test_a_state_is_everything_so_a_step_repeats_from_it_to_the_bit() -> None:
     env, again = in_the_dark(FREE), TwoRoomRealEnv(size=16)
     touched = 0
     for seed in range(8):
-        wanderer, segment = Wanderer(seed), None
+        wanderer, segment = TwoRoomExplorer(seed), None
         observation, _ = env.reset(seed=seed)
         for _ in range(80):
             before = env.state()
@@ -372,7 +372,7 @@ def test_the_reader_reads_true_places(size: int, pixels: float) -> None:
     rng = np.random.default_rng(0)
     edge = AGENT_RANGE[0]
     places = np.array([random_state(rng) for _ in range(300)] + [[edge, edge], [256, DOOR[0] + RADIUS], [219.9, 40]])
-    reader = TwoRoomReader(size)
+    reader = TwoRoomStateEstimator(size)
     read, found = reader(np.stack([draw(p, size) for p in places]))
     error = np.linalg.norm(read - places, axis=1) * size / ARENA
     assert found.all()
@@ -386,7 +386,7 @@ def test_the_reader_forgives_grey_levels_and_specks() -> None:
     places = np.array([random_state(rng) for _ in range(60)])
     frames = np.stack([draw(p) for p in places]) + rng.normal(size=(60, 64, 64, 3)) * 8
     frames[:, 60:62, 4:6] = (238, 82, 60)
-    read, found = TwoRoomReader()(frames.clip(0, 255).astype(np.uint8))
+    read, found = TwoRoomStateEstimator()(frames.clip(0, 255).astype(np.uint8))
     assert found.all()
     far = np.linalg.norm(places - (40, 488), axis=1) > 60
     assert np.linalg.norm(read - places, axis=1)[far].max() < 4
@@ -395,7 +395,7 @@ def test_the_reader_forgives_grey_levels_and_specks() -> None:
 def test_the_reader_finds_nobody_where_nobody_is() -> None:
     empty = background(64).round().astype(np.uint8)
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    read, found = TwoRoomReader()(np.stack([empty, np.zeros_like(empty), np.full_like(empty, 255), noise]))
+    read, found = TwoRoomStateEstimator()(np.stack([empty, np.zeros_like(empty), np.full_like(empty, 255), noise]))
     assert not found[:3].any()
     assert np.isfinite(read).all()
 
@@ -403,7 +403,7 @@ def test_the_reader_finds_nobody_where_nobody_is() -> None:
 def test_the_reader_does_not_look_at_other_frames() -> None:
     rng = np.random.default_rng(2)
     frames = np.stack([draw(random_state(rng)) for _ in range(300)])  # more than one pass
-    reader = TwoRoomReader()
+    reader = TwoRoomStateEstimator()
     together, _ = reader(frames)
     np.testing.assert_allclose(reader(frames[280:281])[0][0], together[280], atol=1e-3)
     assert reader(frames[:0])[0].shape == (0, 2)
@@ -415,7 +415,7 @@ def test_the_reader_does_not_look_at_other_frames() -> None:
 )
 def test_the_reader_refuses_other_frames(frames: np.ndarray) -> None:
     with pytest.raises(ValueError, match="expected uint8 frames"):
-        TwoRoomReader()(frames)
+        TwoRoomStateEstimator()(frames)
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------------------

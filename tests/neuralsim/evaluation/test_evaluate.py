@@ -17,11 +17,11 @@ from neuralsim.agents.collection.held_out import HELD_OUT_SEED, held_out_store
 from neuralsim.agents.policies.pusht_explorer import PushTExplorer
 from neuralsim.data.episode import HELD_OUT_EVERY, Episode, EpisodeStore
 from neuralsim.envs.pusht.env import GOAL_POSE, STATE_NAMES, PushTRealEnv, pusht_spec, random_state
-from neuralsim.envs.pusht.metrics import PushTJudge
-from neuralsim.envs.pusht.state_estimator import PushTReader
-from neuralsim.evaluation.evaluate import MeasureConfig, Measurement, calibrate_uncertainty, measure
-from neuralsim.evaluation.long_horizon import LongPlayConfig, long_play, random_keys
-from neuralsim.evaluation.report import Bar, Report, Row
+from neuralsim.envs.pusht.metrics import PushTMetrics
+from neuralsim.envs.pusht.state_estimator import PushTStateEstimator
+from neuralsim.evaluation.evaluate import MeasureConfig, WorldEvaluation, calibrate_uncertainty, evaluate_world_model
+from neuralsim.evaluation.long_horizon import LongHorizonConfig, evaluate_long_horizon, random_keys
+from neuralsim.evaluation.report import Metric, Report, Target
 from neuralsim.evaluation.rollouts import sample_windows
 from neuralsim.evaluation.statistics import Bootstrap, auroc, mask_iou, mean, psnr, rank_correlation, ssim
 from neuralsim.noise import Noise
@@ -196,8 +196,8 @@ def book(store) -> dict[bytes, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def reader() -> PushTReader:
-    return PushTReader()
+def reader() -> PushTStateEstimator:
+    return PushTStateEstimator()
 
 
 LONG = MeasureConfig(rollouts=12, horizons=(1, 10, 30, 64), chunk=3, batch=12, precision="float32")
@@ -205,8 +205,8 @@ SHORT = MeasureConfig(rollouts=10, horizons=(1, 10, 30), chunk=1, batch=10, prec
 
 
 @pytest.fixture(scope="module")
-def exact(store, book, reader) -> Measurement:
-    return measure(ExactWorld(book), store, PushTJudge(reader, PushTRealEnv(observation="state")), LONG)
+def exact(store, book, reader) -> WorldEvaluation:
+    return evaluate_world_model(ExactWorld(book), store, PushTMetrics(reader, PushTRealEnv(observation="state")), LONG)
 
 
 def test_an_exact_world_is_perfect(exact):
@@ -253,7 +253,9 @@ def test_every_figure_has_an_interval_around_it_and_a_size(exact):
 
 def test_a_still_picture_is_what_copying_scores(store, book, reader):
     """StillWorld is copy-last-frame, so its figures are the baseline's, and it fails."""
-    still = measure(StillWorld(book), store, PushTJudge(reader, PushTRealEnv(observation="state")), SHORT)
+    still = evaluate_world_model(
+        StillWorld(book), store, PushTMetrics(reader, PushTRealEnv(observation="state")), SHORT
+    )
     for key in ("psnr", "ssim", "iou", "iou_moved", "pusher_mean", "pusher_moved", "place_moved", "angle_moved"):
         for step in (10, 30):
             assert still[key, step].value == pytest.approx(still[key, step].baseline, rel=0.01), key
@@ -266,7 +268,7 @@ def test_a_still_picture_is_what_copying_scores(store, book, reader):
 
 
 def test_drift_is_ghost_motion(store, book, reader):
-    drifting = measure(DriftingWorld(book), store, PushTJudge(reader), SHORT)
+    drifting = evaluate_world_model(DriftingWorld(book), store, PushTMetrics(reader), SHORT)
     assert drifting["ghost"].value > 0.5
     assert drifting["place_mean", 30].value > 10
     assert drifting["shape", 30].value == 1, "the block slides but stays whole"
@@ -275,20 +277,20 @@ def test_drift_is_ghost_motion(store, book, reader):
 
 @pytest.mark.parametrize(("world", "sign"), [(FoggyWorld, 1), (OverconfidentWorld, -1)])
 def test_uncertainty_is_judged_by_the_errors_it_foretells(store, book, world, sign):
-    found = measure(world(book), store, None, SHORT)
+    found = evaluate_world_model(world(book), store, None, SHORT)
     assert sign * found["doubt_rank", 30].value > 0.8
     assert sign * (found["doubt_auroc", 30].value - 0.5) > 0.4
 
 
 def test_a_deaf_world_is_not_controllable(store, book, reader):
-    deaf = measure(DeafWorld(book), store, PushTJudge(reader, PushTRealEnv(observation="state")), SHORT)
+    deaf = evaluate_world_model(DeafWorld(book), store, PushTMetrics(reader, PushTRealEnv(observation="state")), SHORT)
     assert deaf["control_pusher", 10].value < 0.6
     assert deaf["control_pusher", 10].passed is False
     assert deaf["missed"].value > 0.2  # an exact world misses nothing
 
 
 def test_a_melting_block_loses_its_shape(store, book, reader):
-    melting = measure(MeltingWorld(book), store, PushTJudge(reader), SHORT)
+    melting = evaluate_world_model(MeltingWorld(book), store, PushTMetrics(reader), SHORT)
     assert melting["shape", 30].value == 0
     assert melting["codec_iou"].value < 0.7
     assert melting["codec_iou"].passed is False
@@ -301,7 +303,9 @@ def test_what_is_lost_has_not_moved_and_is_as_far_off_as_can_be(store, book, rea
             return torch.full((len(state), 64, 64, 3), 255, dtype=torch.uint8)
 
     config = replace(SHORT, rollouts=6, horizons=(1, 10))
-    blind = measure(BlindWorld(book), store, PushTJudge(reader, PushTRealEnv(observation="state")), config)
+    blind = evaluate_world_model(
+        BlindWorld(book), store, PushTMetrics(reader, PushTRealEnv(observation="state")), config
+    )
     assert blind["control_pusher", 10].value == blind["control_block", 10].value == 0
     assert blind["pusher", 10].value == blind["place", 10].value == 512
     assert blind["iou", 10].value == blind["shape", 10].value == 0
@@ -310,7 +314,7 @@ def test_what_is_lost_has_not_moved_and_is_as_far_off_as_can_be(store, book, rea
 
 def test_a_liar_has_recall_without_precision(store, book):
     """Without a judge, rewards, ends and pixels are measured all the same."""
-    lying = measure(LyingWorld(book), store, None, SHORT)
+    lying = evaluate_world_model(LyingWorld(book), store, None, SHORT)
     assert lying["termination_recall", 10].value == 1
     assert lying["termination_precision", 10].value <= 0.6
     assert lying["reward", 10].value > 0.3
@@ -322,7 +326,7 @@ def test_a_liar_has_recall_without_precision(store, book):
 def test_the_tiny_model_is_measured_in_all_its_ways(store, reader, tiny_model):
     """Chunk-wise and with other numbers of denoising steps; the model itself is left as it was."""
     config = MeasureConfig(rollouts=8, horizons=(1, 10), chunk=3, denoise=(1, 2, 4), precision="float32")
-    found = measure(tiny_model, store, PushTJudge(reader, PushTRealEnv(observation="state")), config)
+    found = evaluate_world_model(tiny_model, store, PushTMetrics(reader, PushTRealEnv(observation="state")), config)
     assert tiny_model.denoise_steps == 1
     keys = {r.key for r in found.rows}
     assert keys >= {f"{n}_denoising_steps/iou_moved" for n in (2, 4)} | {"3_frames_at_once/iou_moved"}
@@ -331,8 +335,8 @@ def test_the_tiny_model_is_measured_in_all_its_ways(store, reader, tiny_model):
 
 def test_the_same_seed_gives_the_same_figures(store, book, reader, tiny_model):
     config = MeasureConfig(rollouts=6, horizons=(1, 10), chunk=1, denoise=(), precision="float32")
-    first, again = (measure(tiny_model, store, PushTJudge(reader), config) for _ in range(2))
-    other = measure(tiny_model, store, PushTJudge(reader), replace(config, seed=1))
+    first, again = (evaluate_world_model(tiny_model, store, PushTMetrics(reader), config) for _ in range(2))
+    other = evaluate_world_model(tiny_model, store, PushTMetrics(reader), replace(config, seed=1))
     assert first.to_json() == again.to_json() or [r.value for r in first.rows] == pytest.approx(
         [r.value for r in again.rows], nan_ok=True
     )
@@ -391,7 +395,7 @@ def test_windows_are_cut_where_they_should_be(store):
 
 def test_another_world_is_refused(store, book, reader, dot_model):
     with pytest.raises(ValueError, match="the model is of"):
-        measure(dot_model, store, PushTJudge(reader))
+        evaluate_world_model(dot_model, store, PushTMetrics(reader))
 
 
 def test_uncertainty_is_calibrated_on_the_worst_step_of_a_dream(store, book):
@@ -416,13 +420,13 @@ def start_of(store: EpisodeStore) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def test_long_play_of_an_exact_world_is_the_true_one(store, book, reader):
     frames, actions, states = start_of(store)
     ticks: list[int] = []
-    found = long_play(
+    found = evaluate_long_horizon(
         ExactWorld(book),
         frames,
         actions,
-        PushTJudge(reader, PushTRealEnv(observation="state")),
+        PushTMetrics(reader, PushTRealEnv(observation="state")),
         states[:, -1],
-        LongPlayConfig(steps=60, look_every=3, precision="float32"),
+        LongHorizonConfig(steps=60, look_every=3, precision="float32"),
         ticks.append,
     )
     assert found["rigid"].value == found["rigid"].baseline == 1
@@ -438,8 +442,8 @@ def test_long_play_sees_a_world_fall_apart(store, book, reader):
             return super().features(state) * torch.tensor([float("nan"), 1, 1, 1, 1])
 
     frames, actions, _ = start_of(store)
-    found = long_play(
-        Rotting(book), frames, actions, PushTJudge(reader), config=LongPlayConfig(steps=20, precision="float32")
+    found = evaluate_long_horizon(
+        Rotting(book), frames, actions, PushTMetrics(reader), config=LongHorizonConfig(steps=20, precision="float32")
     )
     assert found["rigid"].value == 0
     assert found["not_finite"].value == 40
@@ -459,8 +463,8 @@ def test_long_play_sees_memory_grow(store, book, reader):
             return super().step(state, action, rng)
 
     frames, actions, _ = start_of(store)
-    config = LongPlayConfig(steps=60, look_every=30, precision="float32")
-    grown = long_play(Hoarder(book), frames, actions, PushTJudge(reader), config=config)["growth"]
+    config = LongHorizonConfig(steps=60, look_every=30, precision="float32")
+    grown = evaluate_long_horizon(Hoarder(book), frames, actions, PushTMetrics(reader), config=config)["growth"]
     Hoarder.kept.clear()
     assert grown.value > 150
     assert not grown.passed
@@ -549,11 +553,11 @@ def test_a_share_of_all_is_not_certain():
 
 
 def test_bars_and_rows():
-    assert Bar(least=0.8).passed(0.8)
-    assert not Bar(least=0.8).passed(float("nan"))
-    assert not Bar(0.8, 1.25).passed(1.3)
-    assert [str(b) for b in (Bar(least=0.8), Bar(most=2), Bar(0.8, 1.25))] == ["≥ 0.8", "≤ 2", "0.8 to 1.25"]
-    report = Report("r", (Row("a", "A", 1.0, bar=Bar(most=0.5)), Row("b", "B", float("nan"))))
+    assert Target(least=0.8).passed(0.8)
+    assert not Target(least=0.8).passed(float("nan"))
+    assert not Target(0.8, 1.25).passed(1.3)
+    assert [str(b) for b in (Target(least=0.8), Target(most=2), Target(0.8, 1.25))] == ["≥ 0.8", "≤ 2", "0.8 to 1.25"]
+    report = Report("r", (Metric("a", "A", 1.0, bar=Target(most=0.5)), Metric("b", "B", float("nan"))))
     assert [r.key for r in report.missed] == ["a"]
     assert json.loads(report.to_json())["rows"][1]["value"] is None
     with pytest.raises(KeyError, match="'c'"):

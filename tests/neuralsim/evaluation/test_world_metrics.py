@@ -14,16 +14,17 @@ import torch
 
 from neuralsim import cli
 from neuralsim.agents import bench
-from neuralsim.agents.collection.collect import Collect, collect_episode
-from neuralsim.agents.evaluation.world import Measure, measure_world
+from neuralsim.agents.collection.collect import CollectConfig, collect_episode
+from neuralsim.agents.evaluation.world import MeasureConfig, measure_world
 from neuralsim.agents.policies.judges import find_drivers, find_judge
 from neuralsim.data.episode import Episode, EpisodeStore
 from neuralsim.envs.carracing.env import STATE_NAMES, car_racing_spec
-from neuralsim.envs.carracing.metrics import CarJudge
-from neuralsim.envs.carracing.state_estimator import CarReader
-from neuralsim.evaluation.evaluate import MeasureConfig, measure
-from neuralsim.evaluation.long_horizon import LongPlayConfig, long_play, played_keys
-from neuralsim.evaluation.report import Bar, Row
+from neuralsim.envs.carracing.metrics import CarRacingMetrics
+from neuralsim.envs.carracing.state_estimator import CarRacingStateEstimator
+from neuralsim.evaluation.config import EvalConfig
+from neuralsim.evaluation.evaluate import evaluate_world_model
+from neuralsim.evaluation.long_horizon import LongHorizonConfig, evaluate_long_horizon, played_keys
+from neuralsim.evaluation.report import Metric, Target
 from neuralsim.models.video_wam import CodecConfig, StreamConfig, VideoWAM
 from neuralsim.noise import Noise
 from neuralsim.pretrained.world import Starts, World
@@ -159,12 +160,12 @@ def belts(tmp_path_factory: pytest.TempPathFactory) -> EpisodeStore:
 def roads(tmp_path_factory: pytest.TempPathFactory) -> EpisodeStore:
     """Two held-out drives."""
     store = EpisodeStore.create(tmp_path_factory.mktemp("car"), car_racing_spec(), STATE_NAMES)
-    config = Collect("carracing", steps=75)
+    config = CollectConfig("carracing", steps=75)
     store.add([replace(collect_episode(config, i), provenance={"seed": 20 * i}) for i in range(2)])
     return store
 
 
-SHORT = MeasureConfig(rollouts=20, horizons=(1, 10, 30, 64), chunk=1, precision="float32")
+SHORT = EvalConfig(rollouts=20, horizons=(1, 10, 30, 64), chunk=1, precision="float32")
 
 
 # -- a stranger's world ------------------------------------------------------------------------------------------------------------------
@@ -172,7 +173,7 @@ SHORT = MeasureConfig(rollouts=20, horizons=(1, 10, 30, 64), chunk=1, precision=
 
 def test_a_world_nobody_judges_is_measured_by_what_any_world_has(belts: EpisodeStore) -> None:
     assert find_judge(belts.spec) is None
-    found = measure(Tape(belts), belts, find_judge(belts.spec), replace(SHORT, horizons=(1, 10, 20)))
+    found = evaluate_world_model(Tape(belts), belts, find_judge(belts.spec), replace(SHORT, horizons=(1, 10, 20)))
     last = max(r.step for r in found.rows if r.key == "psnr" and r.step)
     for step in (1, last):
         assert found["psnr", step].value > 58
@@ -188,11 +189,13 @@ def test_a_world_nobody_judges_is_measured_by_what_any_world_has(belts: EpisodeS
 def test_returns_are_compared_where_episodes_are_long_enough(tmp_path: Path) -> None:
     store = EpisodeStore.create(tmp_path, CHOICES, ("place", "angle"))
     store.add([replace(e, provenance={"seed": 0}) for e in (belt(i, 45) for i in range(60)) if len(e) > 40][:6])
-    assert measure(Tape(store), store, None, replace(SHORT, horizons=(30,)))["return", 30].value == pytest.approx(1)
+    assert evaluate_world_model(Tape(store), store, None, replace(SHORT, horizons=(30,)))[
+        "return", 30
+    ].value == pytest.approx(1)
 
 
 def test_horizons_that_few_episodes_reach_are_left_out_with_a_word(belts: EpisodeStore) -> None:
-    found = measure(Tape(belts), belts, None, SHORT)
+    found = evaluate_world_model(Tape(belts), belts, None, SHORT)
     reach = belts.lengths + 1 - belts.spec.context
     kept = {h for h in SHORT.horizons if (reach >= h).mean() >= 0.5}
     assert {r.step for r in found.rows if r.key == "psnr"} == kept
@@ -201,21 +204,21 @@ def test_horizons_that_few_episodes_reach_are_left_out_with_a_word(belts: Episod
 
 
 def test_a_deaf_world_loses_nothing_under_anothers_actions(belts: EpisodeStore) -> None:
-    deaf = measure(DeafTape(belts), belts, None, replace(SHORT, horizons=(1, 10)))
+    deaf = evaluate_world_model(DeafTape(belts), belts, None, replace(SHORT, horizons=(1, 10)))
     assert deaf["heed/psnr", 10].value == 0
     assert deaf["psnr", 10].value > 58, "under its own actions it is perfect all the same"
 
 
 def test_a_still_world_is_copying_and_does_not_beat_it(belts: EpisodeStore) -> None:
-    still = measure(StillTape(belts), belts, None, replace(SHORT, horizons=(1, 10)))
+    still = evaluate_world_model(StillTape(belts), belts, None, replace(SHORT, horizons=(1, 10)))
     for key in ("psnr", "ssim", "state/place", "state/angle"):
         assert still[key, 10].value == pytest.approx(still[key, 10].baseline)
         assert not still[key, 10].beats_copying
 
 
 def test_to_beat_copying_the_intervals_must_be_apart() -> None:
-    bar = Bar(beats=True)
-    row = Row(
+    bar = Target(beats=True)
+    row = Metric(
         "a", "A", 2.0, low=1.5, high=2.5, baseline=1.0, baseline_low=0.5, baseline_high=1.4, better="high", bar=bar
     )
     assert row.passed
@@ -230,16 +233,16 @@ def test_long_play_of_a_strangers_world_asks_for_change_and_frames_that_are_know
     starts = Starts(
         *(np.stack([getattr(belts[i], k)[:n] for i in range(4)]) for k, n in (("frames", 2), ("actions", 1)))
     )
-    config = LongPlayConfig(steps=60, look_every=2, precision="float32")
+    config = LongHorizonConfig(steps=60, look_every=2, precision="float32")
     known = np.concatenate([e.frames for e in belts])
-    whole = long_play(DeafTape(belts), starts.frames, starts.actions, config=config, known=known)
+    whole = evaluate_long_horizon(DeafTape(belts), starts.frames, starts.actions, config=config, known=known)
     assert whole["changing"].value > 0.5
     assert whole["redrawn"].value == 1
     assert whole["not_finite"].value == 0
-    fading = long_play(FadingTape(belts), starts.frames, starts.actions, config=config, known=known)
+    fading = evaluate_long_horizon(FadingTape(belts), starts.frames, starts.actions, config=config, known=known)
     assert fading["redrawn"].passed is False
     assert fading["not_finite"].value > 0
-    frozen = long_play(StillTape(belts), starts.frames, starts.actions, config=config, known=known)
+    frozen = evaluate_long_horizon(StillTape(belts), starts.frames, starts.actions, config=config, known=known)
     assert frozen["changing"].value == 0
 
 
@@ -258,7 +261,7 @@ def test_keys_that_rest_at_an_end_are_let_go_or_held() -> None:
 
 
 def test_carracings_truth_against_itself_is_perfect(roads: EpisodeStore, tmp_path: Path) -> None:
-    found = measure(Tape(roads), roads, find_judge(roads.spec), replace(SHORT, rollouts=8))
+    found = evaluate_world_model(Tape(roads), roads, find_judge(roads.spec), replace(SHORT, rollouts=8))
     assert found.missed == ()
     assert found["codec_iou"].value == 1
     for step in (10, 30, 64):
@@ -276,18 +279,25 @@ def test_carracings_truth_against_itself_is_perfect(roads: EpisodeStore, tmp_pat
 
 
 def test_a_still_road_fails_where_it_should(roads: EpisodeStore) -> None:
-    still = measure(StillTape(roads), roads, CarJudge(CarReader()), replace(SHORT, rollouts=8, horizons=(1, 30)))
+    still = evaluate_world_model(
+        StillTape(roads),
+        roads,
+        CarRacingMetrics(CarRacingStateEstimator()),
+        replace(SHORT, rollouts=8, horizons=(1, 30)),
+    )
     assert {(r.key, r.step) for r in still.missed} == {("psnr", 30), ("road_iou", 30), ("road_iou_changed", 30)}
     assert still["road_iou", 30].value == pytest.approx(still["road_iou", 30].baseline)
 
 
 def test_long_play_of_carracing_by_keys_and_by_a_driver(roads: EpisodeStore) -> None:
-    starts, judge = Starts.cut(roads, 3, 4, 0), CarJudge(CarReader())
-    config = LongPlayConfig(steps=20, precision="float32")
+    starts, judge = Starts.cut(roads, 3, 4, 0), CarRacingMetrics(CarRacingStateEstimator())
+    config = LongHorizonConfig(steps=20, precision="float32")
     ((name, driver),) = find_drivers(roads.spec).items()
     for model, whole in ((DeafTape(roads), 1), (FadingTape(roads), 0)):
-        keys = long_play(model, starts.frames, starts.actions, judge, config=config)
-        driven = long_play(model, starts.frames, starts.actions, judge, config=config, driver=driver, name=name)
+        keys = evaluate_long_horizon(model, starts.frames, starts.actions, judge, config=config)
+        driven = evaluate_long_horizon(
+            model, starts.frames, starts.actions, judge, config=config, driver=driver, name=name
+        )
         assert keys["whole"].value == driven["driver/whole"].value == whole
         assert keys["whole"].baseline == driven["driver/whole"].baseline == 1
         assert keys["whole"].passed is bool(whole)
@@ -323,7 +333,19 @@ def test_every_command_takes_a_carracing_folder(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_car: Path, roads: EpisodeStore
 ) -> None:
     data = ("--data", roads.folder)
-    words = ("--rollouts", 4, "--horizons", 1, 10, "--minutes", 0.02, "--dreams", 2, "--out", tmp_path / "measure")
+    words = (
+        "--rollouts",
+        4,
+        "--horizons",
+        1,
+        10,
+        "--minutes",
+        0.02,
+        "--dreams",
+        2,
+        "--out",
+        tmp_path / "measure",
+    )
     code, out = run(capsys, "measure", tiny_car, *data, *words)
     assert code == 0, out
     keys = {r["key"] for r in json.loads((tmp_path / "measure" / "measure.json").read_text())["rows"]}
@@ -368,7 +390,7 @@ def test_a_strangers_folder_is_measured_benched_and_shown(
     assert run(capsys, "demo", folder)[0] == 2
     (tmp_path / "world" / "world.json").unlink()
     (tmp_path / "world" / "training.json").write_text(json.dumps({"store": str(belts.folder)}))
-    config = Measure(
+    config = MeasureConfig(
         world=str(folder),
         rollouts=6,
         horizons=(1, 10),
@@ -398,10 +420,10 @@ def test_figures_beside_another_worlds_episodes_are_refused(
 def test_fresh_episodes_are_collected_of_a_world_learned_from_gymnasium(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     from neuralsim.agents.collection.held_out import held_out_again
-    from neuralsim.envs.gym_adapter.env import GymWorld
+    from neuralsim.envs.gym_adapter.env import GymEnvConfig
 
-    world = GymWorld("CartPole-v1")
-    spec = Collect(env="CartPole-v1", size=16, out=tmp_path / "own").collector.spec(16)
+    world = GymEnvConfig("CartPole-v1")
+    spec = CollectConfig(env="CartPole-v1", size=16, out=tmp_path / "own").collector.spec(16)
     store = held_out_again(spec, world.source | {"steps": 20}, 2, workers=1)
     assert store.spec == spec
     assert len(store) == 2

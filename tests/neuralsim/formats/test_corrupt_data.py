@@ -27,7 +27,7 @@ from foreign_datasets import (
 from neuralsim.data.episode import Episode, EpisodeStore
 from neuralsim.formats.action_choices import meaning_of
 from neuralsim.formats.action_mapping import ActionScale
-from neuralsim.formats.importer import Import, Importer
+from neuralsim.formats.importer import ImportConfig, Importer
 from neuralsim.formats.lerobot_writer import write_lerobot
 from neuralsim.formats.minari import write_minari
 from neuralsim.spec import WorldSpec
@@ -101,7 +101,7 @@ def judge(name: str, place: Path, out: Path, said: list[str] | None = None) -> s
     kind, where = WRITERS[name][0], str(place)
     root = place if kind == "minari:" else None
     try:
-        importer = Importer(Import(kind + ("coded-v0" if root else where), out=out, size=SIDE, root=root))
+        importer = Importer(ImportConfig(kind + ("coded-v0" if root else where), out=out, size=SIDE, root=root))
         for _ in importer.run():
             pass
     except (ValueError, OSError) as error:

@@ -31,10 +31,10 @@ from neuralsim.data.inspect import describe_data, draw_strips
 from neuralsim.formats import importer as importing
 from neuralsim.formats.action_choices import meaning_of
 from neuralsim.formats.action_mapping import ActionScale
-from neuralsim.formats.dataset_uri import Place
+from neuralsim.formats.dataset_uri import DatasetURI
 from neuralsim.formats.hand import hand_moves
-from neuralsim.formats.importer import Import, Importer, Report
-from neuralsim.formats.lerobot_stats import Tally
+from neuralsim.formats.importer import ImportConfig, Importer, ImportReport
+from neuralsim.formats.lerobot_stats import FeatureStats
 from neuralsim.formats.lerobot_writer import write_lerobot
 from neuralsim.formats.minari import write_minari
 from neuralsim.spec import WorldSpec
@@ -43,9 +43,9 @@ THROUGH_MP4 = 4
 """Grey levels by which a frame of one colour may differ after a film of somebody else's."""
 
 
-def read(source: str, out: Path, size: int | None = SIDE, **how: Any) -> tuple[EpisodeStore, Report]:
+def read(source: str, out: Path, size: int | None = SIDE, **how: Any) -> tuple[EpisodeStore, ImportReport]:
     """``neuralsim import SOURCE --out OUT``."""
-    importer = Importer(Import(source=source, out=out, size=size, **how))
+    importer = Importer(ImportConfig(source=source, out=out, size=size, **how))
     for _ in importer.run():
         pass
     return EpisodeStore(out), importer.report
@@ -213,7 +213,7 @@ def test_the_statistics_that_lerobot_wants_are_those_of_all_rows(tmp_path: Path)
 )
 def test_tallies_add_up(rows: np.ndarray, at: float) -> None:
     cut = 1 + int(at * (len(rows) - 2))
-    tally = Tally.of(rows[:cut]) + Tally.of(rows[cut:])
+    tally = FeatureStats.of(rows[:cut]) + FeatureStats.of(rows[cut:])
     told = tally.as_stats()
     np.testing.assert_allclose(told["mean"], rows.mean(0), atol=1e-9)
     np.testing.assert_allclose(told["std"], rows.std(0), atol=1e-6)
@@ -481,7 +481,7 @@ def test_video_goes_to_lerobot_and_back_and_minari_refuses_it(tmp_path: Path) ->
 @pytest.mark.parametrize("quarter", [0, 1, 2, 3])
 def test_a_film_held_upright_comes_in_upright(tmp_path: Path, quarter: int) -> None:
     """Telephones write how they were held into the matrix of the track header."""
-    from neuralsim.data.video import read_film
+    from neuralsim.data.video import read_video
 
     image = np.zeros((1, 32, 32, 3), np.uint8)
     image[:, :16, :16] = 200  # what is seen upright is bright in this quarter turned so far
@@ -492,7 +492,7 @@ def test_a_film_held_upright_comes_in_upright(tmp_path: Path, quarter: int) -> N
     for place, value in zip((0, 4, 12, 16), turn, strict=True):
         raw[at + place : at + place + 4] = (value * 65536 % 2**32).to_bytes(4, "big")
     (tmp_path / "a.mp4").write_bytes(raw)
-    _, seen = next(read_film(tmp_path / "a.mp4"))
+    _, seen = next(read_video(tmp_path / "a.mp4"))
     bright = [seen[:16, :16].mean(), seen[:16, 16:].mean(), seen[16:, 16:].mean(), seen[16:, :16].mean()]
     assert int(np.argmax(bright)) == quarter  # clockwise from the top left
 
@@ -506,7 +506,7 @@ def test_an_interrupted_import_goes_on_and_ends_the_same(tmp_path: Path, monkeyp
     whole, _ = read(source, tmp_path / "whole", name="b")
     for stop in range(1, 7):
         out = tmp_path / f"stopped-{stop}"
-        importer = Importer(Import(source=source, out=out, size=SIDE, name="b"))
+        importer = Importer(ImportConfig(source=source, out=out, size=SIDE, name="b"))
         running = importer.run()
         for _ in range(stop):
             next(running)
@@ -587,7 +587,7 @@ def test_a_store_is_of_one_source(tmp_path: Path) -> None:
 
 def test_two_imports_into_one_store_do_not_mix(tmp_path: Path) -> None:
     source = f"zarr:{write_replay_buffer(tmp_path / 'b.zarr', demos())}"
-    running = Importer(Import(source=source, out=tmp_path / "store", size=SIDE)).run()
+    running = Importer(ImportConfig(source=source, out=tmp_path / "store", size=SIDE)).run()
     next(running)
     with pytest.raises(BlockingIOError, match="another process is importing here"):
         read(source, tmp_path / "store")
@@ -627,7 +627,7 @@ def test_stores_without_a_source_open_as_before(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "lerobot", "lerobot:", "parquet:x", "Minari:x-v0"])
 def test_a_place_that_cannot_be_read_says_what_can(text: str) -> None:
     with pytest.raises(ValueError, match=r"expected one of minari:my/dataset-v0, lerobot:folder/"):
-        Place.parse(text)
+        DatasetURI.parse(text)
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------------------

@@ -16,14 +16,14 @@ from stable_baselines3.common.env_checker import check_env as sb3_check
 from neuralsim.data.episode import EpisodeStore, WindowSampler
 from neuralsim.envs.imagined.sb3_vec_env import ImaginedVecEnv
 from neuralsim.envs.pusht.env import pusht_spec
-from neuralsim.envs.tasks.rl_task import find_wish
+from neuralsim.envs.tasks.rl_task import find_task
 from neuralsim.imagination import Imagination
 from neuralsim.models.latent_world import LatentConfig, LatentState, LatentWorld, StateProbe, effective_rank, sigreg
 from neuralsim.noise import Noise
 from neuralsim.pretrained.world import open_world
 from neuralsim.runtime.interrupt import Stopped
 from neuralsim.task import LearnedTask
-from neuralsim.training.recipes import Train
+from neuralsim.training.recipes import TrainConfig
 from neuralsim.training.token_dataset import encode_store
 from neuralsim.training.trainer import train
 from neuralsim.world_checker import check_world
@@ -35,7 +35,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 def finished(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run in miniature."""
     out = tmp_path_factory.mktemp("run") / "whole"
-    return train(Train(recipe="pusht-latent-mini", data=store, out=out, threads=1))
+    return train(TrainConfig(recipe="pusht-latent-mini", data=store, out=out, threads=1))
 
 
 def build(stack: int = 1) -> LatentWorld:
@@ -246,7 +246,7 @@ def test_stacked_frames_of_a_store_never_reach_into_another_episode(store: Path,
 def test_a_stopped_run_goes_on_to_the_same_bits(store: Path, finished: Path, tmp_path: Path) -> None:
     stops, resume = 0, False
     while True:
-        config = Train(
+        config = TrainConfig(
             recipe="pusht-latent-mini", data=store, out=tmp_path / "run", threads=1, resume=resume, stop_after=0.02
         )
         try:
@@ -264,7 +264,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(store: Path, finished: Path, tmp
 @pytest.mark.parametrize(("world", "most"), [("pusht-latent", 4.0), ("tworoom-latent", 1.0)])
 def test_the_shipped_worlds_tell_true_states_off_frames(world: str, most: float) -> None:
     model = open_world(world, "cpu").model
-    starts = find_wish(model.spec.name).starts(64, seed=5)
+    starts = find_task(model.spec.name).starts(64, seed=5)
     with torch.inference_mode():
         told = model.read_state(model.encode(torch.as_tensor(starts.frames), torch.zeros(64, 0, 2))).numpy()
     off = np.linalg.norm(told[:, :2] - starts.states[:, 0, :2], axis=1)

@@ -15,15 +15,15 @@ import torch
 from hypothesis import given, settings
 
 from neuralsim import cli
-from neuralsim.agents.collection.collect import Collect, collect
-from neuralsim.agents.evaluation.roles import Roles, tell_roles
+from neuralsim.agents.collection.collect import CollectConfig, collect
+from neuralsim.agents.evaluation.roles import RolesConfig, measure_roles
 from neuralsim.data.episode import ActionsAbsent, Episode, EpisodeStore, JoinedStore
 from neuralsim.envs.pusht.env import STATE_NAMES, PushTRealEnv, random_state
 from neuralsim.envs.pusht.replay import heeded, replay
-from neuralsim.evaluation.moments import Moments, choose_windows
-from neuralsim.evaluation.report import Bar, Row
+from neuralsim.evaluation.moments import RoleQueries, choose_windows
+from neuralsim.evaluation.report import Metric, Target
 from neuralsim.evaluation.role_metrics import act_rows, infer_rows, looked_at, wrong
-from neuralsim.evaluation.role_predictions import Answers
+from neuralsim.evaluation.role_predictions import RolePredictions
 from neuralsim.evaluation.statistics import Bootstrap
 from neuralsim.models.roles import ROLES, act, ask, dream, foresee, infer, value
 from neuralsim.models.video_wam import VideoState, VideoWAM
@@ -32,8 +32,8 @@ from neuralsim.pretrained.world import open_world
 from neuralsim.task import inference
 from neuralsim.training.losses import joint_losses
 from neuralsim.training.recipes import VideoRecipe, find_recipe
-from neuralsim.training.stages import Run
-from neuralsim.training.video_stages import JointMix, VideoCurriculum
+from neuralsim.training.stages import StageContext
+from neuralsim.training.video_stages import DataMixture, VideoStages
 
 
 @pytest.fixture(scope="session")
@@ -184,7 +184,7 @@ def test_a_world_that_only_simulates_says_so(tiny_model: VideoWAM, tiny_world: P
     with pytest.raises(ValueError, match="simulates only"):
         value(tiny_model, start)
     with pytest.raises(ValueError, match="simulates only"):
-        tell_roles(Roles(world=str(tiny_world), out=tmp_path))
+        measure_roles(RolesConfig(world=str(tiny_world), out=tmp_path))
 
 
 @pytest.mark.parametrize("length", [6, 7])
@@ -220,11 +220,13 @@ def recipe_with(video: float) -> VideoRecipe:
     return replace(found, joint_mix={"demonstrations": 1 - video, "play": 0.0, "video": video})
 
 
-def curriculum_from(model: VideoWAM, stores: list[EpisodeStore], video: float, cache: Path) -> VideoCurriculum:
+def curriculum_from(model: VideoWAM, stores: list[EpisodeStore], video: float, cache: Path) -> VideoStages:
     """A curriculum whose model begins as ``model``, before it learned any role but to simulate."""
-    run = Run(JoinedStore(stores), cache, 0, torch.device("cpu"), torch.float32, lambda _, a, b: iter(range(a, b)))
+    run = StageContext(
+        JoinedStore(stores), cache, 0, torch.device("cpu"), torch.float32, lambda _, a, b: iter(range(a, b))
+    )
     torch.manual_seed(0)
-    found = VideoCurriculum(recipe_with(video), run)
+    found = VideoStages(recipe_with(video), run)
     kept = {k: v.clone() for k, v in model.state_dict().items() if not k.startswith(("joint.", "value_head."))}
     found.model.load_state_dict(kept, strict=False)
     return found
@@ -234,7 +236,7 @@ def test_the_loader_of_video_cannot_touch_an_action(
     model: VideoWAM, demonstrations: Path, watched: EpisodeStore, tmp_path: Path
 ) -> None:
     learned = curriculum_from(model, [EpisodeStore(demonstrations), watched], 0.5, tmp_path)
-    mix = JointMix(learned.run.store, learned._tokens(), learned.recipe)
+    mix = DataMixture(learned.run.store, learned._tokens(), learned.recipe)
     draws = np.random.default_rng(0)
     drawn = [mix.draw(draws) for _ in range(100)]
     video = [(windows, role) for windows, role in drawn if not windows.acted]
@@ -316,12 +318,12 @@ def test_an_action_against_the_rim_is_told_by_no_frame() -> None:
 
 
 @pytest.fixture(scope="module")
-def moments(model: VideoWAM, demonstrations: Path) -> Moments:
+def moments(model: VideoWAM, demonstrations: Path) -> RoleQueries:
     windows = choose_windows(EpisodeStore(demonstrations), 40, 4, 6, np.random.default_rng(0), all_held_out=True)
-    return Moments.take(model, windows)
+    return RoleQueries.take(model, windows)
 
 
-def test_moments_hold_what_really_followed(moments: Moments, demonstrations: Path) -> None:
+def test_moments_hold_what_really_followed(moments: RoleQueries, demonstrations: Path) -> None:
     windows = choose_windows(EpisodeStore(demonstrations), 40, 4, 6, np.random.default_rng(0), all_held_out=True)
     episode, start = EpisodeStore(demonstrations)[int(windows.episodes[7])], int(windows.starts[7])
     assert np.array_equal(moments.frames[7], episode.frames[start + 3 : start + 10])
@@ -346,7 +348,7 @@ def test_windows_underway_end_before_success(demonstrations: Path, tmp_path: Pat
     }
 
 
-class Knowing(Answers):
+class Knowing(RolePredictions):
     """Answers with the truth, or with what it is told to."""
 
     acted = property(lambda self: self.moments.actions * 0)  # type: ignore[assignment]
@@ -360,7 +362,7 @@ class Blind(Knowing):
 
 
 def test_a_model_that_looks_away_from_the_future_fails_where_a_knowing_one_passes(
-    model: VideoWAM, moments: Moments
+    model: VideoWAM, moments: RoleQueries
 ) -> None:
     told, boot = np.ones((40, 6), bool), Bootstrap(moments.episodes)
     for kind, passes in ((Knowing, True), (Blind, False)):
@@ -370,7 +372,7 @@ def test_a_model_that_looks_away_from_the_future_fails_where_a_knowing_one_passe
     assert rows["infer"].value == pytest.approx(float(moments.actions.square().mean().sqrt()), rel=1e-5)
 
 
-def test_resting_is_no_better_than_resting(model: VideoWAM, moments: Moments) -> None:
+def test_resting_is_no_better_than_resting(model: VideoWAM, moments: RoleQueries) -> None:
     rows = {row.key: row for row in act_rows(Knowing(model, moments, 1), Bootstrap(moments.episodes))}
     assert rows["act"].value == rows["act/rest"].value
     assert rows["act/gain"].passed is False
@@ -383,11 +385,11 @@ def test_errors_count_only_where_an_action_can_be_told() -> None:
 
 
 def test_a_sure_bar_wants_the_whole_interval() -> None:
-    bar = Bar(most=0.0, surely=True)
-    assert Row("x", "x", -1.0, low=-2, high=-0.1, bar=bar).passed is True
-    assert Row("x", "x", -1.0, low=-2, high=0.1, bar=bar).passed is False
-    assert Row("x", "x", 0.0, low=0, high=0, bar=bar).passed is False
-    assert Row("x", "x", -1.0, bar=bar).passed is False
+    bar = Target(most=0.0, surely=True)
+    assert Metric("x", "x", -1.0, low=-2, high=-0.1, bar=bar).passed is True
+    assert Metric("x", "x", -1.0, low=-2, high=0.1, bar=bar).passed is False
+    assert Metric("x", "x", 0.0, low=0, high=0, bar=bar).passed is False
+    assert Metric("x", "x", -1.0, bar=bar).passed is False
     assert str(bar) == "< 0 (95 %)"
 
 
@@ -395,7 +397,9 @@ def test_a_sure_bar_wants_the_whole_interval() -> None:
 def unseen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Demonstrations of a collection that the miniature did not learn from."""
     folder = tmp_path_factory.mktemp("data") / "unseen"
-    for _ in collect(Collect(out=folder, episodes=4, steps=16, workers=1, policy="oracle", near_goal=0.0, seed=4)):
+    for _ in collect(
+        CollectConfig(out=folder, episodes=4, steps=16, workers=1, policy="oracle", near_goal=0.0, seed=4)
+    ):
         pass
     return folder
 
@@ -467,8 +471,8 @@ def test_the_table_tells_every_role_with_its_interval(told: Path) -> None:
 
 
 def test_the_same_seed_tells_the_same_table(told: Path, wam: Path, store: Path, unseen: Path, tmp_path: Path) -> None:
-    config = Roles(world=str(wam), data=store, demos=unseen, windows=12, passes=2, out=tmp_path)
-    report, _ = tell_roles(config)
+    config = RolesConfig(world=str(wam), data=store, demos=unseen, windows=12, passes=2, out=tmp_path)
+    report, _ = measure_roles(config)
     before = json.loads((told / "roles.json").read_text())["rows"]
     assert json.loads(report.to_json())["rows"] == before
 
@@ -495,6 +499,6 @@ def test_only_held_out_episodes_of_what_was_trained_on_are_asked_about(
         ]
     )
     with pytest.raises(ValueError, match=r"training has never seen, got 0"):
-        tell_roles(Roles(world=str(wam), data=store, demos=cut.folder, out=tmp_path))
+        measure_roles(RolesConfig(world=str(wam), data=store, demos=cut.folder, out=tmp_path))
     with pytest.raises(ValueError, match="--windows: expected 2 or more, got 1"):
-        Roles(windows=1)
+        RolesConfig(windows=1)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from neuralsim.evaluation.report import Bar, Report, Row
-from neuralsim.pretrained.card import Card, finish, write_card
+from neuralsim.evaluation.report import Metric, Report, Target
+from neuralsim.pretrained.card import CardConfig, finish, write_card
 from neuralsim.pretrained.world import open_world
 from neuralsim.storage.manifest import Manifest
 
@@ -36,11 +36,11 @@ def trained(tiny_world: Path, tmp_path: Path) -> Path:
 
 def test_the_card_tells_all_and_calls_a_miss_a_miss(trained: Path, tmp_path: Path) -> None:
     rows = (
-        Row("iou", "block IoU", 0.8125, step=10, low=0.79, high=0.83, n=256, baseline=0.25, bar=Bar(least=0.8)),
-        Row("pusher", "pusher off by", 12.5, "units", step=10, n=256, bar=Bar(most=10)),
+        Metric("iou", "block IoU", 0.8125, step=10, low=0.79, high=0.83, n=256, baseline=0.25, bar=Target(least=0.8)),
+        Metric("pusher", "pusher off by", 12.5, "units", step=10, n=256, bar=Target(most=10)),
     )
     measured = Report("pusht: 256 rollouts", rows, {"date": "2026-11-21"}).save(tmp_path / "measure.json")
-    text = write_card(Card(trained, measured, note="A sentence.")).read_text()
+    text = write_card(CardConfig(trained, measured, note="A sentence.")).read_text()
     for word in (
         "pusht-video",
         "abc1234",
@@ -75,7 +75,7 @@ def test_a_card_can_be_written_by_hand_without_breaking_the_seal(trained: Path) 
 
 def test_a_folder_without_a_record_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"training\.json"):
-        write_card(Card(tmp_path))
+        write_card(CardConfig(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,6 @@ def test_a_record_that_is_none_is_named_and_the_old_card_stays(trained: Path, na
     (trained / name).write_text(text)
     before = (trained / "README.md").read_text()
     with pytest.raises(ValueError, match=said):
-        write_card(Card(trained, measured))
+        write_card(CardConfig(trained, measured))
     assert (trained / "README.md").read_text() == before
     assert not (trained / "world.json").exists()

@@ -42,7 +42,7 @@ from neuralsim.storage.manifest import (
     seal,
 )
 from neuralsim.storage.resolve import assets
-from neuralsim.training.recipes import Train
+from neuralsim.training.recipes import TrainConfig
 from neuralsim.training.trainer import train
 from neuralsim.world_model import WorldModel
 
@@ -122,7 +122,7 @@ def test_a_saved_world_is_whole_and_opens_the_same(whole: Path, tmp_path: Path) 
 
 
 def test_training_leaves_a_whole_world_that_no_longer_needs_its_run(store: Path, tmp_path: Path) -> None:
-    made = train(Train("pusht-video-mini", data=store, out=tmp_path / "run", threads=1, effort=0.02))
+    made = train(TrainConfig("pusht-video-mini", data=store, out=tmp_path / "run", threads=1, effort=0.02))
     assert {path.name for path in made.iterdir()} == set(FILES) - {SAFETY}
     manifest = Manifest.read(made)
     assert manifest is not None

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from neuralsim.models.video_wam import VideoWAM
 from neuralsim.pretrained.world import WEIGHTS, open_world
 from neuralsim.storage.manifest import seal
-from neuralsim.storage.quantization import GROUP, LEAST, SCALE, STEPS, pack, unpack
+from neuralsim.storage.quantization import GROUP, LEAST, SCALE, STEPS, dequantize, quantize
 from neuralsim.training.checkpoint import save_world
 
 
@@ -23,7 +23,7 @@ def test_unpacking_gives_every_number_back_to_half_a_step_of_its_group(rows, see
     numbers = np.random.default_rng(seed).normal(size=(rows, columns)).astype(np.float32) * size
     numbers[0, 0] = 0
     tensor = torch.from_numpy(numbers)
-    back = unpack(pack({"part.weight": tensor}, ("part.",)))["part.weight"]
+    back = dequantize(quantize({"part.weight": tensor}, ("part.",)))["part.weight"]
     for first in range(0, columns, GROUP):
         group, found = (x[:, first : first + GROUP] for x in (tensor, back))
         step = group.abs().amax(1, keepdim=True) / STEPS
@@ -38,17 +38,17 @@ def test_a_row_of_zeros_stays_zero_and_small_or_other_tensors_are_left_alone():
         "other.weight": torch.randn(64, LEAST),
         "part.count": torch.arange(2 * LEAST).view(2, LEAST),
     }
-    packed = pack(tensors, ("part.",))
+    packed = quantize(tensors, ("part.",))
     assert packed["part.zeros"].dtype == torch.int8
     assert set(packed) - set(tensors) == {"part.zeros" + SCALE}
-    back = unpack(packed)
+    back = dequantize(packed)
     assert back.keys() == tensors.keys()
     assert all(torch.equal(back[name], tensors[name]) for name in tensors)
 
 
 def test_packing_again_what_was_unpacked_changes_nothing():
-    first = unpack(pack({"a": torch.randn(70, 100)}, ("a",)))
-    assert torch.equal(unpack(pack(first, ("a",)))["a"], first["a"])
+    first = dequantize(quantize({"a": torch.randn(70, 100)}, ("a",)))
+    assert torch.equal(dequantize(quantize(first, ("a",)))["a"], first["a"])
 
 
 @pytest.mark.parametrize(
@@ -61,9 +61,9 @@ def test_packing_again_what_was_unpacked_changes_nothing():
     ],
 )
 def test_scales_that_do_not_fit_are_named(scale):
-    packed = pack({"a": torch.randn(2, LEAST)}, ("a",)) | {"a" + SCALE: scale}
+    packed = quantize({"a": torch.randn(2, LEAST)}, ("a",)) | {"a" + SCALE: scale}
     with pytest.raises(ValueError, match="a: expected bfloat16 scales"):
-        unpack(packed)
+        dequantize(packed)
 
 
 def test_a_saved_world_is_what_is_used_to_the_bit_by_both_ways_of_opening_it(tmp_path):

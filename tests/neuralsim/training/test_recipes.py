@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from neuralsim.data.episode import ActionsAbsent, Episode, EpisodeStore
 from neuralsim.pretrained.world import WEIGHTS, open_world
 from neuralsim.spec import WorldSpec
-from neuralsim.training.recipes import Train, find_recipe
-from neuralsim.training.time_estimate import forecast
+from neuralsim.training.recipes import TrainConfig, find_recipe
+from neuralsim.training.time_estimate import estimate_time
 from neuralsim.training.token_dataset import TokenWindows
 from neuralsim.training.trainer import Trainer, train
 from neuralsim.world_checker import check_world
@@ -59,7 +59,7 @@ def still(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def learn(data: Path, out: Path, effort: float = 0.03, **more: object) -> Path:
-    return train(Train(data=data, size="tiny", out=out, effort=effort, threads=1, **more))  # type: ignore[arg-type]
+    return train(TrainConfig(data=data, size="tiny", out=out, effort=effort, threads=1, **more))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("moving", [False, True])
@@ -128,9 +128,9 @@ def test_short_episodes_are_learned_from(tmp_path: Path) -> None:
 
 
 def test_the_forecast_tells_each_stage_and_changes_nothing(still: Path, tmp_path: Path) -> None:
-    trainer = Trainer(Train(data=still, size="tiny", out=tmp_path / "run", effort=0.01, threads=1))
+    trainer = Trainer(TrainConfig(data=still, size="tiny", out=tmp_path / "run", effort=0.01, threads=1))
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
-    told = forecast(trainer)
+    told = estimate_time(trainer)
     assert list(told.seconds) == ["codec", "dynamics", "readings"]
     assert all(s > 0 for s in told.seconds.values())
     assert all(torch.equal(v, before[k]) for k, v in trainer.model.state_dict().items())
@@ -145,9 +145,9 @@ def test_the_dial_sizes_model_and_steps() -> None:
     with pytest.raises(ValueError, match="one size"):
         find_recipe("pusht-video", "tiny")
     with pytest.raises(ValueError, match="--data"):
-        Train(recipe="video")
+        TrainConfig(recipe="video")
 
 
 def test_a_run_is_named_after_its_data(still: Path) -> None:
-    assert Train(data=still).folder == Path("runs/still")
-    assert Train(recipe="pusht-video").folder == Path("runs/pusht-video")
+    assert TrainConfig(data=still).folder == Path("runs/still")
+    assert TrainConfig(recipe="pusht-video").folder == Path("runs/pusht-video")

@@ -20,7 +20,7 @@ from neuralsim.models.video_wam import VideoWAM
 from neuralsim.noise import Noise
 from neuralsim.runtime.interrupt import Stopped
 from neuralsim.training.losses import rollout_losses
-from neuralsim.training.recipes import Train, find_recipe
+from neuralsim.training.recipes import TrainConfig, find_recipe
 from neuralsim.training.trainer import Trainer, learning_rate, train
 
 RUN = """
@@ -38,7 +38,7 @@ threads=1,
 def finished(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run."""
     out = tmp_path_factory.mktemp("run") / "whole"
-    return train(Train(recipe="pusht-video-mini", data=store, out=out, threads=1))
+    return train(TrainConfig(recipe="pusht-video-mini", data=store, out=out, threads=1))
 
 
 def test_a_run_killed_at_any_moment_ends_with_the_same_bits(store: Path, finished: Path, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(store: Path, finishe
 
 
 def test_stopping_writes_a_checkpoint_and_says_how_to_go_on(store: Path, tmp_path: Path) -> None:
-    config = Train(recipe="pusht-video-mini", data=store, out=tmp_path / "run", threads=1, stop_after=0.0)
+    config = TrainConfig(recipe="pusht-video-mini", data=store, out=tmp_path / "run", threads=1, stop_after=0.0)
     with pytest.raises(Stopped, match="--resume"):
         train(config)
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
