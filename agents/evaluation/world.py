@@ -72,12 +72,12 @@ def measure_world(config: MeasureConfig) -> tuple[Report, list[Path]]:
     if fresh:
         config = replace(config, all_held_out=True)
     measurement = evaluate_world_model(world.model, store, judge, config, near, show=True)
-    curves, strip = measurement.draw(config.out / "evaluate_world_model.png")
+    curves, strip = measurement.draw(config.out / "measure.png")
     report: Report = measurement
     if config.minutes:
         rows = _long_play(world, judge, config)
         report = Report(measurement.title, (*measurement.rows, *rows), measurement.circumstances)
-    files = [report.save(config.out / "evaluate_world_model.json"), curves, *([strip] if strip else [])]
+    files = [report.save(config.out / "measure.json"), curves, *([strip] if strip else [])]
     if config.json is not None:
         files.append(report.save(config.json))
     return report, files
