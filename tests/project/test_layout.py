@@ -1,4 +1,4 @@
-"""Promises of the house: three layers, a light import, nothing unpickled, everything documented and packaged."""
+"""The source tree: import order, folder sizes, unique names, short signatures, plain prose, a light import, packaging."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import layout_rules
 import pytest
 
 import neuralsim
@@ -48,11 +49,58 @@ def layer_of(module: str) -> int | None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)
 def test_imports_point_left_only(path: Path) -> None:
-    """neuralsim <- envs <- agents. The command line joins all three and is exempt."""
-    if name(path) == "neuralsim/cli.py":
-        return
+    """neuralsim <- envs <- agents, the command line included: it names what it runs by entry-point strings."""
     own = LAYERS.index(path.relative_to(ROOT).parts[0])
     assert [m for m in imports(MODULES[path]) if (layer_of(m) or 0) > own] == []
+
+
+@pytest.fixture(scope="module")
+def files() -> list[layout_rules.SourceFile]:
+    return layout_rules.source_files()
+
+
+@pytest.mark.parametrize("rule", layout_rules.RULES, ids=lambda rule: rule.__name__)
+def test_the_tree_keeps_the_layout_rules(rule: Callable, files: list[layout_rules.SourceFile]) -> None:
+    """Import order within each layer, circles, folder sizes, class names, signatures, openings and words of docstrings."""
+    assert [str(violation) for violation in rule(files)] == []
+
+
+BAD_SOURCES = {
+    "upward": {"envs/tasks/a.py": "from neuralsim.envs.registry import X\n", "envs/registry.py": ""},
+    "unordered": {"agents/elsewhere/a.py": ""},
+    "circle": {
+        "agents/rl/a.py": "import neuralsim.agents.rl.b\n",
+        "agents/rl/b.py": "def f() -> None:\n    from neuralsim.agents.rl.a import g\n",
+    },
+    "crowded": {f"agents/rl/m{i}.py": "" for i in range(18)},
+    "twice": {"agents/rl/a.py": "class Same:\n    x = 1\n", "agents/heads/b.py": "class Same:\n    x = 2\n"},
+    "signature": {
+        "agents/rl/a.py": "class A:\n    def __init__(self, a, b, c, d, e, f, g, h, *, i=1):\n        pass\n"
+    },
+    "opening": {
+        "agents/rl/a.py": '"""Whether it is."""\n',
+        "agents/rl/b.py": 'def f():\n    """See `g`."""\n',
+        "agents/rl/c.py": 'class C:\n    x: int = 1\n    """How often."""\n',
+    },
+    "word": {
+        "agents/rl/a.py": '"""Called by whoever asks."""\n',
+        "agents/rl/b.py": "x = 1  # begin anew\n",
+        "agents/rl/c.py": "class DreamWorld:\n    x = 1\n",
+    },
+}
+
+
+@pytest.mark.parametrize("rule", BAD_SOURCES)
+def test_each_layout_rule_finds_what_it_forbids(rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout_rules, "ROOT", tmp_path)
+    for path, text in BAD_SOURCES[rule].items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    found = layout_rules.source_files()
+    violations = [v for check in layout_rules.RULES for v in check(found)]
+    assert {v.rule for v in violations} == {rule}
+    if rule in ("opening", "word"):
+        assert {str(v.path) for v in violations} == set(BAD_SOURCES[rule])
 
 
 def test_top_level_names_of_other_peoples_packages_are_never_used() -> None:
@@ -150,7 +198,7 @@ def test_passive_waiting_is_set_before_torch_unless_the_user_says_otherwise() ->
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)
 def test_everything_public_has_a_docstring(path: Path) -> None:
-    """Modules, classes, functions. Methods that only fill in somebody else's contract (Gymnasium's, Torch's) need none."""
+    """Modules, classes, functions. Methods that override one of a class of ours or of a library need none."""
     tree = MODULES[path]
     public = [tree, *(n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name[0] != "_")]
     assert [getattr(n, "name", "module") for n in public if not ast.get_docstring(n)] == []
