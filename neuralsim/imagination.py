@@ -19,9 +19,10 @@ import torch
 from gymnasium.error import ResetNeeded
 
 from neuralsim.noise import Noise
-from neuralsim.pretrained.world import Starts
-from neuralsim.runtime.device import pick_dtype
-from neuralsim.task import LearnedTask, Task, View, inference, judge
+from neuralsim.pretrained.starts import Starts
+from neuralsim.runtime.device import inference, pick_dtype
+from neuralsim.state_view import View
+from neuralsim.task import LearnedTask, Task, evaluate_task
 from neuralsim.world_model import State, WorldModel
 
 START_STREAM = -1
@@ -78,7 +79,7 @@ class Chunk(Transition):
 
 
 class Imagination:
-    """``num_slots`` dreams on ``model``, judged by ``task`` (default: the model's own learned heads).
+    """``num_envs`` dreams on ``model``, judged by ``task`` (default: the model's own learned heads).
 
     starts: histories that ``reset`` draws from. horizon: steps after which an episode is truncated (None: never).
     uncertainty_limit: truncated beyond it (default: the model's calibrated ``uncertainty_threshold``; infinity: never).
@@ -95,7 +96,7 @@ class Imagination:
         model: WorldModel,
         task: Task | None = None,
         *,
-        num_slots: int = 1,
+        num_envs: int = 1,
         starts: Starts | None = None,
         horizon: int | None = 300,
         uncertainty_limit: float | None = None,
@@ -104,7 +105,7 @@ class Imagination:
         lean: bool = False,
         precision: str = "auto",
     ) -> None:
-        _check_count(num_slots, "num_slots")
+        _check_count(num_envs, "num_envs")
         if horizon is not None:
             _check_count(horizon, "horizon")
         if not 0 <= temperature < float("inf"):
@@ -123,7 +124,7 @@ class Imagination:
         # A shallow copy shares the weights and owns its plain attributes: denoise_steps here is nobody else's.
         self.model: WorldModel = copy.copy(model)
         self.task = task
-        self.num_slots = num_slots
+        self.num_envs = num_envs
         self.starts = starts
         self.horizon = horizon
         self.uncertainty_limit = uncertainty_limit
@@ -203,7 +204,7 @@ class Imagination:
         chosen = self._check_mask(mask)
         if self._now is None and not chosen.all():
             raise ResetNeeded(
-                f"the first reset must begin all {self.num_slots} slots; call reset() without a mask first"
+                f"the first reset must begin all {self.num_envs} slots; call reset() without a mask first"
             )
         noise = self._noise_for(chosen, self._check_seeds(seeds))
         rows = np.flatnonzero(chosen)
@@ -214,9 +215,9 @@ class Imagination:
             fresh = self.model.encode(
                 torch.as_tensor(np.ascontiguousarray(frames)).to(self.device), torch.as_tensor(actions).to(self.device)
             )
-            fresh = self.model.lean(fresh) if self.lean else fresh
+            fresh = self.model.without_ensemble(fresh) if self.lean else fresh
             began = torch.as_tensor(start, dtype=torch.int64, device=self.device)
-            zeros = torch.zeros(self.num_slots, dtype=torch.int64, device=self.device)
+            zeros = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
             if self._now is None or chosen.all():
                 view = View(self.model, fresh, self.dtype)
                 self._now = Snapshot(view, noise, zeros, zeros.bool(), began)
@@ -251,7 +252,7 @@ class Imagination:
     def step(self, action: Any, mask: np.ndarray | None = None) -> Transition:
         """One step with ``action`` ``(b, a)`` in [-1, 1], or of choices; slots where ``mask`` does not hold stand still, reward 0."""
         now = self.snapshot()
-        plan = self.check_action(action, (self.num_slots, self.model.spec.action_size))[:, None]
+        plan = self.check_action(action, (self.num_envs, self.model.spec.action_size))[:, None]
         live = self._check_mask(mask)
         with inference(self.device, self.dtype):
             state = self.model.step(now.view.state, plan[:, 0], now.noise) if live.any() else now.view.state
@@ -264,7 +265,7 @@ class Imagination:
         within the chunk.
         """
         now = self.snapshot()
-        plan = self.check_action(actions, (self.num_slots, None, self.model.spec.action_size))
+        plan = self.check_action(actions, (self.num_envs, None, self.model.spec.action_size))
         live = self._check_mask(mask)
         with inference(self.device, self.dtype):
             states = self.model.unroll(now.view.state, plan, now.noise)
@@ -281,7 +282,7 @@ class Imagination:
         """Judge the k states of ``views``, stop each slot at its first end, and say where that leaves everything."""
         held = torch.as_tensor(~live, device=self.device)
         going = ~held
-        b = self.num_slots
+        b = self.num_envs
         reward = torch.zeros(b, device=self.device)
         played = torch.zeros(b, dtype=torch.int64, device=self.device)
         terminated, beyond, late = (torch.zeros(b, dtype=torch.bool, device=self.device) for _ in range(3))
@@ -290,7 +291,7 @@ class Imagination:
         for j, after in enumerate(views):
             if not bool(going.any()):
                 break
-            outcome = judge(self.task, before, plan[:, j], after)
+            outcome = evaluate_task(self.task, before, plan[:, j], after)
             reward = torch.where(going, reward + outcome.reward.detach().float(), reward)
             uncertainty = torch.where(going, after.uncertainty, uncertainty)
             played = played + going
@@ -357,9 +358,9 @@ class Imagination:
         """
         if not isinstance(snap, Snapshot):
             raise TypeError(f"restore: expected what snapshot() returned, got {type(snap).__name__}")
-        if len(snap) != self.num_slots:
+        if len(snap) != self.num_envs:
             raise ValueError(
-                f"restore: expected a snapshot of {self.num_slots} slots, got one of {len(snap)}; "
+                f"restore: expected a snapshot of {self.num_envs} slots, got one of {len(snap)}; "
                 "fork(n) makes more slots"
             )
         if not _same_weights(snap.view.model, self.model):
@@ -381,16 +382,16 @@ class Imagination:
         """
         _check_count(n, "fork: n")
         now = self.snapshot()
-        b = n * self.num_slots
+        b = n * self.num_envs
         noise = None
         if seeds is not None:
             if len(seeds) != b:
                 raise ValueError(f"fork: expected one seed for each of the {b} new slots, got {len(seeds)}")
             noise = Noise.from_seeds([_check_seed(s) for s in seeds], self.device, self.temperature)
         twin = copy.copy(self)
-        twin.num_slots = b
+        twin.num_envs = b
         with torch.inference_mode():
-            rows = torch.arange(self.num_slots, device=self.device).repeat_interleave(n)
+            rows = torch.arange(self.num_envs, device=self.device).repeat_interleave(n)
             decoder = None
             if now.view.decoded:
                 frame = now.view.frame
@@ -421,31 +422,31 @@ class Imagination:
             s != n if s is not None else n < 1 for s, n in zip(shape, array.shape, strict=True)
         ):
             wanted = tuple("k" if s is None else s for s in shape)
-            raise ValueError(f"action: expected shape {wanted} for {self.num_slots} slots, got {array.shape}")
+            raise ValueError(f"action: expected shape {wanted} for {self.num_envs} slots, got {array.shape}")
         return torch.as_tensor(array, device=self.device)
 
     def _check_mask(self, mask: Any) -> np.ndarray:
         if mask is None:
-            return np.ones(self.num_slots, dtype=bool)
+            return np.ones(self.num_envs, dtype=bool)
         array = np.array(mask.cpu() if isinstance(mask, torch.Tensor) else mask)
-        if array.shape != (self.num_slots,) or array.dtype != bool:
-            raise ValueError(f"mask: expected bool ({self.num_slots},), got {array.dtype} {array.shape}")
+        if array.shape != (self.num_envs,) or array.dtype != bool:
+            raise ValueError(f"mask: expected bool ({self.num_envs},), got {array.dtype} {array.shape}")
         return array
 
     def _check_seeds(self, seeds: Any) -> list[int | None]:
         if seeds is None:
-            return [None] * self.num_slots
+            return [None] * self.num_envs
         if isinstance(seeds, int | np.integer):
             first = _check_seed(seeds)
-            return [first + i for i in range(self.num_slots)]
+            return [first + i for i in range(self.num_envs)]
         listed = list(seeds)
-        if len(listed) != self.num_slots:
-            raise ValueError(f"seeds: expected one for each of the {self.num_slots} slots, got {len(listed)}")
+        if len(listed) != self.num_envs:
+            raise ValueError(f"seeds: expected one for each of the {self.num_envs} slots, got {len(listed)}")
         return [None if s is None else _check_seed(s) for s in listed]
 
     def _noise_for(self, chosen: np.ndarray, seeds: list[int | None]) -> Noise:
         """Every slot's stream after a reset of ``chosen``."""
-        entropy = np.random.SeedSequence().generate_state(self.num_slots, np.uint64).tolist()
+        entropy = np.random.SeedSequence().generate_state(self.num_envs, np.uint64).tolist()
         fresh = Noise.from_seeds(
             [e if s is None else s for s, e in zip(seeds, entropy, strict=True)], self.device, self.temperature
         )
@@ -484,17 +485,17 @@ class Imagination:
             index = _array(drawn)[rows]
         else:
             given = np.asarray(options["start"])
-            if given.dtype.kind not in "iu" or given.shape not in ((), (self.num_slots,)):
+            if given.dtype.kind not in "iu" or given.shape not in ((), (self.num_envs,)):
                 raise ValueError(
-                    f"options['start']: expected an int, or ints of shape ({self.num_slots},), got {options['start']!r}"
+                    f"options['start']: expected an int, or ints of shape ({self.num_envs},), got {options['start']!r}"
                 )
-            index = np.broadcast_to(given, (self.num_slots,))[rows]
+            index = np.broadcast_to(given, (self.num_envs,))[rows]
             if (index < 0).any() or (index >= count).any():
                 raise ValueError(f"options['start']: this world has starts 0..{count - 1}, got {options['start']!r}")
         return self.starts.frames[index], self.starts.actions[index], index
 
     def _own_history(self, rows: np.ndarray, options: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        spec, b = self.model.spec, self.num_slots
+        spec, b = self.model.spec, self.num_envs
         if options.get("frames") is None:
             raise ValueError("options: 'actions' came without 'frames'; expected uint8 frames (t, h, w, 3) beside them")
         frames = spec.check_frames(options["frames"], "options['frames']")

@@ -115,6 +115,34 @@ class WorldSpec:
         """The inverse of ``from_space``."""
         return actions[..., 0] if self.discrete and self.action_size == 1 else actions
 
+    def to_units(self, actions: np.ndarray) -> np.ndarray:
+        """Convert actions ``(..., a)`` in [-1, 1], or choices, to ``action_units`` per control step; the dtype stays."""
+        values = np.array(self.action_offset) + np.array(self.action_scale) * actions.astype(np.float64)
+        return values.astype(self.action_dtype)
+
+    def from_units(self, values: object, what: str = "action") -> np.ndarray:
+        """Convert ``values`` ``(..., a)`` in ``action_units`` to actions, clipped to the limits; the inverse of ``to_units``.
+
+        Raises ValueError for anything but finite numbers of that shape; the message calls them ``what``.
+        """
+        try:
+            numbers = np.asarray(values, np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{what}: expected numbers (..., {self.action_size}), got {type(values).__name__}"
+            ) from error
+        if numbers.ndim < 1 or numbers.shape[-1] != self.action_size or not np.isfinite(numbers).all():
+            names = f"{', '.join(self.action_names)} in {', '.join(self.action_units)}"
+            raise ValueError(
+                f"{what}: expected finite numbers (..., {self.action_size}) ({names}), got shape {numbers.shape}"
+            )
+        scale = np.array(self.action_scale)
+        moves = numbers - np.array(self.action_offset)
+        actions = np.divide(moves, scale, out=np.zeros_like(moves), where=scale != 0)
+        if self.discrete:
+            return self.check_actions(np.rint(actions).astype(np.int64), what)
+        return self.check_actions(np.clip(actions, -1, 1), what)
+
     def rest_action(self) -> np.ndarray:
         """``(a,)``: what physically does nothing, or as little as can be; choice 0 where there are choices."""
         if self.discrete:

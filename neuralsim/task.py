@@ -8,87 +8,15 @@ heads, the distance to a goal image, a function of your own, or a weighted sum o
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from neuralsim.world_model import State, WorldModel
-
-
-@contextmanager
-def inference(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """No gradients, and arithmetic in ``dtype`` whatever autocast the caller is under."""
-    low = dtype is torch.bfloat16
-    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
-        yield
-
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """A state as a task, an agent or a person may look at it; everything is computed on demand and kept.
-
-    ``decoder``, where given, makes :attr:`frame` instead of ``model.decode``.
-    """
-
-    model: WorldModel
-    state: State
-    dtype: torch.dtype = torch.float32
-    decoder: Callable[[], torch.Tensor] | None = field(default=None, repr=False)
-
-    def __len__(self) -> int:
-        return len(self.state)
-
-    @cached_property
-    def features(self) -> torch.Tensor:
-        """float32 ``(b, d)``; never decodes."""
-        with self.reading():
-            return self.model.features(self.state)
-
-    @cached_property
-    def frame(self) -> torch.Tensor:
-        """uint8 ``(b, h, w, 3)``, decoded at the first look."""
-        with self.reading():
-            return self.decoder() if self.decoder else self.model.decode(self.state)
-
-    @property
-    def decoded(self) -> bool:
-        """Whether somebody has looked at :attr:`frame`."""
-        return "frame" in self.__dict__
-
-    @cached_property
-    def world_state(self) -> torch.Tensor:
-        """``(b, s)``: the true state as the model reads it; a TypeError where it reads none."""
-        with self.reading():
-            return self.model.read_state(self.state)
-
-    @cached_property
-    def uncertainty(self) -> torch.Tensor:
-        """float32 ``(b,)``: how far from what the model knows."""
-        with self.reading():
-            return self.model.uncertainty(self.state)
-
-    @cached_property
-    def _heads(self) -> dict[str, torch.Tensor]:
-        with self.reading():
-            return self.model.read(self.state)
-
-    def read(self, name: str) -> torch.Tensor:
-        """float32 ``(b,)``: the model's learned reading ``name``; a ValueError lists those there are."""
-        if name not in self._heads:
-            raise ValueError(
-                f"{type(self.model).__name__} has no head {name!r}; it reads {', '.join(self._heads) or 'nothing'}. "
-                "Pass a task that needs no such head, e.g. GoalImage or FunctionTask"
-            )
-        return self._heads[name]
-
-    def reading(self) -> Any:
-        """The context in which this view's model is to be called: no gradients, the dream's own precision."""
-        return inference(self.model.device, self.dtype)
+from neuralsim.state_view import View
+from neuralsim.world_model import WorldModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +78,7 @@ class GoalImage:
             if frame.ndim != 3:
                 raise ValueError(f"GoalImage.frame: expected one frame (h, w, 3), got shape {frame.shape}")
             pixels = torch.as_tensor(np.ascontiguousarray(frame), device=model.device)[None, None]
-            with view.reading():
+            with view.inference():
                 state = model.encode(pixels, torch.zeros(1, 0, model.spec.action_size, device=model.device))
                 self._goals[model] = model.features(state)
         return self._goals[model]
@@ -190,7 +118,7 @@ class FunctionTask:
 
 @dataclass(frozen=True)
 class StateTask:
-    """A wish told in true states: ``judge(before, actions, after)`` of float64 ``(b, s)``, float32 ``(b, a)`` and ``(b, s)``
+    """A wish told in true states: ``evaluate_task(before, actions, after)`` of float64 ``(b, s)``, float32 ``(b, a)`` and ``(b, s)``
     returns the reward ``(b,)`` and bool terminated ``(b,)``.
 
     In imagination the states are what the model reads off its dream; the very same function judges the true world.
@@ -207,7 +135,7 @@ class StateTask:
 
 
 @dataclass(frozen=True)
-class DoubtTask:
+class UncertaintyPenaltyTask:
     """``task``, and a penalty of ``weight`` per unit of the model's ``uncertainty`` beyond ``free``: what the model does not
     know is not worth going for (MOPO, Yu et al. 2020, arXiv 2005.13239)."""
 
@@ -217,7 +145,7 @@ class DoubtTask:
 
     def __call__(self, before: View, action: torch.Tensor, after: View) -> Outcome:
         """See Task."""
-        outcome = judge(self.task, before, action, after)
+        outcome = evaluate_task(self.task, before, action, after)
         doubt = (after.uncertainty - self.free).clamp(min=0)
         return Outcome(outcome.reward - self.weight * doubt, outcome.terminated)
 
@@ -239,13 +167,13 @@ class SumTask:
 
     def __call__(self, before: View, action: torch.Tensor, after: View) -> Outcome:
         """See Task."""
-        outcomes = [(weight, judge(task, before, action, after)) for weight, task in self.parts]
+        outcomes = [(weight, evaluate_task(task, before, action, after)) for weight, task in self.parts]
         reward = sum((weight * o.reward for weight, o in outcomes[1:]), outcomes[0][0] * outcomes[0][1].reward)
         terminated = torch.stack([o.terminated for _, o in outcomes]).any(0)
         return Outcome(reward, terminated)
 
 
-def judge(task: Task, before: View, action: torch.Tensor, after: View) -> Outcome:
+def evaluate_task(task: Task, before: View, action: torch.Tensor, after: View) -> Outcome:
     """``task``'s outcome, with its shapes checked: what it says goes to learners unseen, so a wrong shape must not
     broadcast.
     """

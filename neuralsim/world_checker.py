@@ -185,17 +185,17 @@ class _Check:
         self._expect_state(
             self._call("step", last, self.plan[:, 0], self.noise.advance(k)), "step after unroll", (self.rows,)
         )
-        jumped = self._call("jump", self.state, self.plan, self.noise)
-        self._expect_state(jumped, f"jump over {k} actions", (self.rows,))
-        again = self._call("jump", self.state, self.plan, self.noise)
+        jumped = self._call("unroll_last", self.state, self.plan, self.noise)
+        self._expect_state(jumped, f"unroll_last over {k} actions", (self.rows,))
+        again = self._call("unroll_last", self.state, self.plan, self.noise)
         _expect(
-            _equal(jumped, again), "jump, twice from one state with the same actions and noise", "two futures", "one"
+            _equal(jumped, again), "unroll_last, twice from one state with the same actions and noise", "two futures", "one"
         )
-        lean = self._call("lean", self.state)
-        self._expect_state(lean, "lean", (self.rows,))
-        features = self._call("features", self._call("jump", lean, self.plan, self.noise))
+        lean = self._call("without_ensemble", self.state)
+        self._expect_state(lean, "without_ensemble", (self.rows,))
+        features = self._call("features", self._call("unroll_last", lean, self.plan, self.noise))
         self._expect_tensor(
-            features, "features of a jump from a lean state", (self.rows, self.model.feature_size), torch.float32
+            features, "features of unroll_last without the ensemble", (self.rows, self.model.feature_size), torch.float32
         )
 
     def _dream(self, state: State, plan: torch.Tensor, noise: Noise) -> State:

@@ -125,14 +125,14 @@ class WorldModel(ModelMixin, ConfigMixin, ABC):
             states.append(state)
         return stack_time(states)
 
-    def jump(self, state: State, actions: torch.Tensor, rng: Noise) -> State:
+    def unroll_last(self, state: State, actions: torch.Tensor, rng: Noise) -> State:
         """``(b k a)``: the state after the last of k actions alone, which is all a planner asks of a block. By default,
         k steps; a model that predicts blocks of actions at once overrides it."""
         for i in range(actions.shape[1]):
             state = self.step(state, actions[:, i], rng.advance(i))
         return state
 
-    def lean(self, state: State) -> State:
+    def without_ensemble(self, state: State) -> State:
         """As little of ``state`` as its future's features need, for whoever does not ask for ``uncertainty``. By default,
         all of it."""
         return state

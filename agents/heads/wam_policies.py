@@ -20,13 +20,21 @@ import torch
 from neuralsim.agents.heads.chunk_policy import ActionChunkPolicy, ObservationHistory
 from neuralsim.agents.heads.training import KINDS
 from neuralsim.models.flow_head import FlowHead
-from neuralsim.models.roles import DISCOUNT, PASSES, act, dream, foresee, infer, joint_of, value
+from neuralsim.models.roles import (
+    DISCOUNT,
+    PASSES,
+    infer_actions,
+    joint_of,
+    predict_actions,
+    predict_jointly,
+    predict_value,
+    predict_video,
+)
 from neuralsim.models.video_wam import VideoState, VideoWAM
 from neuralsim.noise import Noise
 from neuralsim.pretrained.world import World
-from neuralsim.runtime.device import pick_dtype
+from neuralsim.runtime.device import inference, pick_dtype
 from neuralsim.spec import WorldSpec
-from neuralsim.task import inference
 
 TRIES = 24
 """Proposals that the best is taken of."""
@@ -70,15 +78,15 @@ class WAMPolicy:
 
     def _chunk(self, state: VideoState, rng: Noise, prefix: torch.Tensor | None) -> torch.Tensor:
         if self.way == "joint":
-            return act(self.model, state, rng, self.passes, prefix)
+            return predict_actions(self.model, state, rng, self.passes, prefix)
         if self.way == "dream":
-            found = dream(self.model, state, rng, self.passes, prefix).actions
+            found = predict_jointly(self.model, state, rng, self.passes, prefix).actions
             assert found is not None
             return found
         if self.way == "best":
             return self._best(state, rng, prefix)
-        future = foresee(self.model, state, rng, self.passes)
-        return infer(self.model, state, future, rng.advance(), aim=1, prefix=prefix)
+        future = predict_video(self.model, state, rng, self.passes)
+        return infer_actions(self.model, state, future, rng.advance(), aim=1, prefix=prefix)
 
     def _best(self, state: VideoState, rng: Noise, prefix: torch.Tensor | None) -> torch.Tensor:
         """Several proposals, each imagined step by step by the stream that simulates; the one that comes to the most."""
@@ -87,11 +95,11 @@ class WAMPolicy:
         each = replace(rng, seed=rng.seed.repeat_interleave(n), count=(rng.count[:, None] + tries).flatten())
         begun = None if prefix is None else prefix.repeat_interleave(n, 0)
         wide = state.repeat(n)
-        chunks = act(self.model, wide, each, self.passes, begun)
+        chunks = predict_actions(self.model, wide, each, self.passes, begun)
         worth, here = torch.zeros(b * n, device=chunks.device), wide
         for i in range(chunks.shape[1]):
             here = self.model.step_alone(here, chunks[:, i], each.advance(n + i))
-            worth = torch.maximum(worth, DISCOUNT ** (i + 1) * value(self.model, here))
+            worth = torch.maximum(worth, DISCOUNT ** (i + 1) * predict_value(self.model, here))
         chosen = worth.view(b, n).argmax(1)
         return chunks.unflatten(0, (b, n))[torch.arange(b, device=worth.device), chosen]
 

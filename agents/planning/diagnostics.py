@@ -21,7 +21,9 @@ from neuralsim.agents.planning.solvers import SolverIteration
 from neuralsim.envs.oracle import Oracle, OracleState
 from neuralsim.evaluation.statistics import rank_correlation
 from neuralsim.noise import Noise
-from neuralsim.task import FunctionTask, Task, View, inference, judge
+from neuralsim.runtime.device import inference
+from neuralsim.state_view import View
+from neuralsim.task import FunctionTask, Task, evaluate_task
 from neuralsim.world_model import State, WorldModel
 
 LOOKAHEADS = (10, 25)
@@ -107,7 +109,7 @@ def true_costs(
     seen = see(model, oracle.decode(start)).repeat(len(plans))
     ends = see(model, oracle.decode(_ends(oracle, start, plans)))
     with inference(model.device, dtype):
-        outcome = judge(task, View(model, seen, dtype), plans[:, -1].to(model.device), View(model, ends, dtype))
+        outcome = evaluate_task(task, View(model, seen, dtype), plans[:, -1].to(model.device), View(model, ends, dtype))
     return -outcome.reward.float().cpu().numpy()
 
 
@@ -119,7 +121,7 @@ def see(model: WorldModel, frames: torch.Tensor) -> State:
 
 
 def _ends(oracle: Oracle, start: OracleState, plans: torch.Tensor) -> OracleState:
-    return oracle.jump(start.repeat(len(plans)), plans, Noise.from_seeds([0] * len(plans)))
+    return oracle.unroll_last(start.repeat(len(plans)), plans, Noise.from_seeds([0] * len(plans)))
 
 
 def _mixed(rounds: Sequence[SolverIteration]) -> tuple[torch.Tensor, torch.Tensor]:

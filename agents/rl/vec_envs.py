@@ -16,8 +16,9 @@ from neuralsim.envs.imagined.sb3_vec_env import ImaginedVecEnv
 from neuralsim.envs.tasks.rl_task import RLTask
 from neuralsim.envs.wrappers.discrete_actions import DiscreteActionVecEnv
 from neuralsim.envs.wrappers.features import FeatureVecEnv
-from neuralsim.pretrained.world import Starts, World
-from neuralsim.task import DoubtTask, Task
+from neuralsim.pretrained.starts import Starts
+from neuralsim.pretrained.world import World
+from neuralsim.task import UncertaintyPenaltyTask, Task
 
 
 def make_imagined_vec_env(
@@ -34,7 +35,7 @@ def make_imagined_vec_env(
     moves: bool = False,
 ) -> VecEnv:
     """``n_envs`` dreams of ``world`` from ``starts``, judged by ``rl_task``."""
-    task: Task = DoubtTask(rl_task.task, doubt_penalty) if doubt_penalty else rl_task.task
+    task: Task = UncertaintyPenaltyTask(rl_task.task, doubt_penalty) if doubt_penalty else rl_task.task
     env: VecEnv = ImaginedVecEnv(
         replace(world, starts=starts),
         num_envs=n_envs,

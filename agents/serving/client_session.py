@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from neuralsim.action_units import to_units
 from neuralsim.agents.serving.batcher import BatchResult, DynamicBatcher
 from neuralsim.agents.serving.request import PolicyRequest, RequestReader, asks_anew, session_of
 from neuralsim.agents.serving.session_history import SessionHistory
@@ -60,7 +59,7 @@ class ClientSession:
         took = 1000 * (time.perf_counter() - self._begin)
         self._times.append(took)
         self.tally.answered(took, answer.model_ms, answer.rows)
-        actions = answer.actions if request.normalized else to_units(self._reader.spec, answer.actions)
+        actions = answer.actions if request.normalized else self._reader.spec.to_units(answer.actions)
         return pack(actions if endpoint else self._full(actions, took, answer))
 
     def sent(self) -> None:

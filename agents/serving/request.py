@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from neuralsim.action_units import from_units
 from neuralsim.data.images import ImageResizer
 from neuralsim.spec import WorldSpec
 
@@ -78,7 +77,7 @@ class RequestReader:
         value = message.get(key)
         if value is None:
             return None
-        actions = self.spec.check_actions(value, key) if normalized else from_units(self.spec, value, key)
+        actions = self.spec.check_actions(value, key) if normalized else self.spec.from_units(value, key)
         if actions.ndim != 2:
             raise ValueError(f"{key}: expected shape (n, {self.spec.action_size}), got {actions.shape}")
         return actions

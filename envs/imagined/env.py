@@ -67,7 +67,7 @@ class ImaginedSession:
     @classmethod
     def open(
         cls,
-        num_slots: int,
+        num_envs: int,
         world: str | os.PathLike[str] | World = "pusht",
         observation: Literal["pixels", "features"] = "pixels",
         task: Task | None = None,
@@ -81,12 +81,12 @@ class ImaginedSession:
         device: str = "auto",
         precision: str = "auto",
     ) -> Self:
-        """A face on ``num_slots`` new dreams of ``world``."""
+        """A face on ``num_envs`` new dreams of ``world``."""
         opened = open_world(world, device)
         imagination = Imagination(
             opened.model,
             task,
-            num_slots=num_slots,
+            num_envs=num_envs,
             starts=opened.starts,
             horizon=horizon,
             uncertainty_limit=uncertainty_limit,
@@ -129,7 +129,7 @@ class ImaginedSession:
         """One action ``(b, *action_shape)`` in every slot where ``mask`` holds, be it a step or a chunk."""
         if self.chunk is None:
             return self.imagination.step(action, mask)
-        self.imagination.check_action(action, (self.imagination.num_slots, *self.action_shape))
+        self.imagination.check_action(action, (self.imagination.num_envs, *self.action_shape))
         return self.imagination.step_chunk(action, mask)
 
     def played(self, transition: Transition) -> dict[str, np.ndarray]:
@@ -195,7 +195,7 @@ class ImaginedEnv(gym.Env[np.ndarray, np.ndarray]):
         precision: str = "auto",
     ) -> None:
         face = ImaginedSession.open(
-            num_slots=1,
+            num_envs=1,
             world=world,
             observation=observation,
             task=task,
@@ -214,8 +214,8 @@ class ImaginedEnv(gym.Env[np.ndarray, np.ndarray]):
     @classmethod
     def on(cls, face: ImaginedSession) -> Self:
         """An environment on a Face of one slot."""
-        if face.imagination.num_slots != 1:
-            raise ValueError(f"ImaginedEnv shows one slot, got an Imagination of {face.imagination.num_slots}")
+        if face.imagination.num_envs != 1:
+            raise ValueError(f"ImaginedEnv shows one slot, got an Imagination of {face.imagination.num_envs}")
         env = cls.__new__(cls)
         env._wear(face)
         return env
@@ -310,7 +310,7 @@ class ImaginedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def _wear(self, face: ImaginedSession) -> None:
         self.face = face
         self.imagination = face.imagination
-        self.num_envs = face.imagination.num_slots
+        self.num_envs = face.imagination.num_envs
         self.render_mode = face.render_mode
         self.single_observation_space = face.observation_space
         self.single_action_space = face.action_space

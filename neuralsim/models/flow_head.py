@@ -16,7 +16,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from neuralsim.models.joint_stream import waves
-from neuralsim.models.roles import ask, joint_of
+from neuralsim.models.roles import denoise_chunk, joint_of
 from neuralsim.models.token_stream import fourier
 from neuralsim.models.video_wam import VideoState, VideoWAM
 from neuralsim.noise import Noise
@@ -73,7 +73,7 @@ class FlowHead(ModelMixin, ConfigMixin):
         read = fourier(torch.cat([last, STRIDE_GAIN * change], 1).float() / 2)
         if self.sees == "now":
             return read
-        hidden = ask(model, state, rng, 1, frames="asked", actions=False).hidden
+        hidden = denoise_chunk(model, state, rng, 1, frames="asked", actions=False).hidden
         return torch.cat([read, hidden.flatten(1).float()], 1)
 
     def forward(self, context: torch.Tensor, chunk: torch.Tensor, level: torch.Tensor) -> torch.Tensor:

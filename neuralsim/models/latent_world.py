@@ -23,10 +23,10 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from neuralsim.models.action_encoding import encode_actions
-from neuralsim.models.codec import KeypointDecoder, KeypointEncoder, to_frames, to_pixels
-from neuralsim.models.prediction_heads import StateProbe
+from neuralsim.models.codec import to_frames, to_pixels
+from neuralsim.models.keypoint_codec import KeypointDecoder, KeypointEncoder
+from neuralsim.models.prediction_heads import Readout, StateProbe
 from neuralsim.models.token_stream import OCTAVES, fourier
-from neuralsim.models.video_wam import Readout
 from neuralsim.noise import Noise
 from neuralsim.spec import WorldSpec
 from neuralsim.world_model import State, WorldModel, stack_time
@@ -171,9 +171,9 @@ class LatentWorld(WorldModel):
 
     def step(self, state: LatentState, action: torch.Tensor, rng: Noise) -> LatentState:  # type: ignore[override]
         """See WorldModel."""
-        return self.jump(state, action[:, None], rng)
+        return self.unroll_last(state, action[:, None], rng)
 
-    def jump(self, state: LatentState, actions: torch.Tensor, rng: Noise) -> LatentState:  # type: ignore[override]
+    def unroll_last(self, state: LatentState, actions: torch.Tensor, rng: Noise) -> LatentState:  # type: ignore[override]
         """See WorldModel: one pass per ``block`` actions."""
         for i in range(0, actions.shape[1], self.block):
             state = replace(state, vectors=self.hop(state.vectors, actions[:, i : i + self.block]))
@@ -192,7 +192,7 @@ class LatentWorld(WorldModel):
             state = states[-1]
         return stack_time(states)
 
-    def lean(self, state: LatentState) -> LatentState:  # type: ignore[override]
+    def without_ensemble(self, state: LatentState) -> LatentState:  # type: ignore[override]
         """The first member alone: a third of the work. Measured on Push-T: plans made with it are as good."""
         return replace(state, vectors=state.vectors[:, :1])
 

@@ -6,6 +6,28 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from neuralsim.models.token_stream import OCTAVES, fourier
+
+
+class Readout(nn.Module):
+    """Numbers read off features ``(b d)``: Fourier features, then an MLP. Pose to coverage is too sharp a function for
+    a plain one."""
+
+    def __init__(self, features: int, outputs: int, width: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(features * (1 + 2 * OCTAVES), width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, outputs),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(fourier(x))
+
 
 class StateProbe(nn.Module):
     """True states, linearly read off a vector. A name that ends in ``angle`` is told as cosine and sine."""

@@ -55,7 +55,7 @@ def joint_of(model: object) -> tuple[VideoWAM, JointStream]:
     return model, model.joint
 
 
-def act(
+def predict_actions(
     model: VideoWAM,
     state: VideoState,
     rng: Noise,
@@ -65,12 +65,12 @@ def act(
 ) -> torch.Tensor:
     """The next actions ``(b k a)``: of a demonstrator, or with ``aim`` 0 of anybody. The first p are ``prefix`` ``(b p a)`` where
     that is given, bit-equal."""
-    found = ask(model, state, rng, passes, frames=None, prefix=prefix, aim=aim).actions
+    found = denoise_chunk(model, state, rng, passes, frames=None, prefix=prefix, aim=aim).actions
     assert found is not None
     return found
 
 
-def infer(
+def infer_actions(
     model: VideoWAM,
     state: VideoState,
     frames: torch.Tensor,
@@ -80,19 +80,19 @@ def infer(
     prefix: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The actions ``(b k a)`` that led through ``frames`` ``(b k n d)``."""
-    found = ask(model, state, rng, passes, frames=frames, prefix=prefix, aim=aim).actions
+    found = denoise_chunk(model, state, rng, passes, frames=frames, prefix=prefix, aim=aim).actions
     assert found is not None
     return found
 
 
-def foresee(model: VideoWAM, state: VideoState, rng: Noise, passes: int = PASSES, aim: int = 1) -> torch.Tensor:
+def predict_video(model: VideoWAM, state: VideoState, rng: Noise, passes: int = PASSES, aim: int = 1) -> torch.Tensor:
     """The next frames ``(b k n d)``, whatever the actions."""
-    found = ask(model, state, rng, passes, frames="asked", actions=False, aim=aim).frames
+    found = denoise_chunk(model, state, rng, passes, frames="asked", actions=False, aim=aim).frames
     assert found is not None
     return found
 
 
-def dream(
+def predict_jointly(
     model: VideoWAM,
     state: VideoState,
     rng: Noise,
@@ -101,17 +101,17 @@ def dream(
     aim: int = 1,
 ) -> RoleOutput:
     """The next actions and the frames they lead through, denoised together."""
-    return ask(model, state, rng, passes, frames="asked", prefix=prefix, aim=aim)
+    return denoise_chunk(model, state, rng, passes, frames="asked", prefix=prefix, aim=aim)
 
 
-def value(model: VideoWAM, state: VideoState) -> torch.Tensor:
+def predict_value(model: VideoWAM, state: VideoState) -> torch.Tensor:
     """float32 ``(b,)``, 0 to 1: what ``state`` is worth to a demonstrator: the discounted nearness of success."""
     model, _ = joint_of(model)
     assert model.value_head is not None
     return torch.sigmoid(model.value_head(model.features(state)).float()[:, 0])
 
 
-def ask(
+def denoise_chunk(
     model: VideoWAM,
     state: VideoState,
     rng: Noise,

@@ -18,13 +18,14 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
-from neuralsim.data.episode import Clip
+from neuralsim.data.windows import Clip
 from neuralsim.models.action_encoding import encode_actions
-from neuralsim.models.codec import Codec, KeypointCodec
+from neuralsim.models.codec import Codec
 from neuralsim.models.conv_codec import ConvCodec
 from neuralsim.models.joint_stream import JointConfig, JointStream
-from neuralsim.models.prediction_heads import StateProbe
-from neuralsim.models.token_stream import OCTAVES, TokenStream, anchors, fourier
+from neuralsim.models.keypoint_codec import KeypointCodec
+from neuralsim.models.prediction_heads import Readout, StateProbe
+from neuralsim.models.token_stream import TokenStream, anchors
 from neuralsim.noise import Noise
 from neuralsim.spec import WorldSpec
 from neuralsim.world_model import State, WorldModel, stack_time
@@ -71,26 +72,6 @@ class VideoState(State):
     age: torch.Tensor
     error: torch.Tensor
     unseen: torch.Tensor
-
-
-class Readout(nn.Module):
-    """Numbers read off features ``(b d)``: Fourier features, then an MLP. Pose to coverage is too sharp a function for
-    a plain one."""
-
-    def __init__(self, features: int, outputs: int, width: int) -> None:
-        super().__init__()
-        self.net = nn.Sequential(
-            nn.Linear(features * (1 + 2 * OCTAVES), width),
-            nn.SiLU(),
-            nn.Linear(width, width),
-            nn.SiLU(),
-            nn.Linear(width, width),
-            nn.SiLU(),
-            nn.Linear(width, outputs),
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.net(fourier(x))
 
 
 class VideoWAM(WorldModel):

@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from neuralsim.storage.quantization import dequantize, quantize
-from neuralsim.world_model import WorldModel
+from neuralsim.storage.weights import cpu_copies
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,10 @@ def save_checkpoint(
     work = root / f".writing-{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
-    save_file(_own(model.state_dict()), work / "model.safetensors")
-    save_file(_own({str(i): tensor for i, tensor in enumerate(average)}), work / "average.safetensors")
+    save_file(cpu_copies(model.state_dict()), work / "model.safetensors")
+    save_file(cpu_copies({str(i): tensor for i, tensor in enumerate(average)}), work / "average.safetensors")
     slots = {f"{i}.{k}": torch.as_tensor(v) for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
-    save_file(_own(slots), work / "optimizer.safetensors")
+    save_file(cpu_copies(slots), work / "optimizer.safetensors")
     (work / "progress.json").write_text(json.dumps(progress.__dict__))
     shutil.rmtree(target, ignore_errors=True)
     os.rename(work, target)
@@ -84,25 +83,3 @@ def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def save_world(model: WorldModel, folder: Path) -> None:
-    """What ``save_pretrained`` writes, with the parameters in half precision, and the parts that ``model.packed`` names in eight bits (see
-    neuralsim.storage.quantization): a half or a quarter of the size. They are rounded in ``model`` too, so what is used after
-    equals what is read back, to the bit."""
-    parameters = {name for name, _ in model.named_parameters()}
-    tensors = quantize(model.state_dict(), model.packed)
-    for name in parameters:
-        if tensors[name].is_floating_point():
-            tensors[name] = tensors[name].half()
-    model.load_state_dict(dequantize(tensors))
-    model.save_config(folder)
-    weights = folder / "diffusion_pytorch_model.safetensors"
-    temporary = weights.with_suffix(".tmp")
-    save_file(_own(tensors), temporary, metadata={"format": "pt"})
-    os.replace(temporary, weights)
-
-
-def _own(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Contiguous copies: safetensors refuses shared or strided memory."""
-    return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}

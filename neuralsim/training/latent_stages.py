@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from neuralsim.data.episode import WindowSampler
+from neuralsim.data.windows import WindowSampler
 from neuralsim.models.action_encoding import encode_actions
 from neuralsim.models.codec import to_pixels
 from neuralsim.models.latent_world import LatentState, LatentWorld, effective_rank, sigreg

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from neuralsim.data.episode import EpisodeStore, WindowSampler
+from neuralsim.data.store import EpisodeStore
+from neuralsim.data.windows import WindowSampler
 from neuralsim.noise import Noise
 from neuralsim.training.recipes import StageConfig
 

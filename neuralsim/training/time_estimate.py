@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from neuralsim.data.episode import EpisodeStore, JoinedStore
+from neuralsim.data.store import EpisodeStore, JoinedStore
 from neuralsim.runtime.device import arithmetic
 from neuralsim.training.stages import Stage
 from neuralsim.training.trainer import Trainer

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from neuralsim.data.episode import EpisodeStore
+from neuralsim.data.store import EpisodeStore
 from neuralsim.runtime.device import arithmetic
 
 HIGH = 0.95

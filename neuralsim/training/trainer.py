@@ -20,24 +20,23 @@ import numpy as np
 import torch
 from rich.progress import Progress as Bar
 
-from neuralsim.data.episode import (
-    HELD_OUT_EVERY,
-    EpisodeStore,
-    JoinedStore,
-    WindowSampler,
-    write_atomically,
-)
+from neuralsim.data.episode import HELD_OUT_EVERY
+from neuralsim.data.store import EpisodeStore, JoinedStore
+from neuralsim.data.windows import WindowSampler
 from neuralsim.evaluation.evaluate import calibrate_uncertainty
-from neuralsim.evaluation.report import cpu_model
 from neuralsim.evaluation.rollouts import held_out_episodes
 from neuralsim.pretrained.card import finish, source_commit
-from neuralsim.pretrained.world import Starts, open_world
+from neuralsim.pretrained.starts import Starts
+from neuralsim.pretrained.world import open_world
 from neuralsim.runtime.device import arithmetic, pick_device, pick_dtype
+from neuralsim.runtime.files import write_atomically
 from neuralsim.runtime.interrupt import GracefulInterrupt, Stopped
+from neuralsim.runtime.machine import cpu_model
 from neuralsim.runtime.progress import columns
 from neuralsim.training import checkpoint as ckpt
+from neuralsim.training.config import TrainConfig
 from neuralsim.training.latent_stages import LatentStages
-from neuralsim.training.recipes import LatentRecipe, Recipe, StageConfig, TrainConfig
+from neuralsim.training.recipes import LatentRecipe, Recipe, StageConfig
 from neuralsim.training.stages import Stage, StageContext, TrainingStages
 from neuralsim.training.video_stages import VideoStages
 

@@ -9,21 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from neuralsim.data.episode import EpisodeStore, WindowSampler
+from neuralsim.data.windows import WindowSampler
 from neuralsim.models.codec import to_pixels
-from neuralsim.models.roles import DISCOUNT
 from neuralsim.models.video_wam import VideoWAM
 from neuralsim.runtime.device import arithmetic
+from neuralsim.training.data_mixture import ActionAndVideoWindows, DataMixture
 from neuralsim.training.losses import distance, forcing_losses, joint_losses, reading_losses, rollout_losses
 from neuralsim.training.recipes import VideoRecipe
 from neuralsim.training.stages import Losses, Stage, StageContext, TrainingStages
-from neuralsim.training.token_dataset import TokenWindows, encode_store
+from neuralsim.training.token_dataset import encode_store
 
 STILL, DIFFERENT = 0.15, 0.1
 """A camera counts as still where at most this share of a frame differs from the median one, by this much of the range of a
@@ -109,7 +108,7 @@ class VideoStages(TrainingStages):
 
     def _dynamics(self) -> Stage:
         model, recipe, stage, run = self.model, self.recipe, self.recipe.dynamics_stage, self.run
-        every = _Windows(self.run.store, self._tokens())
+        every = ActionAndVideoWindows(self.run.store, self._tokens())
         scale = every.typical_change()
         forcing_length = model.past + recipe.stream.window
 
@@ -144,7 +143,7 @@ class VideoStages(TrainingStages):
 
     def _readings(self) -> Stage:
         model, recipe, stage, run = self.model, self.recipe, self.recipe.readings_stage, self.run
-        every = _Windows(self.run.store, self._tokens())
+        every = ActionAndVideoWindows(self.run.store, self._tokens())
         length = min(12, every.first.longest)
 
         def loss(step: int, draws: np.random.Generator) -> Losses:
@@ -198,94 +197,6 @@ class VideoStages(TrainingStages):
             return losses
 
         return Stage("joint", stage, [*joint.parameters(), *value_head.parameters()], loss)
-
-
-class DataMixture:
-    """What the joint stage learns from: demonstrations, play, and video whose actions are withheld; a role at a time.
-
-    ``aim`` int64 and ``worth`` float32 per frame of the store: 1 where a demonstrator acts; and what the frame is worth to
-    him, ``DISCOUNT`` to the number of steps until his first success, 0 where there is none, NaN for everybody else.
-    """
-
-    ROLES: ClassVar[dict[str, dict[str, float]]] = {
-        "demonstrations": {"act": 0.65, "dream": 0.12, "infer": 0.12, "foresee": 0.11},
-        "play": {"act": 0.05, "dream": 0.1, "infer": 0.45, "simulate": 0.4},
-        "video": {"foresee": 1.0},
-    }
-    """How often each is asked what: to act is the hardest to learn, and only demonstrations show it."""
-
-    def __init__(self, store: EpisodeStore, tokens: torch.Tensor, recipe: VideoRecipe) -> None:
-        kept = store.split(held_out=False)
-        who = [str(store.provenance(int(i)).get("policy")) for i in kept]
-        shown = np.array(
-            [name == recipe.demonstrator or name.startswith(f"{recipe.demonstrator}-") for name in who], bool
-        )
-        acted = store.acted(kept)
-        if not (shown & acted).any():
-            raise ValueError(
-                f"{store.folder}: no training episodes of policy {recipe.demonstrator!r} to learn acting from; collect some with "
-                f"'neuralsim collect {store.spec.name} --policy {recipe.demonstrator} --out FOLDER' and add --also FOLDER"
-            )
-        parts = (("demonstrations", shown & acted, True), ("play", ~shown & acted, True), ("video", ~acted, False))
-        self._parts = [
-            (recipe.joint_mix[name], name, TokenWindows(store, tokens, told, kept[chosen]))
-            for name, chosen, told in parts
-            if chosen.any() and recipe.joint_mix[name] > 0
-        ]
-        self.aim = torch.zeros(len(tokens), dtype=torch.int64)
-        self.worth = torch.full((len(tokens),), torch.nan)
-        firsts, _ = store.offsets()
-        for i, known in zip(kept[shown], acted[shown], strict=True):
-            first, t = int(firsts[i]), int(store.lengths[i])
-            self.aim[first : first + t + 1] = 1
-            if known:
-                self.worth[first : first + t + 1] = _worth(store[int(i)].terminated)
-
-    def draw(self, draws: np.random.Generator) -> tuple[TokenWindows, str]:
-        """Whose windows a step is made of, and in which role: of video without actions only frames can be asked."""
-        odds = np.cumsum([share for share, _, _ in self._parts])
-        _, name, windows = self._parts[int(np.searchsorted(odds, draws.random() * odds[-1], side="right"))]
-        roles = self.ROLES[name]
-        return windows, str(draws.choice(list(roles), p=list(roles.values())))
-
-
-def _worth(terminated: np.ndarray) -> torch.Tensor:
-    """Per frame of an episode of T steps, ``(T+1,)``: DISCOUNT to the steps until success; 1 from there on."""
-    ends = np.flatnonzero(terminated)
-    if not len(ends):
-        return torch.zeros(len(terminated) + 1)
-    left = np.maximum(ends[0] + 1 - np.arange(len(terminated) + 1), 0)
-    return torch.from_numpy(DISCOUNT**left).float()
-
-
-class _Windows:
-    """Windows of the episodes whose actions are known, and of those that are video alone, as many as each has frames."""
-
-    def __init__(self, store: EpisodeStore, tokens: torch.Tensor) -> None:
-        kept = store.split(held_out=False)
-        acted = store.acted(kept)
-        kinds = [kind for kind in (True, False) if (acted == kind).any()]
-        if not kinds:
-            raise ValueError(
-                f"{store.folder}: no training episodes (those whose seed is a multiple of 20 are held out)"
-            )
-        self._parts = [TokenWindows(store, tokens, kind) for kind in kinds]
-        self._share = float(store.lengths[kept[acted == kinds[0]]].sum() / store.lengths[kept].sum())
-
-    @property
-    def first(self) -> TokenWindows:
-        """Those with actions, where there are any."""
-        return self._parts[0]
-
-    def draw(self, draws: np.random.Generator) -> TokenWindows:
-        """One of the two kinds."""
-        alone = len(self._parts) == 1
-        return self._parts[0 if alone or draws.random() < self._share else 1]
-
-    def typical_change(self) -> float:
-        """See TokenWindows; over all."""
-        shares = [self._share, 1 - self._share]
-        return sum(share * part.typical_change() for share, part in zip(shares, self._parts, strict=False))
 
 
 @contextmanager

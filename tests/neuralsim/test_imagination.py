@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from neuralsim.imagination import Imagination
 from neuralsim.models.video_wam import CodecConfig, StreamConfig, VideoWAM
-from neuralsim.pretrained.world import Starts, World, list_worlds, open_world
+from neuralsim.pretrained.starts import Starts
+from neuralsim.pretrained.world import World, open_world
+from neuralsim.storage.resolve import list_worlds
 from neuralsim.task import FunctionTask
 
 PRECISIONS = ("float32", "bfloat16")
@@ -28,20 +30,20 @@ def world(tiny_world) -> World:
 
 @pytest.fixture
 def dream(world, endless):
-    """``dream(num_slots)``: an Imagination on the tiny world."""
+    """``dream(num_envs)``: an Imagination on the tiny world."""
 
-    def make(num_slots=1, **settings) -> Imagination:
-        return Imagination(world.model, endless, num_slots=num_slots, starts=world.starts, **settings)
+    def make(num_envs=1, **settings) -> Imagination:
+        return Imagination(world.model, endless, num_envs=num_envs, starts=world.starts, **settings)
 
     return make
 
 
 @pytest.fixture
 def dots(dot_world):
-    """``dots(num_slots)``: an Imagination on the exact world."""
+    """``dots(num_envs)``: an Imagination on the exact world."""
 
-    def make(num_slots=1, **settings) -> Imagination:
-        return Imagination(dot_world.model, num_slots=num_slots, starts=dot_world.starts, **settings)
+    def make(num_envs=1, **settings) -> Imagination:
+        return Imagination(dot_world.model, num_envs=num_envs, starts=dot_world.starts, **settings)
 
     return make
 
@@ -102,7 +104,7 @@ def test_the_shipped_world_keeps_the_promise_in_its_default_precision(pushes):
     moves = pushes(20, 32)
     runs = []
     for seeds, rows in ((range(32), slice(None)), (range(32), slice(None)), ([13], slice(13, 14))):
-        d = Imagination(world.model, num_slots=len(seeds), starts=world.starts)
+        d = Imagination(world.model, num_envs=len(seeds), starts=world.starts)
         d.reset(seeds=list(seeds))
         runs.append(film(d, moves[:, rows]))
     assert np.array_equal(runs[0], runs[1])
@@ -338,7 +340,7 @@ def test_the_video_models_chunk_is_its_own_unroll(dream, pushes):
         x.reset(seeds=0)
     state = d.snapshot().view.state
     chunk = d.step_chunk(moves)
-    with d.snapshot().view.reading():
+    with d.snapshot().view.inference():
         whole = d.model.unroll(state, torch.as_tensor(moves), again.snapshot().noise)
         last = d.model.features(whole.map(lambda x: x[:, -1]))
     assert np.array_equal(d.features(), last.numpy())
@@ -369,7 +371,7 @@ def test_a_chunk_stops_each_slot_at_its_own_end(dots):
 def test_each_step_of_a_chunk_is_judged_from_where_it_began(dots, pushes):
     # A task that rewards the way gone: the sum over a chunk is the whole way, whichever way it was played.
     way = FunctionTask(lambda before, action, after: (after.features - before.features)[:, 0])
-    d = Imagination(dots(1).model, way, num_slots=2, starts=dots(1).starts)
+    d = Imagination(dots(1).model, way, num_envs=2, starts=dots(1).starts)
     d.reset(seeds=0)
     began = d.features()
     reward = d.step_chunk(pushes(2, 5)).reward + d.step(pushes(2)).reward
@@ -453,7 +455,7 @@ def test_a_snapshot_from_elsewhere_is_refused(dream, dots, tiny_model, world):
     for other in (
         dream(3),
         dots(2),
-        Imagination(tiny_model, num_slots=2, starts=world.starts),
+        Imagination(tiny_model, num_envs=2, starts=world.starts),
         dream(2, precision="bfloat16"),
     ):
         other.reset(seeds=0)
@@ -474,7 +476,7 @@ def test_a_fork_holds_each_slot_n_times_and_leaves_the_first_alone(dream, pushes
     d.step(pushes(2))
     before = d.snapshot()
     branches = d.fork(3)
-    assert branches.num_slots == 6
+    assert branches.num_envs == 6
     assert np.array_equal(branches.frames(), d.frames().repeat(3, 0))
     assert np.array_equal(branches.features(), d.features().repeat(3, 0))
     moves = pushes(4, 6)
@@ -555,7 +557,7 @@ def test_a_masked_reset_decodes_only_the_new_rows(dots, pushes, monkeypatch):
     after = d.frames()
     assert sizes == [6, 2]
     assert np.array_equal(before[[0, 2, 3, 5]], after[[0, 2, 3, 5]])
-    with d.view.reading():
+    with d.view.inference():
         assert np.array_equal(after, decode(d.model, d.view.state).numpy())
 
 
@@ -710,7 +712,7 @@ def test_other_bad_arguments_of_reset_are_named(dream, arguments, error, message
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_slots": 0}, "num_slots: expected a whole number of at least 1, got 0"),
+        ({"num_envs": 0}, "num_envs: expected a whole number of at least 1, got 0"),
         ({"horizon": 0}, "horizon"),
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),

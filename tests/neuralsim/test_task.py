@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from neuralsim.imagination import Imagination
-from neuralsim.task import FunctionTask, GoalImage, LearnedTask, Outcome, SumTask, View
+from neuralsim.state_view import View
+from neuralsim.task import FunctionTask, GoalImage, LearnedTask, Outcome, SumTask
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_a_function_that_answers_nonsense_is_named(views):
     def rl_task(before, action, after):
         return "well done"
 
-    with pytest.raises(ValueError, match=r"FunctionTask wish: expected a reward \(8,\)"):
+    with pytest.raises(ValueError, match=r"FunctionTask rl_task: expected a reward \(8,\)"):
         FunctionTask(rl_task)(*views)
 
 
@@ -102,7 +103,7 @@ def test_a_function_that_answers_nonsense_is_named(views):
     ],
 )
 def test_a_task_with_the_wrong_answer_changes_nothing(dot_world, task, error, message):
-    dream = Imagination(dot_world.model, task, num_slots=8, starts=dot_world.starts)
+    dream = Imagination(dot_world.model, task, num_envs=8, starts=dot_world.starts)
     dream.reset(seeds=0)
     before = dream.snapshot()
     with pytest.raises(error, match=message):
@@ -125,7 +126,7 @@ def test_wishes_add_up_and_the_end_of_any_is_the_end(views):
 
 def test_another_wish_needs_no_other_model(dot_world, pushes):
     dreams = [
-        Imagination(dot_world.model, task, num_slots=3, starts=dot_world.starts)
+        Imagination(dot_world.model, task, num_envs=3, starts=dot_world.starts)
         for task in (None, FunctionTask(lambda b, a, after: torch.ones(3)), GoalImage(dot_world.starts.frames[0, 0]))
     ]
     for dream in dreams:
@@ -147,7 +148,7 @@ def test_a_goal_survives_the_deep_copy_that_gymnasium_makes(views, dot_world):
 
 def test_imagined_rewards_equal_true_ones_step_for_step(dot_world, pushes):
     # A world whose truth is known: reward i belongs to the state after action i, not before it and not one later.
-    dream = Imagination(dot_world.model, num_slots=1, starts=dot_world.starts, temperature=0.0, precision="float32")
+    dream = Imagination(dot_world.model, num_envs=1, starts=dot_world.starts, temperature=0.0, precision="float32")
     dream.reset(options={"start": 3})
     place = dream.features()[0]
     for action in pushes(12):

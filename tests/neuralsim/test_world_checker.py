@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import neuralsim
-from neuralsim.pretrained.world import list_worlds
+from neuralsim.storage.resolve import list_worlds
 from neuralsim.world_checker import WorldCheckError, check_world
 
 
@@ -80,11 +80,11 @@ def _time_first(base):
     return {"unroll": unroll}
 
 
-def _jump_with_time(base):
-    def jump(self, state, actions, rng):
+def _unroll_last_with_time(base):
+    def unroll_last(self, state, actions, rng):
         return base.unroll(self, state, actions, rng).map(lambda x: x[:1])
 
-    return {"jump": jump}
+    return {"unroll_last": unroll_last}
 
 
 def _raises(base):
@@ -119,7 +119,7 @@ def _raises(base):
         (_hidden_state, "step, twice .* expected one, got two states"),
         (_batch_norm, "row 0 in a batch of 3 .* features: expected at most 0.01"),
         (_time_first, r"unroll of 1 actions, field place: expected shape \(3, 1\)"),
-        (_jump_with_time, r"jump over 3 actions, field place: expected shape \(3,\)"),
+        (_unroll_last_with_time, r"unroll_last over 3 actions, field place: expected shape \(3,\)"),
         (_raises, "encode: raised RuntimeError on valid input: out of cheese"),
         (lambda base: {"feature_size": 2.5}, "feature_size: expected a whole number"),
         (lambda base: {"spec": "pusht"}, "spec: expected a WorldSpec, got pusht"),

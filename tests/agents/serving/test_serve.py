@@ -25,7 +25,6 @@ from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from neuralsim.action_units import from_units, to_units
 from neuralsim.agents.heads.chunk_policy import ObservationHistory
 from neuralsim.agents.serving.client import PolicyClient
 from neuralsim.agents.serving.protocol import ProtocolOptions
@@ -93,7 +92,7 @@ class Dreamer:
         if prefix is not None:
             plans[:, :, : prefix.shape[1]] = prefix[:, None]
         values = [
-            self.model.read(self.model.jump(state, torch.from_numpy(plans[:, j]), Noise.from_seeds(seeds)))["reward"]
+            self.model.read(self.model.unroll_last(state, torch.from_numpy(plans[:, j]), Noise.from_seeds(seeds)))["reward"]
             for j in range(4)
         ]
         best = torch.stack(values, 1).argmax(1).numpy()
@@ -109,7 +108,7 @@ def answer_to(policy: Any, *frames: np.ndarray, actions: np.ndarray | None = Non
     """What ``policy`` itself says, in the world's units."""
     done = np.zeros((0, 2), np.float32) if actions is None else actions
     seen = ObservationHistory(np.stack(frames)[None], done[None])
-    return to_units(policy.spec, policy.predict_action_chunk(seen, [seed])[0])
+    return policy.spec.to_units(policy.predict_action_chunk(seen, [seed])[0])
 
 
 @pytest.fixture
@@ -197,13 +196,13 @@ def test_actions_come_in_the_worlds_units_or_normalized_on_request(policy: MeanC
 
 def test_units_go_there_and_back_and_beyond_the_limits_no_further() -> None:
     actions = np.random.default_rng(0).uniform(-1, 1, (5, 2)).astype(np.float32)
-    assert np.allclose(from_units(SPEC, to_units(SPEC, actions)), actions, atol=1e-6)
-    assert from_units(SPEC, [[1e9, -1e9]]).tolist() == [[1, -1]]
+    assert np.allclose(SPEC.from_units(SPEC.to_units(actions)), actions, atol=1e-6)
+    assert SPEC.from_units([[1e9, -1e9]]).tolist() == [[1, -1]]
     choices = WorldSpec("c", 8, 8, ("key",), ("",), (1.0,), 10.0, 1, action_offset=(3.0,), action_choices=(4,))
-    assert from_units(choices, to_units(choices, np.array([[0], [3]]))).tolist() == [[0], [3]]
+    assert choices.from_units(choices.to_units(np.array([[0], [3]]))).tolist() == [[0], [3]]
     for wrong in ("right", [[np.nan, 0]], [[1, 2, 3]], 5):
         with pytest.raises(ValueError, match=r"expected (finite )?numbers"):
-            from_units(SPEC, wrong)
+            SPEC.from_units(wrong)
 
 
 @pytest.mark.parametrize(
@@ -305,8 +304,8 @@ def test_a_done_action_counts_in_the_worlds_units(server: PolicyServer, policy: 
     client = openpi(server)
     done = np.array([[0.5, -0.25]], np.float32)
     client.infer({"image": frame(0), "seed": 7})
-    got = client.infer({"image": frame(1), "seed": 7, "actions_done": to_units(SPEC, done)})["actions"]
-    assert np.allclose(got, to_units(SPEC, one_of(policy, [0, 1], done)), atol=1e-4)
+    got = client.infer({"image": frame(1), "seed": 7, "actions_done": SPEC.to_units(done)})["actions"]
+    assert np.allclose(got, SPEC.to_units(one_of(policy, [0, 1], done)), atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,9 @@ from neuralsim.envs.pusht.env import GOAL_POSE, distance_to_block
 from neuralsim.envs.tasks.rl_task import RL_TASKS, block_gap, find_task, pusher_gap, way_home
 from neuralsim.envs.wrappers.discrete_actions import DiscreteActionEnv, DiscreteActionVecEnv, as_actions, moves
 from neuralsim.envs.wrappers.features import FeatureEnv, FeatureVecEnv
-from neuralsim.pretrained.world import Starts, World, open_world
-from neuralsim.task import DoubtTask, StateTask
+from neuralsim.pretrained.starts import Starts
+from neuralsim.pretrained.world import World, open_world
+from neuralsim.task import UncertaintyPenaltyTask, StateTask
 
 EVERY = [(world, name) for world in ("pusht", "tworoom") for name in RL_TASKS[world]]
 
@@ -209,7 +210,7 @@ def test_doubt_is_taken_off_the_reward_and_ends_nothing() -> None:
     starts = rl_task.starts(8, 0)
     plain, doubtful = (
         ImaginedVecEnv(replace(world, starts=starts), num_envs=4, observation="features", task=task)
-        for task in (rl_task.task, DoubtTask(rl_task.task, 2.0))
+        for task in (rl_task.task, UncertaintyPenaltyTask(rl_task.task, 2.0))
     )
     for env in (plain, doubtful):
         env.seed(0)

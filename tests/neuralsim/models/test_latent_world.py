@@ -13,17 +13,19 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from stable_baselines3.common.env_checker import check_env as sb3_check
 
-from neuralsim.data.episode import EpisodeStore, WindowSampler
+from neuralsim.data.store import EpisodeStore
+from neuralsim.data.windows import WindowSampler
 from neuralsim.envs.imagined.sb3_vec_env import ImaginedVecEnv
 from neuralsim.envs.pusht.env import pusht_spec
 from neuralsim.envs.tasks.rl_task import find_task
 from neuralsim.imagination import Imagination
-from neuralsim.models.latent_world import LatentConfig, LatentState, LatentWorld, StateProbe, effective_rank, sigreg
+from neuralsim.models.latent_world import LatentConfig, LatentState, LatentWorld, effective_rank, sigreg
+from neuralsim.models.prediction_heads import StateProbe
 from neuralsim.noise import Noise
 from neuralsim.pretrained.world import open_world
 from neuralsim.runtime.interrupt import Stopped
 from neuralsim.task import LearnedTask
-from neuralsim.training.recipes import TrainConfig
+from neuralsim.training.config import TrainConfig
 from neuralsim.training.token_dataset import encode_store
 from neuralsim.training.trainer import train
 from neuralsim.world_checker import check_world
@@ -77,7 +79,7 @@ def test_every_face_takes_it(finished: Path) -> None:
     assert np.isfinite(rewards).all()
     assert dones.all()
     assert all(info["terminal_observation"].shape == (8,) for info in infos)
-    imagination = Imagination(open_world(finished).model, num_slots=2, starts=open_world(finished).starts)
+    imagination = Imagination(open_world(finished).model, num_envs=2, starts=open_world(finished).starts)
     imagination.reset(seeds=0)
     snap = imagination.snapshot()
     imagination.step(np.ones((2, 2), np.float32))
@@ -98,7 +100,7 @@ def test_a_jump_ends_where_an_unrolled_chunk_ends(k: int, rows: int) -> None:
     state, rng = begin(model, rows)
     actions = torch.rand(rows, k, 2, generator=torch.Generator().manual_seed(k)) * 2 - 1
     with torch.inference_mode():
-        jumped = model.jump(state, actions, rng)
+        jumped = model.unroll_last(state, actions, rng)
         unrolled = model.unroll(state, actions, rng)
     assert unrolled.vectors.shape[:2] == (rows, k)
     assert torch.allclose(jumped.vectors, unrolled.vectors[:, -1], atol=1e-5)
@@ -109,7 +111,10 @@ def test_a_lean_state_dreams_as_the_first_member_does() -> None:
     state, rng = begin(model, 3)
     actions = torch.rand(3, 6, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.inference_mode():
-        whole, lean = model.jump(state, actions, rng), model.jump(model.lean(state), actions, rng)
+        whole, lean = (
+            model.unroll_last(state, actions, rng),
+            model.unroll_last(model.without_ensemble(state), actions, rng),
+        )
     assert lean.vectors.shape[1] == 1
     assert torch.allclose(lean.vectors[:, 0], whole.vectors[:, 0], atol=1e-5)
 
@@ -147,7 +152,7 @@ def test_a_frame_it_cannot_redraw_is_strange_from_the_start(store: Path, finishe
         assert model.uncertainty(model.encode(known, none)).median() == 0
         strange = model.encode(noise, none[:8])
         assert (model.uncertainty(strange) > 0.5).all()
-        after = model.jump(strange, torch.zeros(8, 3, 2), Noise.from_seeds(range(8)))
+        after = model.unroll_last(strange, torch.zeros(8, 3, 2), Noise.from_seeds(range(8)))
         assert (model.uncertainty(after) > 0.5).all()
 
 
@@ -159,7 +164,7 @@ def test_training_in_whole_blocks_and_step_by_step_agrees(store: Path, finished:
     rng = Noise.from_seeds(range(32))
     with torch.inference_mode():
         state = model.encode(frames[:, :1], actions[:, :0])
-        jumped, stepped = model.jump(state, actions, rng), state
+        jumped, stepped = model.unroll_last(state, actions, rng), state
         for i in range(actions.shape[1]):
             stepped = model.step(stepped, actions[:, i], rng)
         moved = (model.features(jumped) - model.features(state)).norm(dim=1)
@@ -174,7 +179,7 @@ def test_dynamics_beat_standing_still(store: Path, finished: Path) -> None:
     with torch.inference_mode():
         state = model.encode(frames[:, :1], actions[:, :0])
         truth = model.features(model.encode(frames[:, -1:], actions[:, :0]))
-        dreamt = model.features(model.jump(state, actions, Noise.from_seeds(range(256))))
+        dreamt = model.features(model.unroll_last(state, actions, Noise.from_seeds(range(256))))
         wrong, lazy = (dreamt - truth).square().mean(), (model.features(state) - truth).square().mean()
     assert wrong < 0.9 * lazy, f"squared error {wrong:.4f}, standing still {lazy:.4f}"
 
@@ -275,7 +280,7 @@ def test_the_shipped_worlds_tell_true_states_off_frames(world: str, most: float)
 
 def test_a_lean_dream_is_one_members_and_knows_no_doubt() -> None:
     world = open_world("tworoom-latent", "cpu")
-    whole, lean = (Imagination(world.model, num_slots=3, starts=world.starts, lean=flag) for flag in (False, True))
+    whole, lean = (Imagination(world.model, num_envs=3, starts=world.starts, lean=flag) for flag in (False, True))
     for imagination in (whole, lean):
         imagination.reset(seeds=0)
         for _ in range(5):

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from neuralsim import cli
 from neuralsim.agents.collection.collect import CollectConfig, collect
 from neuralsim.agents.evaluation.roles import RolesConfig, measure_roles
-from neuralsim.data.episode import ActionsAbsent, Episode, EpisodeStore, JoinedStore
+from neuralsim.data.episode import ActionsAbsent, Episode
+from neuralsim.data.store import EpisodeStore, JoinedStore
 from neuralsim.envs.pusht.env import STATE_NAMES, PushTRealEnv, random_state
 from neuralsim.envs.pusht.replay import heeded, replay
 from neuralsim.evaluation.moments import RoleQueries, choose_windows
@@ -25,15 +26,24 @@ from neuralsim.evaluation.report import Metric, Target
 from neuralsim.evaluation.role_metrics import act_rows, infer_rows, looked_at, wrong
 from neuralsim.evaluation.role_predictions import RolePredictions
 from neuralsim.evaluation.statistics import Bootstrap
-from neuralsim.models.roles import ROLES, act, ask, dream, foresee, infer, value
+from neuralsim.models.roles import (
+    ROLES,
+    denoise_chunk,
+    infer_actions,
+    predict_actions,
+    predict_jointly,
+    predict_value,
+    predict_video,
+)
 from neuralsim.models.video_wam import VideoState, VideoWAM
 from neuralsim.noise import Noise
 from neuralsim.pretrained.world import open_world
-from neuralsim.task import inference
+from neuralsim.runtime.device import inference
+from neuralsim.training.data_mixture import DataMixture
 from neuralsim.training.losses import joint_losses
 from neuralsim.training.recipes import VideoRecipe, find_recipe
 from neuralsim.training.stages import StageContext
-from neuralsim.training.video_stages import DataMixture, VideoStages
+from neuralsim.training.video_stages import VideoStages
 
 
 @pytest.fixture(scope="session")
@@ -58,25 +68,25 @@ def noise(n: int, seed: int = 0) -> Noise:
 
 def true_frames(model: VideoWAM, state: VideoState) -> torch.Tensor:
     """Some frames for ``infer``: those foreseen."""
-    return foresee(model, state, noise(len(state), 50))
+    return predict_video(model, state, noise(len(state), 50))
 
 
 Asked = Callable[[VideoWAM, VideoState, Noise, torch.Tensor], torch.Tensor]
 EVERY: dict[str, Asked] = {
     "simulate": lambda m, s, r, f: m.unroll(s, torch.linspace(-1, 1, 12).view(1, 6, 2).expand(len(s), 6, 2), r).tokens,
     "simulate-jointly": lambda m, s, r, f: frames_of(
-        ask(m, s, r, 3, frames="asked", actions=torch.linspace(-1, 1, 12).view(1, 6, 2).expand(len(s), 6, 2))
+        denoise_chunk(m, s, r, 3, frames="asked", actions=torch.linspace(-1, 1, 12).view(1, 6, 2).expand(len(s), 6, 2))
     ),
-    "act": lambda m, s, r, f: act(m, s, r),
-    "infer": lambda m, s, r, f: infer(m, s, f, r),
-    "foresee": lambda m, s, r, f: foresee(m, s, r),
-    "dream": lambda m, s, r, f: torch.cat([x.flatten(1) for x in both(dream(m, s, r))], 1),
-    "value": lambda m, s, r, f: value(m, s),
+    "act": lambda m, s, r, f: predict_actions(m, s, r),
+    "infer": lambda m, s, r, f: infer_actions(m, s, f, r),
+    "foresee": lambda m, s, r, f: predict_video(m, s, r),
+    "dream": lambda m, s, r, f: torch.cat([x.flatten(1) for x in both(predict_jointly(m, s, r))], 1),
+    "value": lambda m, s, r, f: predict_value(m, s),
 }
 PREFIXED: dict[str, Callable[[VideoWAM, VideoState, Noise, torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "act": lambda m, s, r, f, p: act(m, s, r, prefix=p),
-    "infer": lambda m, s, r, f, p: infer(m, s, f, r, prefix=p),
-    "dream": lambda m, s, r, f, p: both(dream(m, s, r, prefix=p))[0],
+    "act": lambda m, s, r, f, p: predict_actions(m, s, r, prefix=p),
+    "infer": lambda m, s, r, f, p: infer_actions(m, s, f, r, prefix=p),
+    "dream": lambda m, s, r, f, p: both(predict_jointly(m, s, r, prefix=p))[0],
 }
 
 
@@ -137,7 +147,7 @@ def test_a_prefix_comes_back_bit_equal(
 
 @torch.inference_mode()
 def test_what_follows_a_prefix_goes_on_from_it(model: VideoWAM, state: VideoState) -> None:
-    one, other = (act(model, state, noise(8), prefix=torch.full((8, 3, 2), x)) for x in (-1.0, 1.0))
+    one, other = (predict_actions(model, state, noise(8), prefix=torch.full((8, 3, 2), x)) for x in (-1.0, 1.0))
     assert (one[:, 3:] - other[:, 3:]).abs().max() > 1e-3
 
 
@@ -145,7 +155,9 @@ def test_what_follows_a_prefix_goes_on_from_it(model: VideoWAM, state: VideoStat
 def test_infer_follows_the_frames_and_act_has_none(model: VideoWAM, state: VideoState) -> None:
     frames = true_frames(model, state)
     swapped = frames.roll(1, 0)
-    assert (infer(model, state, frames, noise(8)) - infer(model, state, swapped, noise(8))).abs().max() > 1e-3
+    assert (
+        infer_actions(model, state, frames, noise(8)) - infer_actions(model, state, swapped, noise(8))
+    ).abs().max() > 1e-3
 
 
 @torch.inference_mode()
@@ -182,7 +194,7 @@ def test_a_world_that_only_simulates_says_so(tiny_model: VideoWAM, tiny_world: P
         with pytest.raises(ValueError, match=r"simulates only.*pusht-wam"):
             role(tiny_model, start, noise(1))
     with pytest.raises(ValueError, match="simulates only"):
-        value(tiny_model, start)
+        predict_value(tiny_model, start)
     with pytest.raises(ValueError, match="simulates only"):
         measure_roles(RolesConfig(world=str(tiny_world), out=tmp_path))
 
@@ -190,14 +202,14 @@ def test_a_world_that_only_simulates_says_so(tiny_model: VideoWAM, tiny_world: P
 @pytest.mark.parametrize("length", [6, 7])
 def test_a_prefix_that_leaves_nothing_to_ask_is_named(model: VideoWAM, state: VideoState, length: int) -> None:
     with pytest.raises(ValueError, match=f"prefix: expected fewer than 6 actions .*got {length}"):
-        act(model, state, noise(8), prefix=torch.zeros(8, length, 2))
+        predict_actions(model, state, noise(8), prefix=torch.zeros(8, length, 2))
 
 
 def test_fewer_than_one_pass_and_nothing_asked_are_named(model: VideoWAM, state: VideoState) -> None:
     with pytest.raises(ValueError, match="passes: expected 1 or more, got 0"):
-        act(model, state, noise(8), passes=0)
+        predict_actions(model, state, noise(8), passes=0)
     with pytest.raises(ValueError, match="nothing is asked"):
-        ask(model, state, noise(8), 1, frames=None, actions=False)
+        denoise_chunk(model, state, noise(8), 1, frames=None, actions=False)
 
 
 # -- withheld actions --------------------------------------------------------------------------------------------------

@@ -12,10 +12,13 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from safetensors.torch import load_file
 
-from neuralsim.data.episode import ActionsAbsent, Episode, EpisodeStore
-from neuralsim.pretrained.world import WEIGHTS, open_world
+from neuralsim.data.episode import ActionsAbsent, Episode
+from neuralsim.data.store import EpisodeStore
+from neuralsim.pretrained.world import open_world
 from neuralsim.spec import WorldSpec
-from neuralsim.training.recipes import TrainConfig, find_recipe
+from neuralsim.storage.manifest import WEIGHTS
+from neuralsim.training.config import TrainConfig
+from neuralsim.training.recipes import find_recipe
 from neuralsim.training.time_estimate import estimate_time
 from neuralsim.training.token_dataset import TokenWindows
 from neuralsim.training.trainer import Trainer, train

@@ -14,13 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from neuralsim.data.episode import EpisodeStore
+from neuralsim.data.store import EpisodeStore
 from neuralsim.models.codec import to_pixels
 from neuralsim.models.video_wam import VideoWAM
 from neuralsim.noise import Noise
 from neuralsim.runtime.interrupt import Stopped
+from neuralsim.training.config import TrainConfig
 from neuralsim.training.losses import rollout_losses
-from neuralsim.training.recipes import TrainConfig, find_recipe
+from neuralsim.training.recipes import find_recipe
 from neuralsim.training.trainer import Trainer, learning_rate, train
 
 RUN = """
