@@ -1,5 +1,4 @@
-"""Promises of the pages in docs/: their Python runs as it stands, from the first block to the last; commands, options and links
-exist."""
+"""The pages in docs/: their Python runs as it stands, from the first block to the last; commands, options and links exist."""
 
 from __future__ import annotations
 
@@ -111,6 +110,33 @@ def test_commands_exist_and_know_their_options(capsys: pytest.CaptureFixture[str
         options = capsys.readouterr().out
         unknown = [word for word in rest if word.startswith("--") and word.split("=")[0] not in options]
         assert unknown == [], f"docs/{name}: {line}"
+
+
+TRIED_ALONE = ("your-own-model.md", "your-own-world.md")
+"""Pages whose Python has a test of its own above."""
+
+
+@pytest.mark.parametrize("name", [name for name in TEXTS if blocks(name, "python") and name not in TRIED_ALONE])
+def test_python_runs_from_the_first_block_to_the_last(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_page(name)
+
+
+def test_every_page_is_in_the_navigation_and_every_entry_is_a_page() -> None:
+    entries = re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    pages = [str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")]
+    assert sorted(entries) == sorted(pages)
+
+
+def test_the_keys_of_play_are_on_the_teleoperation_page() -> None:
+    from neuralsim.agents.teleop.window import KEYS
+
+    described = " ".join(re.findall(r"^\| (.*) \|$", TEXTS["teleoperation.md"], re.MULTILINE)).lower()
+    for key, _ in KEYS:
+        for name in key.lower().replace(",", " ").split():
+            assert name in described or name in "+-" or name == "esc", key
 
 
 @pytest.mark.parametrize("name", TEXTS)
