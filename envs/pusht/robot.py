@@ -1,4 +1,4 @@
-"""PushTRobot: the true Push-T as a robot in this process, in lock-step: every action carries the world one control period on."""
+"""PushTRobot: the real Push-T as a robot in this process, in lock-step: every action advances it by one control period."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ from neuralsim.envs.pusht.env import SUCCESS_COVERAGE, PushTRealEnv
 from neuralsim.envs.robots.robot import ReadyRobot, RobotLost, world_action
 
 CAMERA_SIZE = 128
-"""The camera's side in pixels. Resized to a world's 64 its pictures are the world's own frames to one grey level in 255; at 96,
-which is no multiple, edges differ by up to 30."""
+"""Side of the camera's picture in pixels. Resized to a world's 64 its pictures are the world's own frames to one grey level in 255;
+at 96, which is no multiple, edges differ by up to 30."""
 
 
 class PushTRobot(ReadyRobot):
-    """Push-T with a camera and one pusher. See Robot; deterministic.
+    """Push-T with a camera and one pusher; deterministic.
 
     Observes ``camera`` uint8 ``(size, size, 3)``, ``pusher_x`` and ``pusher_y`` (workspace units, 0..512), ``timestamp`` (seconds)
     and ``step``. Takes ``right`` and ``down``: the pusher's displacement in units per control period, limited to 24 either way.
-    ``truth`` adds what no policy may see, for judging: ``truth`` with ``state`` ``(5,)``, ``coverage`` and ``success``.
+
+    Args:
+        camera_size: side of the camera's picture in pixels.
+        seed: seed of the first start.
+        truth: also observe ``truth``, for evaluation: ``state`` ``(5,)``, ``coverage`` and ``success``, which no policy may see.
     """
 
     name = "pusht"
@@ -32,19 +36,17 @@ class PushTRobot(ReadyRobot):
         self.camera_size, self.truth = camera_size, truth
         self._env = PushTRealEnv()
         self.spec = self._env.spec_world
-        """The world that the true Push-T is, whose actions it takes."""
+        """Spec of the real Push-T, whose actions it takes."""
         self._connected = False
         self._periods = self._step = 0
         self.reset(seed)
 
     @property
     def observation_features(self) -> dict[str, type | tuple]:
-        """See Robot."""
         return {"camera": (self.camera_size, self.camera_size, 3), "pusher_x": float, "pusher_y": float}
 
     @property
     def action_features(self) -> dict[str, type]:
-        """See Robot."""
         return dict.fromkeys(self.spec.action_names, float)
 
     @property
@@ -59,21 +61,20 @@ class PushTRobot(ReadyRobot):
 
     @property
     def is_connected(self) -> bool:
-        """See Robot."""
         return self._connected
 
     def connect(self, calibrate: bool = True) -> None:
-        """See Robot. The world is where it was."""
+        """Connect; the world is where it was."""
         if self._connected:
             raise ValueError("PushTRobot: connected already; disconnect first")
         self._connected = True
 
     def disconnect(self) -> None:
-        """See Robot; harmless where it is not connected."""
+        """Disconnect; harmless where it is not connected."""
         self._connected = False
 
     def reset(self, seed: int | None = None, state: np.ndarray | None = None) -> None:
-        """See ResettableRobot: where ``PushTRealEnv.reset(seed=seed)`` begins, or at ``state`` ``(5,)``. Time begins anew."""
+        """Put it where ``PushTRealEnv.reset(seed=seed)`` begins, or at ``state`` ``(5,)``. Time starts again from 0."""
         if seed is not None and state is not None:
             raise ValueError("reset: expected a seed or a state, got both")
         if seed is not None and (not isinstance(seed, int) or seed < 0):
@@ -82,7 +83,6 @@ class PushTRobot(ReadyRobot):
         self._periods = self._step = 0
 
     def get_observation(self) -> dict[str, Any]:
-        """See Robot."""
         self._check_connected()
         state = self._env.state()
         observation = {
@@ -98,7 +98,7 @@ class PushTRobot(ReadyRobot):
         return observation
 
     def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
-        """See Robot. A ValueError for other names than its own, and for what is no finite number."""
+        """Carry out one action. Raises ValueError for other names than its own, and for values that are not finite numbers."""
         self._check_connected()
         sent = self.limited(action)
         self._env.advance(self._env.state(), world_action(self.spec, sent))
@@ -107,13 +107,13 @@ class PushTRobot(ReadyRobot):
         return sent
 
     def rest(self) -> None:
-        """A control period without an action."""
+        """Let a control period pass without an action."""
         self._check_connected()
         self._env.advance(self._env.state(), self.spec.rest_action())
         self._periods += 1
 
     def limited(self, action: Mapping[str, Any]) -> dict[str, float]:
-        """What would really be sent for ``action``: each value as far as its limit."""
+        """Return ``action`` with each value clipped to its limit."""
         if set(action) != set(self.spec.action_names):
             raise ValueError(
                 f"action: expected {', '.join(self.spec.action_names)}, got {', '.join(map(str, action)) or 'nothing'}"

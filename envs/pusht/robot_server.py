@@ -1,4 +1,4 @@
-"""robot_sim: Push-T as a robot in a process of its own, driven over a websocket, with the faults that robots have.
+"""Push-T as a robot in a process of its own, driven over a websocket, with the faults that real robots have.
 
 Messages are maps as in ``wire``, each with a ``type``. A driver sends ``action``, and for evaluation ``reset`` and ``faults``, each
 with an ``id``, and is answered with that id; ``time`` is then the robot's clock. Frames come by themselves.
@@ -11,8 +11,8 @@ with an ``id``, and is answered with that id; ``time`` is then the robot's clock
 | driver | ``reset``: id, seed or state                   | ``reset``: id, sequence of the first frame thereafter, time     |
 | driver | ``faults``: id, faults                         | ``faults``: id, time                                            |
 
-What is wrong with a request is told in ``error``: id, message. What cannot be read ends the connection (1007), as do messages that
-are too large (1009). There is one driver at a time; another is turned away (1013). When a driver is gone the robot rests.
+A wrong request is answered by ``error``: id, message. A message that cannot be read ends the connection (1007), as does one that
+is too large (1009). There is one driver at a time; another is turned away (1013). When a driver is gone the robot rests.
 """
 
 from __future__ import annotations
@@ -36,50 +36,46 @@ import tyro
 from neuralsim.envs.pusht.robot import CAMERA_SIZE, PushTRobot
 from neuralsim.envs.robots.faults import Faults
 from neuralsim.envs.robots.robot import RobotLost
-from neuralsim.envs.robots.wire import pack, unpack
-from neuralsim.runtime.robot_extra import robot_extra
+from neuralsim.envs.robots.wire import PING_EVERY, PING_TIMEOUT, PROTOCOL, pack, unpack
+from neuralsim.runtime.imports import require_extra
 
 if TYPE_CHECKING:
     from websockets.asyncio.server import ServerConnection
 
-PROTOCOL = 1
-"""Version of the messages."""
-WAITING = 2
+MOST_WAITING = 2
 """Actions that wait to be carried out, at most."""
-SILENCE = 0.5
-"""Seconds without a message after which actions that still wait are forgotten."""
+SILENCE_SECONDS = 0.5
+"""Time without a message after which actions that still wait are dropped."""
 LARGEST_REQUEST = 64 * 1024
 """Bytes of a driver's message, at most."""
-IN_FLIGHT = 64
-"""Frames under way, at most; a driver that does not read loses the others."""
+MOST_IN_FLIGHT = 64
+"""Frames on their way, at most; a driver that does not read loses the others."""
 UNREADABLE, ENGAGED = 1007, 1013
-"""Close codes: what came cannot be read; there is a driver already."""
-PING_EVERY, PING_PATIENCE = 2.0, 10.0
-"""Seconds: how a link is found to be dead on which nothing more comes, not even an end."""
+"""Close codes: a message cannot be read; there is a driver already."""
 
 
 @dataclass(frozen=True)
 class RobotSimConfig:
-    """Push-T as a "robot" in a process of its own, with real-life faults."""
+    """Run Push-T as a robot in a process of its own, with the faults of real links and cameras."""
 
     port: int = 5555
-    """Where it listens; 0 for any free port."""
+    """Port to listen at; 0 for any free one."""
     host: str = "127.0.0.1"
-    """The address it listens at. Whoever reaches it can drive it; by default, this machine alone."""
+    """Address to listen at. Any program that reaches it can drive it; by default, those on this machine alone."""
     pace: Literal["real", "step"] = "real"
     """real: a clock of its own; at each tick it carries out the next action that waits, or rests, and takes a frame.
     step: no clock; each action is carried out at once and answered by one frame, for fast evaluation."""
     rate: float = 10.0
     """Ticks a second with --pace real; the world's own 10 by default. Others make its time pass faster or slower."""
     camera_size: int = CAMERA_SIZE
-    """The camera's side in pixels."""
+    """Side of the camera's picture in pixels."""
     faults: tyro.conf.OmitArgPrefixes[Faults] = field(default_factory=Faults)
     seed: int = 0
-    """Of the first start, and of the faults."""
+    """Seed of the first start, and of the faults."""
     truth: bool = False
-    """Frames also tell the true state, for judging."""
+    """Also send the ground-truth state with each frame, for evaluation."""
     until_eof: bool = False
-    """End when standard input does: so it never outlives a program that started it."""
+    """End when standard input does, so that it never outlives the program that started it."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -90,31 +86,31 @@ class RobotSimConfig:
 
 
 def robot_sim(config: RobotSimConfig, ready: Callable[[str], None]) -> None:
-    """Run the robot until it is interrupted; ``ready`` is told its address once it can be reached."""
+    """Run the robot until it is interrupted; ``ready`` is called with its address once it can be reached."""
     asyncio.run(_Server(config).run(ready))
 
 
 @contextmanager
-def spawn_robot_sim(config: RobotSimConfig | None = None, patience: float = 60.0) -> Iterator[str]:
-    """A robot in a process of its own, for as long as the context: gives its address. ``config`` says which; a free port by default."""
-    with RobotProcess(RobotSimConfig(port=0) if config is None else config, patience) as process:
+def spawn_robot_sim(config: RobotSimConfig | None = None, timeout: float = 60.0) -> Iterator[str]:
+    """Run a robot in a process of its own inside the context, and yield its address; at a free port by default."""
+    with RobotProcess(RobotSimConfig(port=0) if config is None else config, timeout) as process:
         yield process.address
 
 
 class RobotProcess:
-    """A process with a robot: started on entering, gone on leaving, or when this process is gone.
+    """Process with a robot: started on entering, ended on leaving, or when this process ends.
 
-    A RobotLost says that it did not answer within ``patience`` seconds, or what it said instead.
+    Raises RobotLost where it does not answer within ``timeout`` seconds, with the text that it printed.
     """
 
-    def __init__(self, config: RobotSimConfig, patience: float = 60.0) -> None:
-        self.config, self.patience = config, patience
+    def __init__(self, config: RobotSimConfig, timeout: float = 60.0) -> None:
+        self.config, self.timeout = config, timeout
         self.address = ""
-        """Where it can be reached, ``ws://host:port``, once it runs."""
+        """Address ``ws://host:port``, once it runs."""
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> RobotProcess:
-        with tempfile.TemporaryFile("w+") as errors:  # a pipe that nobody reads would fill and stop it
+        with tempfile.TemporaryFile("w+") as errors:  # a pipe that is not read would fill and stop it
             self._start(errors)
         return self
 
@@ -129,7 +125,7 @@ class RobotProcess:
             text=True,
             start_new_session=True,  # ctrl-C is for the driver
         )
-        alarm = threading.Timer(self.patience, self._process.kill)
+        alarm = threading.Timer(self.timeout, self._process.kill)
         alarm.start()
         assert self._process.stdout is not None
         try:
@@ -145,27 +141,27 @@ class RobotProcess:
             alarm.cancel()
         self.kill()
         errors.seek(0)
-        said = " ".join(errors.read().split()) or f"nothing within {self.patience:g} s"
-        raise RobotLost(f"robot-sim did not start; it said: {said}")
+        output = " ".join(errors.read().split()) or f"nothing within {self.timeout:g} s"
+        raise RobotLost(f"robot-sim did not start; it printed: {output}")
 
     def __exit__(self, *_: object) -> None:
         self.kill()
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """Id of the process."""
         assert self._process is not None
         return self._process.pid
 
     def kill(self) -> None:
-        """End it at once, as when its plug is pulled."""
+        """Kill the process at once, as when its plug is pulled."""
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
 
 
 class _Server:
-    """The robot behind a socket."""
+    """Robot behind a socket."""
 
     def __init__(self, config: RobotSimConfig) -> None:
         self.config, self.faults = config, config.faults
@@ -174,16 +170,16 @@ class _Server:
         self.period = 1 / config.rate
         self.waiting: deque[dict[str, float]] = deque()
         self.driver: ServerConnection | None = None
-        self.seat = asyncio.Lock()  # the next driver waits until the one before has wholly gone
-        self.began = time.monotonic()
-        self.heard = self.came = 0.0
+        self.driver_lock = asyncio.Lock()  # the next driver waits until the one before has wholly gone
+        self.started = time.monotonic()
+        self.last_message = self.connected_at = 0.0
         self.sequence = self.refused = self.late = 0
-        self.picture: np.ndarray | None = None
-        self.under_way: set[asyncio.Task[None]] = set()
+        self.shown_picture: np.ndarray | None = None
+        self.in_flight: set[asyncio.Task[None]] = set()
 
     async def run(self, ready: Callable[[str], None]) -> None:
         """Serve until the task is cancelled, or standard input ends where that was asked for."""
-        with robot_extra("robot-sim"):
+        with require_extra("robot-sim", "robot"):
             from websockets.asyncio.server import serve
 
         host, port = self.config.host, self.config.port
@@ -195,7 +191,7 @@ class _Server:
             close_timeout=1.0,
             max_size=LARGEST_REQUEST,
             ping_interval=PING_EVERY,
-            ping_timeout=PING_PATIENCE,
+            ping_timeout=PING_TIMEOUT,
         ) as server:
             where, port = next(iter(server.sockets)).getsockname()[:2]
             ready(f"ws://{f'[{where}]' if ':' in where else where}:{port}")
@@ -212,14 +208,14 @@ class _Server:
             await link.close(ENGAGED, "this robot has a driver already")
             return
         self.driver = link
-        async with self.seat:
-            await self._obey(link)
+        async with self.driver_lock:
+            await self._serve(link)
 
-    async def _obey(self, link: ServerConnection) -> None:
+    async def _serve(self, link: ServerConnection) -> None:
         from websockets.exceptions import ConnectionClosed
 
-        self.picture = None
-        self.heard, self.came = time.monotonic(), self._now()
+        self.shown_picture = None
+        self.last_message, self.connected_at = time.monotonic(), self._now()
         ticking = None
         try:
             await link.send(pack(self._welcome()))
@@ -228,7 +224,7 @@ class _Server:
             else:
                 await link.send(self._frame())
             async for message in link:
-                self.heard = time.monotonic()
+                self.last_message = time.monotonic()
                 try:
                     request = _request_of(message)
                 except (ValueError, TypeError) as error:
@@ -240,13 +236,13 @@ class _Server:
         except ConnectionClosed:
             pass
         finally:
-            for task in (ticking, *self.under_way):
+            for task in (ticking, *self.in_flight):
                 if task is not None:
                     task.cancel()
             self.waiting.clear()
 
     def _answers(self, request: dict[str, Any]) -> list[bytes]:
-        """Obey ``request``; what it is answered with."""
+        """Carry out ``request`` and return the answers to it."""
         number, kind = request.get("id"), request.get("type")
         answer: dict[str, Any]
         try:
@@ -274,7 +270,7 @@ class _Server:
         if self.config.pace == "step":
             return self.robot.send_action(action)
         sent = self.robot.limited(action)
-        if len(self.waiting) >= WAITING:
+        if len(self.waiting) >= MOST_WAITING:
             self.refused += 1
             return {}
         self.waiting.append(sent)
@@ -283,15 +279,15 @@ class _Server:
     # -- its own time
 
     def _now(self) -> float:
-        """Seconds of the robot's clock."""
-        return time.monotonic() - self.began if self.config.pace == "real" else self.robot.clock
+        """Return the seconds of the robot's clock."""
+        return time.monotonic() - self.started if self.config.pace == "real" else self.robot.clock
 
     async def _tick(self, link: ServerConnection) -> None:
-        """At each tick: a frame of what the last action led to; then the next action begins."""
+        """At each tick send a frame of the last action's outcome, then begin the next action."""
         due = time.monotonic()
         while True:
-            self._film(link)
-            if due - self.heard > SILENCE:  # at the time it was due: the driver is not to blame for a tick that is late
+            self._send_frame(link)
+            if due - self.last_message > SILENCE_SECONDS:  # by the deadline: the driver is not to blame for a late tick
                 self.waiting.clear()
             if self.waiting:
                 self.robot.send_action(self.waiting.popleft())
@@ -299,30 +295,32 @@ class _Server:
                 self.robot.rest()
             due += self.period
             behind = time.monotonic() - due
-            if (
-                behind > 0
-            ):  # this machine stood still; whole ticks are not made up for, or actions would follow too fast
+            if behind > 0:  # this machine stood still; whole ticks are skipped, or actions would follow too fast
                 self.late += 1
                 due += behind // self.period * self.period
             await asyncio.sleep(due - time.monotonic())
 
-    def _film(self, link: ServerConnection) -> None:
-        """Send a frame, as late and as often as the faults have it."""
-        luck = np.random.default_rng([self.config.seed, self.sequence])
+    def _send_frame(self, link: ServerConnection) -> None:
+        """Send a frame, as late and as often as the faults demand."""
+        rng = np.random.default_rng([self.config.seed, self.sequence])
         frame = self._frame()
-        for delay in self.faults.arrivals(luck, self.period):
-            if len(self.under_way) < IN_FLIGHT:
+        for delay in self.faults.arrivals(rng, self.period):
+            if len(self.in_flight) < MOST_IN_FLIGHT:
                 task = asyncio.create_task(_deliver(link, frame, delay))
-                self.under_way.add(task)
-                task.add_done_callback(self.under_way.discard)
+                self.in_flight.add(task)
+                task.add_done_callback(self.in_flight.discard)
 
-    # -- what it says
+    # -- messages
 
     def _frame(self) -> bytes:
         observation = self.robot.get_observation() | {"timestamp": self._now()}
-        if self.picture is None or self.faults.freeze is None or self._now() - self.came < self.faults.freeze:
-            self.picture = observation["camera"]
-        observation["camera"] = self.picture
+        if (
+            self.shown_picture is None
+            or self.faults.freeze is None
+            or self._now() - self.connected_at < self.faults.freeze
+        ):
+            self.shown_picture = observation["camera"]
+        observation["camera"] = self.shown_picture
         frame = {"type": "frame", "sequence": self.sequence, "observation": observation, **self._counts()}
         self.sequence += 1
         return pack(frame)
@@ -336,8 +334,8 @@ class _Server:
             "type": "welcome",
             "protocol": PROTOCOL,
             "robot": self.robot.name,
-            "observation_features": {name: _told(kind) for name, kind in observed.items()},
-            "action_features": {name: _told(kind) for name, kind in self.robot.action_features.items()},
+            "observation_features": {name: _feature(kind) for name, kind in observed.items()},
+            "action_features": {name: _feature(kind) for name, kind in self.robot.action_features.items()},
             "rate_hz": self.config.rate if self.config.pace == "real" else self.robot.rate_hz,
             "pace": self.config.pace,
             "time": self._now(),
@@ -345,7 +343,7 @@ class _Server:
 
 
 def _at_eof(loop: asyncio.AbstractEventLoop, then: Callable[[], None]) -> None:
-    """Wait until standard input ends."""
+    """Wait until standard input ends, then call ``then`` on ``loop``."""
     while os.read(sys.stdin.fileno(), 4096):
         pass
     loop.call_soon_threadsafe(then)
@@ -368,10 +366,10 @@ def _request_of(message: str | bytes) -> dict[str, Any]:
     return request
 
 
-def _faults_of(told: object) -> Faults:
-    if not isinstance(told, dict):
-        raise TypeError(f"faults: expected a map, got {type(told).__name__}")
-    return Faults(**told)
+def _faults_of(values: object) -> Faults:
+    if not isinstance(values, dict):
+        raise TypeError(f"faults: expected a map, got {type(values).__name__}")
+    return Faults(**values)
 
 
 def _check_pace(pace: str, faults: Faults) -> None:
@@ -381,18 +379,23 @@ def _check_pace(pace: str, faults: Faults) -> None:
         )
 
 
-def _told(kind: Any) -> Any:
-    """A feature as a message has it: ``float`` by name, a picture by its shape."""
+def _feature(kind: Any) -> Any:
+    """Return a feature as messages have it: ``float`` by name, a picture by its shape."""
     return list(kind) if isinstance(kind, tuple) else kind.__name__
 
 
 def _flags(config: RobotSimConfig) -> Iterator[str]:
-    """``config`` as words of the command line."""
-    told = asdict(config)
-    told.pop("until_eof")
-    for name, value in (told.pop("faults") | told).items():
+    """Yield ``config`` as words of the command line."""
+    values = asdict(config)
+    values.pop("until_eof")
+    for name, value in (values.pop("faults") | values).items():
         flag = "--" + name.replace("_", "-")
         if value is True:
             yield flag
         elif value is not None and value is not False:
             yield from (flag, str(value))
+
+
+def robot_sim_command(config: RobotSimConfig, say: Callable[[str], None] = print) -> None:
+    """Run `robot_sim` and report the robot's address."""
+    robot_sim(config, lambda address: say(f"robot pusht ({config.pace}) at {address} - ctrl-C ends it"))

@@ -1,4 +1,4 @@
-"""Camera: how a robot's picture becomes a frame of a world."""
+"""Camera: converts a robot's picture to a frame of a world."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from neuralsim.spec import WorldSpec
 
 @dataclass(frozen=True)
 class Camera:
-    """name: which entry of an observation it is. crop: the part that is looked at, ``(top, left, height, width)`` in pixels of
-    the camera; all of it by default. how: see ImageResizer."""
+    """Camera of a robot, and the part of its picture that is used."""
 
     name: str = "camera"
+    """Entry of the observation."""
     crop: tuple[int, int, int, int] | None = None
+    """Part that is kept, ``(top, left, height, width)`` in pixels of the camera; all of it by default."""
     how: Literal["stretch", "pad"] = "stretch"
+    """Way to fit other proportions: see ImageResizer."""
 
     def __post_init__(self) -> None:
         if self.crop is not None and (min(self.crop[:2]) < 0 or min(self.crop[2:]) < 1):
@@ -28,7 +30,7 @@ class Camera:
             )
 
     def frame(self, observation: Mapping[str, Any], spec: WorldSpec) -> np.ndarray:
-        """uint8 ``(height, width, 3)`` as ``spec`` has it, or a ValueError that says what is wrong with the picture."""
+        """Crop and resize the picture to uint8 ``(height, width, 3)`` of ``spec``. Raises ValueError for no such picture."""
         if self.name not in observation:
             raise ValueError(f"camera {self.name!r}: not among what the robot observes: {', '.join(observation)}")
         picture = np.asarray(observation[self.name])
@@ -43,7 +45,7 @@ class Camera:
         return ImageResizer(spec.height, spec.width, self.how)(picture)
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """A ValueError unless pictures of this shape, ``(h, w, 3)``, hold the crop."""
+        """Raise ValueError unless pictures of this shape, ``(h, w, 3)``, contain the crop."""
         if self.crop is None:
             return
         top, left, height, width = self.crop

@@ -1,4 +1,4 @@
-"""Faults: what real links and cameras do to frames."""
+"""Faults of real links and cameras: frames that are late, lost, repeated, out of order, or frozen."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Faults:
-    """What happens to each frame on its way; nothing by default."""
+    """Faults that each frame meets on its way; none by default."""
 
     latency: float = 0.0
-    """Milliseconds that a frame takes."""
+    """Delay of a frame in milliseconds."""
     jitter: float = 0.0
-    """Milliseconds by which that varies, either way, all equally likely."""
+    """Largest deviation from that delay in milliseconds, either way, uniformly distributed."""
     drop: float = 0.0
     """Share of frames that are lost."""
     duplicate: float = 0.0
@@ -22,7 +22,7 @@ class Faults:
     reorder: float = 0.0
     """Share of frames that are held back until after the next one."""
     freeze: float | None = None
-    """Seconds after a driver comes until the camera hangs: the picture stands still, though all else goes on. Never by default."""
+    """Seconds from the start of a connection until the camera hangs: the picture stands still, all else goes on. Never by default."""
 
     def __post_init__(self) -> None:
         for name in ("latency", "jitter"):
@@ -36,12 +36,12 @@ class Faults:
 
     @property
     def in_the_link(self) -> bool:
-        """Whether frames are late or lost, whatever the camera does."""
+        """True if frames can be late, lost, repeated or out of order."""
         return any((self.latency, self.jitter, self.drop, self.duplicate, self.reorder))
 
     def arrivals(self, rng: np.random.Generator, period: float) -> tuple[float, ...]:
-        """Seconds after which copies of one frame arrive, of which there is one per ``period`` seconds; none where it is lost."""
-        chances = rng.random(3)  # always all of them, so that one fault does not change another's luck
+        """Draw the delays in seconds of all copies of one frame; empty where it is lost. Frames are ``period`` seconds apart."""
+        chances = rng.random(3)  # always all of them, so that one fault does not change another's draws
         delays = (self.latency + self.jitter * rng.uniform(-1, 1, 2)) / 1000
         delays = np.maximum(delays + 1.5 * period * (chances[0] < self.reorder), 0)
         if chances[1] < self.drop:

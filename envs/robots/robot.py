@@ -147,8 +147,9 @@ def send_world_action(robot: Robot, spec: WorldSpec, action: np.ndarray) -> np.n
     asked = physical_action(spec, action)
     sent: Any = robot.send_action(dict(asked))
     if not isinstance(sent, Mapping):
-        raise ValueError(
-            f"robot {robot.name!r}: send_action returned {type(sent).__name__}; expected a dict of the action that was sent "
+        found = "None" if sent is None else type(sent).__name__
+        raise ValueError(  # noqa: TRY004
+            f"robot {robot.name!r}: send_action returned {found}; expected a dict of the action that was sent "
             f"({', '.join(spec.action_names)}), or an empty one where it was refused"
         )
     if not sent:

@@ -1,4 +1,4 @@
-"""RobotEnv: any robot behind Gymnasium."""
+"""RobotEnv: any robot as a Gymnasium environment."""
 
 from __future__ import annotations
 
@@ -12,29 +12,46 @@ from gymnasium import spaces
 
 from neuralsim.envs.robots.camera import Camera
 from neuralsim.envs.robots.robot import (
+    MOST_REFUSED,
+    ActionRefused,
     ResettableRobot,
     Robot,
     StaleFrame,
     check_actions_fit,
-    physical_action,
-    world_action,
+    read_step,
+    read_timestamp,
+    send_world_action,
 )
 from neuralsim.spec import WorldSpec
 
 
 class RobotEnv(gym.Env[np.ndarray, Any]):
-    """``robot``, seen and moved as the world ``spec`` is.
+    """Gymnasium environment of a robot, with observations and actions as the world ``spec`` has them.
 
-    Observation: the camera's picture cropped and resized, uint8 ``(h, w, 3)``. Action: ``spec.action_space()``, sent in the spec's
-    units. No rewards and no ends: who drives knows what is wished for. ``info``: ``action`` ``(a,)`` that was really sent, the rest
-    action where the robot refused (``refused``); ``missed`` deadlines so far; and what the robot tells of ``timestamp``, ``step`` and
-    ``truth``.
+    Observation: the camera's picture cropped and resized, uint8 ``(h, w, 3)``. Action: ``spec.action_space()``, sent in the
+    spec's units. Rewards are 0 and episodes do not end: the caller knows the task. ``info`` has the same keys after ``reset``
+    and ``step``: ``action`` ``(a,)`` really sent (the rest action where the robot refused it), ``refused``, ``missed``
+    deadlines so far, ``timestamp`` in seconds of the robot's clock, ``step`` (actions carried out), and ``truth`` where the
+    robot reports it. For a robot that reports no time or step they are those of this environment.
 
-    ``step`` sends the action, and returns what is seen one control period after it was looked before: absolute deadlines by
-    ``clock`` and ``sleep`` (seconds), so that lateness does not add up. With ``paced`` False nothing is waited for: the robot is in
-    lock-step, or the caller keeps time. A StaleFrame says that no newer frame came for ``stale_steps`` steps, a RobotLost that the
-    robot is gone; ``reset`` then connects again. ``reset`` puts a ResettableRobot at a start by seed, or at ``options["state"]``;
-    any other stays where it is.
+    ``step`` sends the action and returns the frame of one control period after the last: absolute deadlines, so that lateness
+    does not add up. ``reset`` connects a robot that is not connected; it puts a ResettableRobot at a start by seed, or at
+    ``options["state"]``; any other stays where it is.
+
+    Args:
+        robot: LeRobot's verbs.
+        spec: world whose frames and actions are used.
+        camera: one of the robot's; the one named ``camera`` by default.
+        paced: wait for deadlines. False where the robot is in lock-step, or the caller keeps time.
+        stale_steps: steps without a newer frame after which StaleFrame is raised.
+        render_mode: None or ``rgb_array``.
+        clock: seconds that only go forward.
+        sleep: waits for so many seconds of ``clock``.
+
+    Raises:
+        StaleFrame: no newer frame came for ``stale_steps`` steps.
+        RobotLost: the robot is gone; ``reset`` connects again.
+        ActionRefused: the robot refused 10 actions in a row.
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (Gymnasium's own form)
@@ -61,14 +78,14 @@ class RobotEnv(gym.Env[np.ndarray, Any]):
         self.action_space = spec.action_space()
         self._clock, self._sleep = clock, sleep
         self._frame: np.ndarray | None = None
-        self._due = 0.0
+        self._deadline = 0.0
         self._newest: float | None = None
-        self._unmoved = self._missed = 0
+        self._unmoved = self._missed = self._refused = self._accepted = 0
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Connect if need be, begin anew if the robot can, and look."""
+        """Connect if need be, put the robot at a start if it can be put there, and return its first frame."""
         super().reset(seed=seed)
         unknown = set(options or {}) - {"state"}
         if unknown:
@@ -82,35 +99,39 @@ class RobotEnv(gym.Env[np.ndarray, Any]):
             self.robot.reset(None if state is not None else drawn, state)
         elif state is not None:
             raise ValueError(f"options: robot {self.robot.name!r} cannot be put at a state; move it there by hand")
-        self._newest, self._unmoved, self._missed = None, 0, 0
-        frame, told = self._look()
-        self._due = self._clock()
-        return frame, told
+        self._newest = None
+        self._unmoved = self._missed = self._refused = self._accepted = 0
+        frame, info = self._observe(self.spec_world.rest_action())
+        self._deadline = self._clock()
+        return frame, info
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Send ``action``, wait for the deadline, and look."""
+        """Send ``action``, wait for the deadline, and return the newest frame."""
         if self._frame is None:
             raise gym.error.ResetNeeded("RobotEnv.step before reset: call env.reset() first")
-        sent = self.robot.send_action(physical_action(self.spec_world, self.spec_world.from_space(action)))
-        done = world_action(self.spec_world, sent) if sent else self.spec_world.rest_action()
+        sent = send_world_action(self.robot, self.spec_world, self.spec_world.from_space(action))
+        self._refused = self._refused + 1 if sent is None else 0
+        self._accepted += sent is not None
+        if self._refused >= MOST_REFUSED:
+            raise ActionRefused(f"robot {self.robot.name!r} refused {self._refused} actions in a row")
         self._wait()
-        frame, told = self._look()
-        return frame, 0.0, False, False, {"action": done, "refused": not sent, "missed": self._missed, **told}
+        frame, info = self._observe(self.spec_world.rest_action() if sent is None else sent)
+        return frame, 0.0, False, False, info
 
     def render(self) -> np.ndarray:
-        """The newest frame, uint8 ``(h, w, 3)``."""
+        """Return the newest frame, uint8 ``(h, w, 3)``."""
         if self._frame is None:
             raise gym.error.ResetNeeded("RobotEnv.render before reset: call env.reset() first")
         return self._frame.copy()
 
     def close(self) -> None:
-        """Let go of the robot."""
+        """Disconnect the robot."""
         self._frame = None
         if self.robot.is_connected:
             self.robot.disconnect()
 
     def _check_fit(self) -> None:
-        """A ValueError unless the robot has what the world wants of it."""
+        """Raise ValueError unless the robot has the world's actions, rate and camera."""
         spec, robot = self.spec_world, self.robot
         cameras = {name: kind for name, kind in robot.observation_features.items() if isinstance(kind, tuple)}
         if self.camera.name not in cameras:
@@ -126,31 +147,37 @@ class RobotEnv(gym.Env[np.ndarray, Any]):
             )
 
     def _wait(self) -> None:
-        """Until one control period after the deadline before; where that is over, on with the next that is still to come."""
+        """Wait until one control period after the last deadline; skip deadlines that have passed already."""
         if not self.paced:
             return
         period = 1 / self.spec_world.rate_hz
-        self._due += period
-        left = self._due - self._clock()
-        if left >= 0:
-            self._sleep(left)
+        self._deadline += period
+        remaining = self._deadline - self._clock()
+        if remaining >= 0:
+            self._sleep(remaining)
             return
-        skipped = int(-left // period)
+        skipped = int(-remaining // period)
         self._missed += 1 + skipped
-        self._due += skipped * period
+        self._deadline += skipped * period
 
-    def _look(self) -> tuple[np.ndarray, dict[str, Any]]:
+    def _observe(self, sent: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+        """Return the newest frame, and the info after ``sent`` was sent."""
         observation = self.robot.get_observation()
-        taken = observation.get("timestamp")
-        if taken is not None:
-            self._unmoved = self._unmoved + 1 if self._newest is not None and taken <= self._newest else 0
+        timestamp, step = read_timestamp(self.robot, observation), read_step(self.robot, observation)
+        if timestamp is not None:
+            self._unmoved = self._unmoved + 1 if self._newest is not None and timestamp <= self._newest else 0
             if self._unmoved >= self.stale_steps:
                 raise StaleFrame(
                     f"robot {self.robot.name!r}: no newer frame for {self._unmoved} steps; camera or link are lost, or it is "
                     f"stepped faster than its {self.spec_world.rate_hz:g} times a second"
                 )
-            self._newest = taken if self._newest is None else max(taken, self._newest)
+            self._newest = timestamp if self._newest is None else max(timestamp, self._newest)
         self._frame = self.camera.frame(observation, self.spec_world)
-        return self._frame.copy(), {
-            name: observation[name] for name in ("timestamp", "step", "truth") if name in observation
+        info = {
+            "action": np.array(sent),
+            "refused": self._refused > 0,
+            "missed": self._missed,
+            "timestamp": float(self._clock()) if timestamp is None else timestamp,
+            "step": self._accepted if step is None else step,
         }
+        return self._frame.copy(), info | ({"truth": observation["truth"]} if "truth" in observation else {})

@@ -1,4 +1,4 @@
-"""Wire: messages of numbers, texts and numpy arrays as bytes; byte for byte those of openpi's ``openpi_client.msgpack_numpy``.
+"""Messages of numbers, texts and numpy arrays as bytes; byte for byte those of openpi's ``openpi_client.msgpack_numpy``.
 
 An array travels as a msgpack map of byte-string keys: ``__ndarray__``, ``data`` (C order), ``dtype`` (numpy's ``dtype.str``) and
 ``shape``; a numpy scalar as ``__npgeneric__``, ``data``, ``dtype``. Structures, Python objects and complex numbers are refused
@@ -13,33 +13,43 @@ from typing import Any, cast
 
 import numpy as np
 
-from neuralsim.runtime.robot_extra import robot_extra
+from neuralsim.runtime.imports import require_extra
 
 LARGEST = 16 << 20
 """Bytes of the longest message that is read unless a caller says otherwise."""
+MOST_ITEMS = 100_000
+"""Entries of the longest list or map that is read unless a caller says otherwise."""
+MOST_AXES = 32
+PROTOCOL = 1
+"""Version of the messages between a robot server and ``RemoteRobot``."""
+PING_EVERY, PING_TIMEOUT = 2.0, 10.0
+"""Seconds: detects a dead link on which nothing more arrives, not even its end."""
 _DTYPE = re.compile(r"[<>|][biufSUmM]\d+(\[\w+\])?")
-"""What ``dtype.str`` says of numbers, truths, texts and times. Numpy's own reader takes much more, so it is not asked first."""
+"""``dtype.str`` of numbers, booleans, texts and times. Numpy's own parser accepts much more, so it is not asked first."""
 
 
 def pack(message: Any) -> bytes:
-    """``message`` (dicts, lists, texts, bytes, numbers, None, arrays) as bytes. Raises ValueError for an array of structures,
-    objects or complex numbers, and TypeError for what msgpack cannot carry."""
-    with robot_extra("the wire format"):
+    """Encode ``message`` (dicts, lists, texts, bytes, numbers, None, arrays).
+
+    Raises ValueError for an array of structures, objects or complex numbers, and TypeError for what msgpack cannot carry.
+    """
+    with require_extra("the wire format", "robot"):
         import msgpack
     return cast(bytes, msgpack.packb(message, default=_to_map))
 
 
-def unpack(data: bytes, largest: int = LARGEST) -> Any:
-    """The inverse of ``pack``; lists come back for tuples. Arrays are copies and may be written to.
+def unpack(data: bytes, largest: int = LARGEST, most_items: int = MOST_ITEMS) -> Any:
+    """Decode a message; the inverse of ``pack``, except that tuples come back as lists. Arrays are writable copies.
 
-    Raises ValueError for more than ``largest`` bytes, for what is no msgpack, and for arrays that lie about their size or dtype.
+    Raises ValueError for more than ``largest`` bytes, for a list or map of more than ``most_items`` entries, for data
+    that is not msgpack, and for arrays whose size or dtype contradicts their data.
     """
     if len(data) > largest:
         raise ValueError(f"message: expected at most {largest} bytes, got {len(data)}")
-    with robot_extra("the wire format"):
+    with require_extra("the wire format", "robot"):
         import msgpack
     try:
-        return msgpack.unpackb(data, object_hook=_from_map)
+        return msgpack.unpackb(data, object_hook=_from_map, max_array_len=most_items, max_map_len=most_items)
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
         raise ValueError(f"message: not msgpack with numpy arrays ({error or type(error).__name__})") from error
 
@@ -58,15 +68,16 @@ def _from_map(found: dict[Any, Any]) -> Any:
     if b"__ndarray__" in found:
         dtype, data, shape = _dtype(found), found.get(b"data"), found.get(b"shape")
         if not isinstance(data, bytes) or not isinstance(shape, list) or not all(map(_is_size, shape)):
-            raise ValueError(
-                f"array: expected bytes and a list of sizes, got {type(data).__name__} and shape {shape!r}"
-            )
+            got = f"{len(shape)} sizes" if isinstance(shape, list) else f"shape {str(shape)[:40]!r}"
+            raise ValueError(f"array: expected bytes and a list of sizes, got {type(data).__name__} and {got}")
+        if len(shape) > MOST_AXES:  # before their product, which would be a number of millions of digits
+            raise ValueError(f"array: expected at most {MOST_AXES} axes, got {len(shape)}")
         if not dtype.itemsize or math.prod(shape) * dtype.itemsize != len(data):
             raise ValueError(f"array: shape {shape} of {dtype} does not make {len(data)} bytes")
         return np.frombuffer(data, dtype).reshape(shape).copy()
     if b"__npgeneric__" in found:
         dtype, value = _dtype(found), found.get(b"data")
-        # Numbers alone: of a number, numpy makes a bytes scalar that many bytes long.
+        # Numbers alone: given a number, numpy makes a bytes scalar that many bytes long.
         if dtype.kind in "SU" or type(value) not in (bool, int, float):
             raise ValueError(f"scalar: expected a number of dtype {dtype}, got {type(value).__name__}")
         with np.errstate(over="ignore"):

@@ -147,7 +147,7 @@ def test_what_is_no_request_is_told_and_the_robot_goes_on(robot: RemoteRobot) ->
         ({"type": "faults", "faults": {"fire": 1.0}}, "fire"),
     ):
         with pytest.raises(ValueError, match=why):
-            robot._ask(wrong)
+            robot._request(wrong)
     assert robot.send_action(REST) == REST
 
 
@@ -222,7 +222,7 @@ def test_frames_are_as_late_as_asked_for(robot: RemoteRobot) -> None:
 def _age(robot: RemoteRobot) -> float:
     time.sleep(0.007)
     seen = robot.get_observation()
-    return time.monotonic() - robot._behind - seen["timestamp"]
+    return time.monotonic() - robot._clock_offset - seen["timestamp"]
 
 
 def test_a_lost_camera_is_told_in_time_and_may_come_back(robot: RemoteRobot) -> None:
@@ -448,7 +448,7 @@ def test_a_robot_that_cannot_start_says_why(lively: str) -> None:
     taken = int(lively.rsplit(":")[-1])
     with pytest.raises(RobotLost, match="address already in use"), spawn_robot_sim(RobotSimConfig(port=taken)):
         pass
-    with pytest.raises(RobotLost, match="did not start"), spawn_robot_sim(RobotSimConfig(port=0), patience=0.05):
+    with pytest.raises(RobotLost, match="did not start"), spawn_robot_sim(RobotSimConfig(port=0), timeout=0.05):
         pass
 
 

@@ -14,7 +14,15 @@ from gymnasium.utils.env_checker import check_env
 from neuralsim.envs.pusht.env import PushTRealEnv, pusht_spec
 from neuralsim.envs.pusht.robot import PushTRobot
 from neuralsim.envs.robots.camera import Camera
-from neuralsim.envs.robots.robot import ResettableRobot, Robot, RobotLost, StaleFrame, physical_action, world_action
+from neuralsim.envs.robots.robot import (
+    ActionRefused,
+    ResettableRobot,
+    Robot,
+    RobotLost,
+    StaleFrame,
+    physical_action,
+    world_action,
+)
 from neuralsim.envs.robots.robot_env import RobotEnv
 from neuralsim.spec import WorldSpec
 
@@ -263,13 +271,14 @@ def test_deadlines_are_absolute_and_missed_ones_are_counted() -> None:
 def test_other_peoples_robots_fit_without_an_adapter() -> None:
     env = RobotEnv(Arm(), SPEC, Camera("wrist", crop=(0, 32, 96, 96)), paced=False)
     seen, told = env.reset(seed=1)
-    assert told == {}
+    assert (told["action"].tolist(), told["refused"], told["missed"], told["step"]) == ([0, 0], False, 0, 0)
     assert seen.std() > 10
     *_, first = env.step(np.ones(2, np.float32))
-    assert first["action"].tolist() == [1, 1]
+    assert (first["action"].tolist(), first["step"]) == ([1, 1], 1)
     *_, second = env.step(np.ones(2, np.float32))
     assert second["refused"]
     assert second["action"].tolist() == [0, 0]  # what the robot refused was not done
+    assert second["step"] == 1
     with pytest.raises(ValueError, match="cannot be put at a state"):
         env.reset(options={"state": np.zeros(5)})
     env.close()
@@ -299,6 +308,86 @@ def test_a_robot_that_does_not_fit_the_world_is_told_before_it_moves() -> None:
         env.step(np.array([24.0, 0.0]))
     with pytest.raises(ValueError, match="unknown"):
         env.reset(options={"stat": 1})
+
+
+def shape_of(value: Any) -> Any:
+    """Keys and types of an info, arrays with their shapes."""
+    if isinstance(value, dict):
+        return {name: shape_of(entry) for name, entry in value.items()}
+    return (value.dtype, value.shape) if isinstance(value, np.ndarray) else type(value)
+
+
+def test_infos_have_the_same_keys_and_types_at_reset_and_at_each_step() -> None:
+    for env in (
+        RobotEnv(PushTRobot(), SPEC, paced=False),
+        RobotEnv(PushTRobot(truth=True), SPEC, paced=False),
+        RobotEnv(Arm(), SPEC, Camera("wrist"), paced=False),
+    ):
+        infos = [env.reset(seed=1)[1], *(env.step(np.ones(2, np.float32))[4] for _ in range(3)), env.reset(seed=2)[1]]
+        assert all(shape_of(info) == shape_of(infos[0]) for info in infos)
+        assert {"action", "refused", "missed", "timestamp", "step"} <= set(infos[0])
+        env.close()
+
+
+def test_choices_reach_the_robot_as_whole_numbers() -> None:
+    keys = WorldSpec("keys", 8, 8, ("key",), ("choice",), (1.0,), 10.0, 1, action_choices=(4,))
+    sent = physical_action(keys, np.array([3]))
+    assert sent == {"key": 3}
+    assert type(sent["key"]) is int
+
+
+class Answering(PushTRobot):
+    """Moves, and answers ``answer`` all the same."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer, self.moved = answer, 0
+
+    def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
+        super().send_action(action)
+        self.moved += 1
+        return self.answer
+
+
+@pytest.mark.parametrize("answer", [None, 3, [1.0, 2.0], {"right": 1.0}, {"right": float("nan"), "down": 0.0}])
+def test_an_answer_that_is_no_action_is_named_after_one_motion(answer: Any) -> None:
+    robot = Answering(answer)
+    env = RobotEnv(robot, SPEC, paced=False)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"robot 'pusht': send_action returned"):
+        env.step(np.ones(2, np.float32))
+    assert robot.moved == 1
+
+
+def test_a_robot_that_refuses_everything_is_given_up() -> None:
+    robot = Answering({})
+    env = RobotEnv(robot, SPEC, paced=False)
+    env.reset(seed=0)
+    with pytest.raises(ActionRefused, match="refused 10 actions in a row"):
+        for _ in range(100):
+            env.step(np.ones(2, np.float32))
+    env.reset(seed=0)
+    assert env.step(np.ones(2, np.float32))[4]["refused"]
+
+
+@pytest.mark.parametrize(
+    ("reading", "why"),
+    [
+        ({"timestamp": float("nan")}, "timestamp: expected a finite number, got nan"),
+        ({"timestamp": float("inf")}, "timestamp: expected a finite number, got inf"),
+        ({"timestamp": "noon"}, "timestamp: expected a number, got 'noon'"),
+        ({"step": float("nan")}, "step: expected a finite number"),
+        ({"step": -1}, "step: expected a whole number"),
+        ({"step": 1.5}, "step: expected a whole number"),
+    ],
+)
+def test_times_and_counts_that_are_no_numbers_are_named(reading: dict[str, Any], why: str) -> None:
+    class Odd(PushTRobot):
+        def get_observation(self) -> dict[str, Any]:
+            return super().get_observation() | reading
+
+    with pytest.raises(ValueError, match=why):
+        RobotEnv(Odd(), SPEC, paced=False).reset(seed=0)
 
 
 class Hung(PushTRobot):
