@@ -19,8 +19,6 @@ _root = Path(__file__).resolve().parent.parent
 if (_root / "pyproject.toml").is_file() and (_root / "envs" / "__init__.py").is_file():
     __path__.append(str(_root))  # a source checkout: envs, agents and assets lie beside this folder
 
-import gymnasium  # noqa: E402
-
 from neuralsim.pretrained.registration import register  # noqa: E402
 from neuralsim.spec import WorldSpec  # noqa: E402
 
@@ -47,28 +45,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'neuralsim' has no attribute {name!r}")
 
 
-def _register() -> None:
-    """Tell Gymnasium of the worlds; the classes are imported when one is made."""
-    if "neuralsim/PushT-v0" in gymnasium.registry:
-        return
-    for name, world in (("PushT", "pusht"), ("TwoRoom", "tworoom"), ("CarRacing", "carracing")):
-        gymnasium.register(
-            id=f"neuralsim/{name}-v0",
-            entry_point="neuralsim.envs.imagined:ImaginedEnv",
-            vector_entry_point="neuralsim.envs.imagined:ImaginedVectorEnv",
-            kwargs={"world": world},
-        )
-    gymnasium.register(
-        id="neuralsim/PushTReal-v0", entry_point="neuralsim.envs.pusht.env:PushTRealEnv", max_episode_steps=300
-    )
-    gymnasium.register(
-        id="neuralsim/TwoRoomReal-v0", entry_point="neuralsim.envs.tworoom.env:TwoRoomRealEnv", max_episode_steps=200
-    )
-    gymnasium.register(
-        id="neuralsim/CarRacingReal-v0",
-        entry_point="neuralsim.envs.carracing.env:CarRacingRealEnv",
-        max_episode_steps=334,
-    )
-
-
-_register()
+importlib.import_module("neuralsim.envs.registry")  # registers the worlds: Gymnasium ids and names

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,10 +22,13 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 
-import neuralsim
 from neuralsim.agents.policies.policy_source import PolicySource
-from neuralsim.agents.policies.registry import ScriptedPolicies, find_scripted_policies
-from neuralsim.data.episode import Episode, EpisodeStore, knows_actions
+from neuralsim.data.episode import Episode, knows_actions
+from neuralsim.data.store import EpisodeStore
+from neuralsim.envs.registry import RealWorld, get_real_world
+from neuralsim.runtime.command import CommandOutput
+from neuralsim.runtime.progress import progress
+from neuralsim.version import __version__
 
 EPISODES_PER_SHARD = 100
 """Episodes in a shard at most."""
@@ -88,25 +91,25 @@ class CollectConfig:
         if self.near_goal is not None and not 0 <= self.near_goal <= 1:
             raise ValueError(f"--near-goal: expected a share from 0 to 1, got {self.near_goal:g}")
         acting = PolicySource(self.policy)
-        collector = self.collector
-        collector.spec(self.size)  # says what sizes there are
-        acting.check(collector, self.world if self.env is None else self.env)
-        if self.near_goal is not None and collector.seeded:
+        real_world = self.real_world
+        real_world.make_spec(self.size)  # says what sizes there are
+        acting.check(real_world, self.world if self.env is None else self.env)
+        if self.near_goal is not None and real_world.seeded:
             raise ValueError(f"--near-goal: episodes of {self.env or self.world} begin by seed alone; leave it out")
 
     @property
-    def collector(self) -> ScriptedPolicies:
+    def real_world(self) -> RealWorld:
         """How the world's episodes are made."""
         if self.env is None:
             self._check_env_alone()
-            return find_scripted_policies(self.world)
+            return get_real_world(self.world)
         if self.world != CollectConfig.world:
             raise ValueError(f"--env {self.env}: is instead of a world, got world {self.world!r} too; give one of them")
-        from neuralsim.agents.policies.gym_collector import gym_collector
         from neuralsim.envs.gym_adapter.env import GymEnvConfig
+        from neuralsim.envs.tasks.gym_world import gym_real_world
 
         names = ("env", "env_kwargs", "frames", "fit", "repeat", "rate", "action_names")
-        return gym_collector(GymEnvConfig(*(getattr(self, name) for name in names)))
+        return gym_real_world(GymEnvConfig(*(getattr(self, name) for name in names)))
 
     def _check_env_alone(self) -> None:
         for name in ("env_kwargs", "frames", "fit", "repeat", "rate", "action_names"):
@@ -116,12 +119,12 @@ class CollectConfig:
     @property
     def most_steps(self) -> int:
         """Actions in an episode at most."""
-        return self.collector.steps if self.steps is None else self.steps
+        return self.real_world.most_collected if self.steps is None else self.steps
 
     @property
     def folder(self) -> Path:
         """Where the episodes go."""
-        return Path("data") / self.collector.spec(self.size).name.replace("/", "-") if self.out is None else self.out
+        return Path("data") / self.real_world.make_spec(self.size).name.replace("/", "-") if self.out is None else self.out
 
     @property
     def near_share(self) -> float:
@@ -131,19 +134,19 @@ class CollectConfig:
     @property
     def bytes_per_episode(self) -> int:
         """Disk space of one episode at most, nearly all of it frames."""
-        spec = self.collector.spec(self.size)
+        spec = self.real_world.make_spec(self.size)
         return (self.most_steps + 1) * (spec.height * spec.width * 3 + 64)
 
     @property
     def per_shard(self) -> int:
         """Episodes in a shard."""
         fit = max(1, SHARD_BYTES // self.bytes_per_episode)
-        return min(EPISODES_PER_SHARD, self.collector.shard or fit)
+        return min(EPISODES_PER_SHARD, self.real_world.episodes_per_shard or fit)
 
     @property
     def source(self) -> dict[str, Any]:
         """What the store says of where its episodes come from; empty for a world that has a name."""
-        made = dict(self.collector.source)
+        made = dict(self.real_world.source)
         return made | {"steps": self.most_steps} if made else {}
 
 
@@ -151,24 +154,24 @@ def collect_episode(config: CollectConfig, index: int, env: gym.Env[np.ndarray, 
     """Episode ``index`` of the collection: at most ``config.most_steps`` steps of ``config.policy``. It goes on after success
     in worlds that can be put at a state; seeded ones end it.
 
-    ``env``, one of the collector's, saves making a new one.
+    ``env``, one of the real_world's, saves making a new one.
     """
-    collector = config.collector
-    made = collector.env(config.size) if env is None else env
+    real_world = config.real_world
+    made = real_world.make_env(config.size) if env is None else env
     try:
-        return _play(config, collector, made, index)
+        return _play(config, real_world, made, index)
     finally:
         if env is None:
             made.close()
 
 
-def _play(config: CollectConfig, collector: ScriptedPolicies, env: gym.Env[np.ndarray, Any], index: int) -> Episode:
+def _play(config: CollectConfig, real_world: RealWorld, env: gym.Env[np.ndarray, Any], index: int) -> Episode:
     rng, near_goal = _begin(config, index)
-    policy = PolicySource(config.policy).policy(collector, env, int(rng.integers(2**31)))
-    if collector.seeded:
+    policy = PolicySource(config.policy).policy(real_world, env, int(rng.integers(2**31)))
+    if real_world.seeded:
         observation, _ = env.reset(seed=int(rng.integers(2**31)))
     else:
-        observation, _ = env.reset(options={"state": collector.start(rng, near_goal)})
+        observation, _ = env.reset(options={"state": real_world.draw_state(rng, near_goal)})
     frames, states = [np.asarray(env.render())], [observation]
     actions: list[np.ndarray] = []
     rewards, terminated, truncated = [], [], []
@@ -177,20 +180,20 @@ def _play(config: CollectConfig, collector: ScriptedPolicies, env: gym.Env[np.nd
         action, memory = policy.predict(observation, memory)
         observation, reward, done, cut, _ = env.step(action)
         frames.append(np.asarray(env.render()))
-        if collector.state_names:  # else they are frames once more
+        if real_world.state_names:  # else they are frames once more
             states.append(observation)
         actions.append(action)
         rewards.append(reward)
         terminated.append(done)
         truncated.append(cut)
-        ended = collector.seeded and (done or cut)
+        ended = real_world.seeded and (done or cut)
     truncated[-1] |= not ended
     provenance = {
         "seed": config.seed * 1_000_003 + index,
         "collection_seed": config.seed,
         "index": index,
         "policy": _policy_name(config, near_goal),
-        "version": neuralsim.__version__,
+        "version": __version__,
     }
     if config.video_only:
         return Episode.of_video(np.stack(frames), provenance)
@@ -200,7 +203,7 @@ def _play(config: CollectConfig, collector: ScriptedPolicies, env: gym.Env[np.nd
         rewards=np.array(rewards, np.float32),
         terminated=np.array(terminated),
         truncated=np.array(truncated),
-        states=np.stack(states).astype(np.float32) if collector.state_names else None,
+        states=np.stack(states).astype(np.float32) if real_world.state_names else None,
         provenance=provenance,
     )
 
@@ -212,11 +215,11 @@ def collect(config: CollectConfig) -> Generator[tuple[int, int, float], None, No
     last shard is filled up. Raises ValueError where ``config.folder`` holds anything but this collection, BlockingIOError
     where another process is collecting there, OSError when the disk is full.
     """
-    collector = config.collector
+    real_world = config.real_world
     with _alone_in(config.folder):
         if (config.folder / "store.json").is_file():
             _check_source(EpisodeStore(config.folder), config)
-        store = EpisodeStore.create(config.folder, collector.spec(config.size), collector.state_names)
+        store = EpisodeStore.create(config.folder, real_world.make_spec(config.size), real_world.state_names)
         if not len(store) and store.info.source != config.source:
             store.set_source(config.source)
         present = _check_same_collection(store, config)
@@ -255,8 +258,8 @@ def _collect_shard(job: tuple[CollectConfig, int]) -> int:
 
 def _make_shard(config: CollectConfig, shard: int) -> int:
     store = EpisodeStore(config.folder)
-    collector = config.collector
-    env = None if collector.anew else collector.env(config.size)
+    real_world = config.real_world
+    env = None if real_world.fresh_env else real_world.make_env(config.size)
     # A short shard stems from a collection that asked for fewer episodes; what it holds is kept.
     where = {store.provenance(i)["index"]: i for i in range(len(store))}
     old = {index: i for index, i in where.items() if index // config.per_shard == shard}
@@ -283,7 +286,7 @@ def _make_shard(config: CollectConfig, shard: int) -> int:
 def _begin(config: CollectConfig, index: int) -> tuple[np.random.Generator, bool]:
     """Episode ``index``'s generator, and whether the episode starts near the goal."""
     rng = np.random.default_rng([config.seed, index])
-    return rng, not config.collector.seeded and bool(rng.random() < config.near_share)
+    return rng, not config.real_world.seeded and bool(rng.random() < config.near_share)
 
 
 def _policy_name(config: CollectConfig, near_goal: bool) -> str:
@@ -320,7 +323,7 @@ def _check_same_collection(store: EpisodeStore, config: CollectConfig) -> set[in
         if index is None or "collection_seed" not in origin:
             raise ValueError(f"{store.folder}: holds episodes that were not collected ({origin}); choose another --out")
         length = int(store.lengths[i])
-        whole = length < config.most_steps and config.collector.seeded and _ended(store, i)
+        whole = length < config.most_steps and config.real_world.seeded and _ended(store, i)
         ours = {
             "--seed": (origin["collection_seed"], config.seed),
             "--steps": (length, length if whole else config.most_steps),
@@ -388,3 +391,31 @@ def _shards_locked(folder: Path, how: int) -> Iterator[None]:
 def _sweep(folder: Path) -> None:
     for leftover in folder.glob(".writing-*"):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def collect_command(config: CollectConfig) -> CommandOutput:
+    """Run `collect` behind a progress bar and return its figures."""
+    for remark in config.real_world.remarks(config.size):
+        print(remark)
+    before, frames, seconds = -1, 0, 0.0
+    with progress(passing=False) as bar, closing(collect(config)) as steps:
+        task = bar.add_task("episodes", total=config.episodes)
+        for step in steps:
+            done, wanted, seconds = step
+            if before < 0:
+                before, frames = done, EpisodeStore(config.folder).frames
+                bar.reset(task, total=wanted, completed=done)  # the rate counts what is made now
+            bar.update(task, completed=done)
+    store = EpisodeStore(config.folder)
+    made, now = len(store) - before, store.frames - frames
+    figures = {
+        "store": str(config.folder),
+        "episodes": len(store),
+        "frames": store.frames,
+        "collected_now": made,
+        "seconds": round(seconds, 1),
+        "frames_per_second": round(now / seconds, 1) if made else None,
+    }
+    news = f"{made} of them now, {figures['frames_per_second']} frames/s" if made else "there was nothing to add"
+    line = f"{config.folder}: {len(store)} episodes, {store.frames} frames; {news}"
+    return CommandOutput(lines=[line], json=config.json, figures=figures)

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from neuralsim.agents.collection.held_out import held_out_again, held_out_folder, held_out_store
-from neuralsim.agents.policies.judges import find_drivers, find_judge
-from neuralsim.agents.policies.registry import SCRIPTED_POLICIES, find_scripted_policies
-from neuralsim.data.episode import EpisodeStore
+from neuralsim.data.store import EpisodeStore
+from neuralsim.envs.registry import find_frame_policies, find_metrics, find_real_world, get_real_world
 from neuralsim.evaluation.config import EvalConfig
 from neuralsim.evaluation.evaluate import evaluate_world_model
 from neuralsim.evaluation.long_horizon import LongHorizonConfig, evaluate_long_horizon
 from neuralsim.evaluation.report import Metric, Report
 from neuralsim.evaluation.world_metrics import WorldMetrics
-from neuralsim.pretrained.world import World, open_world
+from neuralsim.pretrained.world import World, open_world, training_record
 from neuralsim.runtime.progress import progress
-from neuralsim.storage.manifest import TRAINING
 
 FRESH_STEPS = 25_600
 """Steps in as many fresh episodes as there are by default."""
@@ -67,7 +62,7 @@ def measure_world(config: MeasureConfig) -> tuple[Report, list[Path]]:
     world = open_world(config.world, config.device)
     if config.minutes and world.starts is None:
         raise ValueError(f"world {config.world!r}: has no start states to play from (starts.npz)")
-    judge = find_judge(world.spec)
+    judge = find_metrics(world.spec)
     store, near, fresh = _episodes(config, world)
     if fresh:
         config = replace(config, all_held_out=True)
@@ -89,8 +84,8 @@ def _episodes(config: MeasureConfig, world: World) -> tuple[EpisodeStore, Episod
     spec = world.spec
     if config.data is not None:
         return EpisodeStore(config.data), None, False
-    if spec.name in SCRIPTED_POLICIES and spec.height == spec.width:
-        near = None if find_scripted_policies(spec.name).seeded else _fresh(config, world, 1.0)
+    if find_real_world(spec.name) is not None and spec.height == spec.width:
+        near = None if get_real_world(spec.name).seeded else _fresh(config, world, 1.0)
         return _fresh(config, world), near, True
     record = training_record(world)
     source = record.get("source") or {}
@@ -113,17 +108,11 @@ def _episodes(config: MeasureConfig, world: World) -> tuple[EpisodeStore, Episod
     )
 
 
-def training_record(world: World) -> Mapping[str, Any]:
-    """How the world was trained, as far as its folder tells."""
-    path = None if world.folder is None else world.folder / TRAINING
-    return json.loads(path.read_text()) if path is not None and path.is_file() else {}
-
-
 def _fresh(config: MeasureConfig, world: World, near_goal: float | None = None) -> EpisodeStore:
     folder = held_out_folder(world.spec.name, world.spec.height)
     if near_goal is not None:
         folder = folder.with_name(folder.name.replace("-held-out", "-held-out-near"))
-    episodes = config.episodes or max(1, FRESH_STEPS // find_scripted_policies(world.spec.name).steps)
+    episodes = config.episodes or max(1, FRESH_STEPS // get_real_world(world.spec.name).most_collected)
     with progress() as bar:
         task = bar.add_task("held-out episodes", total=episodes)
         return held_out_store(
@@ -144,7 +133,7 @@ def _long_play(world: World, judge: WorldMetrics | None, config: MeasureConfig) 
     chosen = np.arange(config.dreams) % len(starts)
     rows: list[Metric] = []
     with progress() as bar:
-        for name, driver in {"": None, **find_drivers(world.spec)}.items():
+        for name, driver in {"": None, **find_frame_policies(world.spec)}.items():
             task = bar.add_task(f"long play{', ' if name else ''}{name}", total=steps * config.dreams)
             rows += evaluate_long_horizon(
                 world.model,

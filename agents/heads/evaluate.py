@@ -14,13 +14,14 @@ from neuralsim.agents.evaluation.rollout import PolicyEvalResult, evaluate
 from neuralsim.agents.heads.chunk_policy import ActionChunkBroker
 from neuralsim.agents.heads.training import KINDS, HeadBudget, train_head
 from neuralsim.agents.heads.wam_policies import NAMES, find_head
-from neuralsim.agents.planning.goal_trial import wilson
-from neuralsim.data.episode import EpisodeStore
+from neuralsim.data.store import EpisodeStore
 from neuralsim.envs.tasks.rl_task import RLTask, task_of
-from neuralsim.evaluation.report import Metric, Report, Target, circumstances
-from neuralsim.evaluation.statistics import Estimate, student
+from neuralsim.evaluation.report import Metric, Report, Target
+from neuralsim.evaluation.statistics import Estimate, student, wilson
 from neuralsim.models.roles import joint_of
-from neuralsim.pretrained.world import Starts, World, open_world
+from neuralsim.pretrained.starts import Starts
+from neuralsim.pretrained.world import World, open_world
+from neuralsim.runtime.machine import circumstances
 from neuralsim.runtime.progress import progress
 from neuralsim.runtime.results_log import ResultsLog
 from neuralsim.training.token_dataset import fingerprint
@@ -158,15 +159,15 @@ def _try(
 
 def _demonstrator(rl_task: RLTask, starts: Starts, config: HeadsConfig, tick: Callable[[int], None]) -> dict[str, Any]:
     """Who demonstrated, from the same starts, under the same limit of steps."""
-    from neuralsim.agents.policies.registry import find_scripted_policies
+    from neuralsim.envs.registry import get_real_world
 
-    collector = find_scripted_policies(rl_task.world)
-    if collector.expert is None or starts.states is None:
+    real_world = get_real_world(rl_task.world)
+    if real_world.policies.expert is None or starts.states is None:
         raise ValueError(f"nobody demonstrates world {rl_task.world!r}; leave out the oracle with --no-oracle")
     success, lengths = np.zeros(config.episodes, bool), np.full(config.episodes, config.steps)
-    env = collector.env(starts.frames.shape[2])
+    env = real_world.make_env(starts.frames.shape[2])
     for i, start in enumerate(starts.states[: config.episodes, -1].astype(np.float64)):
-        expert, memory = collector.expert(config.seed * 1_000_003 + i), None
+        expert, memory = real_world.policies.make_expert(config.seed * 1_000_003 + i), None
         seen, _ = env.reset(options={"state": start})
         for step in range(config.steps):
             action, memory = expert.predict(seen, memory)

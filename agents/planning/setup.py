@@ -27,11 +27,13 @@ from neuralsim.agents.planning.goals import (
 )
 from neuralsim.agents.planning.planner import Planner, goal_image
 from neuralsim.agents.planning.solvers import Solver
-from neuralsim.data.episode import EpisodeStore
+from neuralsim.data.store import EpisodeStore
 from neuralsim.envs.oracle import Oracle
-from neuralsim.envs.tasks.goal_task import COURSES, GoalTask, goal_task_of
-from neuralsim.envs.tasks.rl_task import RL_TASKS
-from neuralsim.pretrained.world import WEIGHTS, World, list_worlds, open_world
+from neuralsim.envs.registry import find_real_world
+from neuralsim.envs.tasks.goal_task import GoalTask, goal_task_of, has_goal_task
+from neuralsim.pretrained.world import World, open_world
+from neuralsim.storage.manifest import WEIGHTS
+from neuralsim.storage.resolve import list_worlds
 from neuralsim.task import FunctionTask
 
 ORACLE = "oracle"
@@ -100,9 +102,9 @@ class PlanningSetup:
 def resolve_goal_task(config: PlanConfig) -> PlanConfig | None:
     """``config`` in terms of the course of its world: a learned world of the course stands for it, and is planned in. None for a
     world without a course, which can be planned for its reward. Raises ValueError for a word that is no world."""
-    if config.world in COURSES:
+    if has_goal_task(config.world):
         return config
-    if config.world in RL_TASKS:
+    if find_real_world(config.world) is not None:
         return None
     try:
         world = open_world(config.world, config.device)
@@ -111,7 +113,7 @@ def resolve_goal_task(config: PlanConfig) -> PlanConfig | None:
             raise
         goal_task_of(config.world)  # says which there are
         raise
-    if world.spec.name not in COURSES:
+    if not has_goal_task(world.spec.name):
         return None
     return replace(config, world=world.spec.name, model=config.model or config.world, out=config.folder)
 

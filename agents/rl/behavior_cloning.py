@@ -16,7 +16,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 
 from neuralsim.agents.rl.algorithms import build
-from neuralsim.data.episode import Episode, EpisodeStore
+from neuralsim.data.episode import Episode
+from neuralsim.data.store import EpisodeStore
 from neuralsim.envs.imagined.sb3_vec_env import ImaginedVecEnv
 from neuralsim.envs.tasks.rl_task import RLTask
 from neuralsim.envs.wrappers.features import Encoder, FeatureVecEnv
@@ -117,13 +118,13 @@ def demonstrations(world: World, rl_task: RLTask, store: EpisodeStore, held_out:
 
 
 def _until(rl_task: RLTask, episode: Episode, store: EpisodeStore) -> int:
-    """Actions until the wish came true: what a collector does afterwards shows nobody how to get there."""
+    """Actions until the wish came true: what a policy does afterwards shows nobody how to get there."""
     ends = episode.terminated
-    if rl_task.judge is not None:
+    if rl_task.reward is not None:
         if episode.states is None:
             raise ValueError(f"{store.folder}: its episodes have no true states, by which {rl_task.name!r} is judged")
         states = episode.states.astype(np.float64)
-        _, ends = rl_task.judge(states[:-1], episode.actions, states[1:])
+        _, ends = rl_task.reward(states[:-1], episode.actions, states[1:])
     return int(ends.argmax()) + 1 if ends.any() else len(episode)
 
 

@@ -16,9 +16,9 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-import neuralsim
-from neuralsim.agents.policies.registry import SCRIPTED_POLICIES, find_scripted_policies
-from neuralsim.data.episode import Episode, EpisodeStore
+from neuralsim.data.episode import Episode
+from neuralsim.data.store import EpisodeStore
+from neuralsim.envs.registry import find_real_world, get_real_world
 from neuralsim.envs.tasks.rl_task import RLTask
 from neuralsim.envs.wrappers.discrete_actions import as_actions
 from neuralsim.envs.wrappers.features import Encoder
@@ -27,8 +27,9 @@ from neuralsim.models.latent_world import LatentWorld
 from neuralsim.noise import Noise
 from neuralsim.pretrained.world import World, open_world
 from neuralsim.storage.manifest import TRAINING, read_object
-from neuralsim.training.recipes import TrainConfig
+from neuralsim.training.config import TrainConfig
 from neuralsim.training.trainer import train
+from neuralsim.version import __version__
 
 STAGES = ("dynamics", "readings")
 EFFORT = 0.06
@@ -179,22 +180,22 @@ def _episode(
             "seed": seed,
             "policy": f"agent learning {rl_task.name}",
             "round": number,
-            "version": neuralsim.__version__,
+            "version": __version__,
         },
     )
 
 
 def _state_names(rl_task: RLTask, env: gym.Env[Any, Any]) -> tuple[str, ...]:
     """What the true world's states are called; empty where it shows none."""
-    if rl_task.world in SCRIPTED_POLICIES:
-        return find_scripted_policies(rl_task.world).state_names
+    if find_real_world(rl_task.world) is not None:
+        return get_real_world(rl_task.world).state_names
     return tuple(getattr(env.unwrapped, "state_names", ()))
 
 
 def _origin(world: World) -> Path | None:
     """The store that a world of other people's making was trained on, if it is known and there."""
     record = None if world.folder is None else world.folder / TRAINING
-    if world.spec.name in SCRIPTED_POLICIES or record is None or not record.is_file():
+    if find_real_world(world.spec.name) is not None or record is None or not record.is_file():
         return None
     place = Path(read_object(record).get("store") or "")
     return place if (place / "store.json").is_file() else None

@@ -26,16 +26,18 @@ from neuralsim.agents.robot.report import report_of
 from neuralsim.agents.robot.resolve import SIM, RobotSource
 from neuralsim.agents.robot.timing import FixedRateTimer
 from neuralsim.agents.robot.wrappers import DryRunRobot, TimeoutRobot
+from neuralsim.envs.registry import find_real_world
 from neuralsim.envs.robots.camera import Camera
 from neuralsim.envs.robots.faults import Faults
 from neuralsim.envs.robots.robot import ResettableRobot, Robot
-from neuralsim.envs.tasks.rl_task import RL_TASKS, find_task
 from neuralsim.evaluation.report import Report
-from neuralsim.pretrained.world import World, list_worlds, open_world
+from neuralsim.pretrained.world import World, open_world
+from neuralsim.runtime.command import CommandOutput
 from neuralsim.runtime.imports import load_entry_point
 from neuralsim.runtime.interrupt import GracefulInterrupt
 from neuralsim.runtime.progress import progress
 from neuralsim.spec import WorldSpec
+from neuralsim.storage.resolve import list_worlds
 
 if TYPE_CHECKING:
     from neuralsim.agents.safety.monitor import SafetyMonitor
@@ -237,7 +239,8 @@ def _policy(config: DriveConfig, world: World) -> Iterator[ActionChunkPolicy]:
 
 
 def _monitor(config: DriveConfig, world: World) -> SafetyMonitor:
-    from neuralsim.agents.safety.monitor import Limits, SafetyMonitor, pusht_limits
+    from neuralsim.agents.safety.monitor import Limits, SafetyMonitor
+    from neuralsim.envs.tasks.real_world import load
 
     dreams = open_world(config.dreams or _dreaming(world), config.device)
     if (dreams.spec.frame_shape, dreams.spec.action_names) != (world.spec.frame_shape, world.spec.action_names):
@@ -245,7 +248,9 @@ def _monitor(config: DriveConfig, world: World) -> SafetyMonitor:
     if config.limits is not None:
         limits = load_entry_point(config.limits, "--limits")()
     else:
-        limits = pusht_limits() if world.spec.name == "pusht" else Limits()
+        real_world = find_real_world(world.spec.name)
+        own = None if real_world is None else real_world.robot.limits
+        limits = Limits() if own is None else load(own)()
     return SafetyMonitor(dreams, limits, tuple(load_entry_point(rule, "--rule") for rule in config.rule))
 
 
@@ -274,9 +279,10 @@ def _beginner(config: DriveConfig, robot: TimeoutRobot, spec: WorldSpec) -> Call
     def begin(number: int) -> None:
         if not isinstance(robot.robot, ResettableRobot) or not (config.live or config.source.word == SIM):
             return
-        if not states and spec.name in RL_TASKS and (draw := find_task(spec.name).true_world().draw) is not None:
+        real_world = find_real_world(spec.name)
+        if not states and real_world is not None and not real_world.seeded:
             rng = np.random.default_rng([config.seed, 77])
-            states.extend(draw(rng) for _ in range(config.episodes))
+            states.extend(real_world.draw_state(rng) for _ in range(config.episodes))
         if states:
             robot.reset(state=states[number])
         else:
@@ -287,23 +293,22 @@ def _beginner(config: DriveConfig, robot: TimeoutRobot, spec: WorldSpec) -> Call
 
 def _steps(spec: WorldSpec) -> int:
     """Actions in an episode where nobody says how many."""
-    return find_task(spec.name).true_world().steps if spec.name in RL_TASKS else 300
+    real_world = find_real_world(spec.name)
+    return 300 if real_world is None else real_world.horizon
 
 
 def _recorded(spec: WorldSpec) -> WorldSpec:
     """The spec of the store: the true world's own where it is known, so that recordings and collections can be learned from together."""
-    from neuralsim.agents.policies.registry import SCRIPTED_POLICIES, find_scripted_policies
-
-    if spec.name not in SCRIPTED_POLICIES or spec.height != spec.width:
+    real_world = find_real_world(spec.name)
+    if real_world is None or spec.height != spec.width:
         return spec
-    own = find_scripted_policies(spec.name).spec(spec.height)
+    own = real_world.make_spec(spec.height)
     return own if own.action_names == spec.action_names and own.frame_shape == spec.frame_shape else spec
 
 
 def _state_names(spec: WorldSpec) -> tuple[str, ...]:
-    from neuralsim.agents.policies.registry import SCRIPTED_POLICIES, find_scripted_policies
-
-    return find_scripted_policies(spec.name).state_names if spec.name in SCRIPTED_POLICIES else ()
+    real_world = find_real_world(spec.name)
+    return () if real_world is None else real_world.state_names
 
 
 # -- what is told ------------------------------------------------------------------------------------------------------
@@ -377,3 +382,11 @@ def _stopped_by_signals(button: StopButton) -> Iterator[None]:
             yield
     finally:
         over.set()
+
+
+def drive_command(config: DriveConfig) -> CommandOutput:
+    """Run `drive` and return its report; a robot that was stopped ends the command with an error."""
+    driven = drive(config, show=True)
+    stop = OSError(f"the robot was stopped: {driven.stopped}") if driven.stopped else None
+    reason = KeyboardInterrupt() if driven.stopped == CTRL_C else stop
+    return CommandOutput([driven.report.table()], missed=driven.report.missed, files=driven.files, stop=reason)

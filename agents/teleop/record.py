@@ -18,16 +18,17 @@ import gymnasium as gym
 import numpy as np
 import pygame
 
-from neuralsim.agents.policies.gym_collector import gym_collector
-from neuralsim.agents.policies.registry import SCRIPTED_POLICIES, ScriptedPolicies, find_scripted_policies
 from neuralsim.agents.teleop.key_bindings import keyboard_for
 from neuralsim.agents.teleop.keyboard import Keyboard
 from neuralsim.agents.teleop.player import NAMES, dummy_screen, stop_on_signals
 from neuralsim.agents.teleop.record_window import RecordWindow, Told
 from neuralsim.agents.teleop.scripted_keys import ScriptEvent, press, read_script
 from neuralsim.agents.teleop.take import ManualEpisode
-from neuralsim.data.episode import EpisodeStore, write_atomically
+from neuralsim.data.store import EpisodeStore
 from neuralsim.envs.gym_adapter.env import GymEnvConfig
+from neuralsim.envs.registry import RealWorld, find_real_world, get_real_world
+from neuralsim.envs.tasks.gym_world import gym_real_world
+from neuralsim.runtime.files import write_atomically
 
 MESSAGE_SECONDS = 3.0
 
@@ -79,20 +80,20 @@ class RecordConfig:
             raise ValueError(f"--speed: expected 0 or more, got {self.speed:g}")
         if self.headless and self.script is None:
             raise ValueError("--headless has no keyboard: give it --script 'SECONDS down KEY; ...'")
-        self.collector.spec(self.size)  # says what sizes there are
+        self.real_world.make_spec(self.size)  # says what sizes there are
 
     @property
-    def collector(self) -> ScriptedPolicies:
+    def real_world(self) -> RealWorld:
         """The true world as episodes are made of it."""
-        if self.real in SCRIPTED_POLICIES:
-            return find_scripted_policies(self.real)
+        if find_real_world(self.real) is not None:
+            return get_real_world(self.real)
         names = ("real", "env_kwargs", "frames", "fit", "repeat", "rate", "action_names")
-        return gym_collector(GymEnvConfig(*(getattr(self, name) for name in names)))
+        return gym_real_world(GymEnvConfig(*(getattr(self, name) for name in names)))
 
     @property
     def folder(self) -> Path:
         """Where the episodes go."""
-        name = self.collector.spec(self.size).name.replace("/", "-")
+        name = self.real_world.make_spec(self.size).name.replace("/", "-")
         return Path("data") / f"{name}-played" if self.out is None else self.out
 
 
@@ -263,14 +264,14 @@ class RecordPlayer:
 def record(config: RecordConfig) -> RecordReport:
     """Open the true world and drive it until somebody quits; episodes are on the disk as soon as they are kept."""
     script = () if config.script is None else read_script(config.script)
-    collector = config.collector
+    real_world = config.real_world
     with contextlib.ExitStack() as opened:
         if config.headless:
             opened.enter_context(dummy_screen())
-        env = collector.env(config.size)
+        env = real_world.make_env(config.size)
         opened.callback(env.close)
-        keyboard, legend = keyboard_for(collector.spec(config.size), config.labels or _labels(env))
-        store = _store(config, collector)
+        keyboard, legend = keyboard_for(real_world.make_spec(config.size), config.labels or _labels(env))
+        store = _store(config, real_world)
         spec = store.spec
         window = RecordWindow(spec.height, spec.width, config.scale, f"NeuralSim {config.real}", legend)
         opened.callback(window.close)
@@ -293,13 +294,13 @@ def _labels(env: Any) -> tuple[str, ...]:
     return tuple(map(str, meanings())) if callable(meanings) else ()
 
 
-def _store(config: RecordConfig, collector: ScriptedPolicies) -> EpisodeStore:
+def _store(config: RecordConfig, real_world: RealWorld) -> EpisodeStore:
     """The store at ``config.folder``, for episodes of this very world; a ValueError where it is of another."""
-    store = EpisodeStore.create(config.folder, collector.spec(config.size), collector.state_names)
-    if not len(store) and store.info.source != collector.source:
-        store.set_source(dict(collector.source))
-    others = {k: v for k, v in store.info.source.items() if k in collector.source or not collector.source}
-    if store.info.state_names != collector.state_names or others != collector.source:
+    store = EpisodeStore.create(config.folder, real_world.make_spec(config.size), real_world.state_names)
+    if not len(store) and store.info.source != real_world.source:
+        store.set_source(dict(real_world.source))
+    others = {k: v for k, v in store.info.source.items() if k in real_world.source or not real_world.source}
+    if store.info.state_names != real_world.state_names or others != real_world.source:
         raise ValueError(
             f"{store.folder}: holds episodes of another world ({store.info.source or store.spec.name}); choose another --out"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -35,8 +35,10 @@ class CarRacingMetrics(WorldMetrics):
         ("road_iou_changed", 30): Target(beats=True),
     }
 
-    def __init__(self, reader: CarRacingStateEstimator) -> None:
-        super().__init__(reader)
+    @classmethod
+    def of_size(cls, size: int) -> Self:
+        """The metrics of frames of ``size``."""
+        return cls(CarRacingStateEstimator(size))
 
     def rows(self, r: Rollouts, boot: Bootstrap, config: EvalConfig) -> Iterator[Metric]:
         """See Judge: road, its heading, and the speed, at every horizon."""

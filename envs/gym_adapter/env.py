@@ -37,12 +37,6 @@ LONGEST = 1000
 """Steps of an episode at most, where neither the environment nor anybody else says."""
 SMALLEST = 8
 """An observation is an image from this many pixels a side on."""
-NAMED: Mapping[str, str] = {
-    "pusht": "neuralsim/PushTReal-v0",
-    "tworoom": "neuralsim/TwoRoomReal-v0",
-    "carracing": "neuralsim/CarRacingReal-v0",
-}
-"""The true environments of the worlds that have a name, which show NeuralSim's spaces themselves."""
 
 
 @dataclass(frozen=True)
@@ -279,32 +273,6 @@ class GymRealEnv(gym.Env[np.ndarray, Any]):
 
     def _observe(self) -> np.ndarray:
         return self.render() if self.observation_kind == "pixels" else self.state()
-
-
-def real_env_of(spec: WorldSpec, source: Mapping[str, Any] | None = None) -> gym.Env[Any, Any]:
-    """The true environment of a world, behind the world's own spaces and showing frames.
-
-    ``spec`` and ``source`` are a store's (``store.spec``, ``store.info.source``). Raises ValueError where neither says which
-    environment it was, or where that has changed since.
-    """
-    if source and "env" in source:
-        env: gym.Env[Any, Any] = GymRealEnv(
-            GymEnvConfig.of(spec, source), (spec.height, spec.width), render_mode="rgb_array"
-        )
-        there = env.spec_world  # type: ignore[attr-defined]
-        if (there.action_scale, there.action_offset, there.action_choices) != (
-            spec.action_scale,
-            spec.action_offset,
-            spec.action_choices,
-        ):
-            raise ValueError(f"{source['env']}: its actions are {env.action_space} by now, the episodes' were {spec}")
-        return env
-    if spec.name not in NAMED or spec.height != spec.width:
-        raise ValueError(
-            f"world {spec.name!r} ({spec.height}x{spec.width}): nothing says which true environment it comes from; expected "
-            f"episodes made by 'neuralsim collect --env ID', or one of {', '.join(NAMED)} in square frames"
-        )
-    return gym.make(NAMED[spec.name], size=spec.height, render_mode="rgb_array", disable_env_checker=True)
 
 
 def _is_image(space: spaces.Space[Any]) -> bool:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from neuralsim.envs.pusht.controllability import PLANS, control_rows, restart_rows
+from neuralsim.envs.pusht.env import PushTRealEnv
 from neuralsim.envs.pusht.scene_metrics import AREA_SLACK, beyond, has_moved, scene_rows, scenes_of
 from neuralsim.envs.pusht.state_estimator import PushTStateEstimate, PushTStateEstimator
 from neuralsim.evaluation.config import STRIDE, EvalConfig
 from neuralsim.evaluation.curves import middle
 from neuralsim.evaluation.report import Metric, Target
 from neuralsim.evaluation.rollouts import Rollouts, Ticker, Windows
-from neuralsim.evaluation.state_estimator import GroundTruthEnv, StateEstimate
+from neuralsim.evaluation.state_estimator import StateEstimate
 from neuralsim.evaluation.statistics import Bootstrap, mean, median
 from neuralsim.evaluation.world_metrics import IntegrityMetric, SeriesMetric, WorldMetrics
 from neuralsim.world_model import WorldModel
@@ -45,8 +46,10 @@ class PushTMetrics(WorldMetrics):
     ending = "success"
     near_miss = 0.6
 
-    def __init__(self, reader: PushTStateEstimator, truth: GroundTruthEnv | None = None) -> None:
-        super().__init__(reader, truth)
+    @classmethod
+    def of_size(cls, size: int) -> Self:
+        """The metrics of frames of ``size``, with the simulator as the ground truth."""
+        return cls(PushTStateEstimator(size), PushTRealEnv(size=size, observation="state"))
 
     def rows(self, r: Rollouts, boot: Bootstrap, config: EvalConfig) -> Iterator[Metric]:
         """See Judge."""

@@ -10,13 +10,13 @@ from pathlib import Path
 from neuralsim.storage.hub import HubId, fetch
 from neuralsim.storage.manifest import CONFIG
 
-ALIASES = {
-    "pusht": "pusht-wam",
-    "pusht-video": "pusht-wam",
-    "tworoom": "tworoom-latent",
-    "carracing": "carracing-video",
-}
-"""Short names: the world that a task's plain name opens; and the name by which one shipped before it could act."""
+ALIASES: dict[str, str] = {}
+"""Short and former names of shipped worlds, with the names of their folders; records of real worlds add theirs."""
+
+
+def add_alias(name: str, shipped: str) -> None:
+    """Let ``name`` open the shipped world ``shipped``."""
+    ALIASES[name] = shipped
 
 
 def assets() -> Path:

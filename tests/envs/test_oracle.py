@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuralsim.agents.policies.registry import find_scripted_policies
 from neuralsim.envs import oracle as module
-from neuralsim.envs.oracle import LANDMARKS, PUSHER_SHARE, Oracle
+from neuralsim.envs.oracle import Oracle
 from neuralsim.envs.pusht import env as pusht
+from neuralsim.envs.pusht.simulator import LANDMARKS, PUSHER_SHARE
+from neuralsim.envs.registry import get_real_world
 from neuralsim.envs.tworoom import env as tworoom
 from neuralsim.imagination import Imagination
 from neuralsim.noise import Noise
@@ -29,10 +30,10 @@ def oracle(request: pytest.FixtureRequest) -> Oracle:
 
 def explored(world: str, seed: int, steps: int, near_goal: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """States ``(steps + 1, s)`` and actions ``(steps, a)`` of the true environment under its scripted explorer."""
-    collector = find_scripted_policies(world)
-    env, memory = collector.env(8), None
-    explorer = collector.explorer(env, seed)
-    observation, _ = env.reset(options={"state": collector.start(np.random.default_rng(seed), near_goal)})
+    real_world = get_real_world(world)
+    env, memory = real_world.make_env(8), None
+    explorer = real_world.policies.make_explorer(env, seed)
+    observation, _ = env.reset(options={"state": real_world.draw_state(np.random.default_rng(seed), near_goal)})
     states, actions = [env.state()], []  # type: ignore[attr-defined]
     for _ in range(steps):
         action, memory = explorer.predict(observation, memory)
@@ -44,7 +45,7 @@ def explored(world: str, seed: int, steps: int, near_goal: bool = False) -> tupl
 
 def starts(world: str, n: int) -> np.ndarray:
     rng = np.random.default_rng(0)
-    return np.stack([find_scripted_policies(world).start(rng, i % 3 == 0) for i in range(n)])
+    return np.stack([get_real_world(world).draw_state(rng, i % 3 == 0) for i in range(n)])
 
 
 # -- exactness ---------------------------------------------------------------------------------------------------------
@@ -79,7 +80,7 @@ def test_unroll_jump_and_step_agree_to_the_bit(oracle: Oracle) -> None:
     plan = torch.from_numpy(np.random.default_rng(1).uniform(-1, 1, (4, 12, 2)).astype(np.float32))
     state = oracle.at(starts(oracle.spec.name, 4))
     whole = oracle.unroll(state, plan, NOISE)
-    assert torch.equal(oracle.jump(state, plan, NOISE).values, whole.values[:, -1])
+    assert torch.equal(oracle.unroll_last(state, plan, NOISE).values, whole.values[:, -1])
     for i in range(12):
         state = oracle.step(state, plan[:, i], NOISE)
         assert torch.equal(state.values, whole.values[:, i])
@@ -91,7 +92,7 @@ def test_it_keeps_the_contract(oracle: Oracle) -> None:
 
 def test_frames_rewards_and_ends_are_the_true_ones(oracle: Oracle) -> None:
     states = starts(oracle.spec.name, 30)
-    env = find_scripted_policies(oracle.spec.name).env(64)
+    env = get_real_world(oracle.spec.name).make_env(64)
     frames, read = oracle.decode(oracle.at(states)), oracle.read(oracle.at(states))
     ends = 0
     for i, state in enumerate(states):
@@ -126,7 +127,7 @@ def test_whatever_the_frame_the_state_read_can_be_played(seed: int) -> None:
         model = Oracle(world)
         state = model.encode(torch.from_numpy(frames), torch.zeros(2, 0, 2))
         model.at(state.values.numpy())
-        env = find_scripted_policies(world).env(8)
+        env = get_real_world(world).make_env(8)
         for row in state.values.numpy():
             env.reset(options={"state": row})
 
@@ -166,7 +167,7 @@ def test_tasks_and_imaginations_take_it(oracle: Oracle) -> None:
     states = starts(oracle.spec.name, 2)
     goal = oracle.decode(oracle.at(states[:1]))[0].numpy()
     for task in (GoalImage(goal), FunctionTask(lambda before, action, after: after.features[:, 0])):
-        dream = Imagination(oracle, task, num_slots=2)
+        dream = Imagination(oracle, task, num_envs=2)
         frames = oracle.decode(oracle.at(states)).numpy()[:, None]
         dream.reset(seeds=0, options={"frames": frames, "actions": np.zeros((2, 0, 2), np.float32)})
         said = dream.step(np.zeros((2, 2), np.float32))

@@ -20,9 +20,10 @@ import pytest
 from neuralsim import cli
 from neuralsim.agents.collection import collect as module
 from neuralsim.agents.collection.collect import CollectConfig, collect, collect_episode
-from neuralsim.agents.policies.registry import SCRIPTED_POLICIES
-from neuralsim.data.episode import Episode, EpisodeStore
+from neuralsim.data.episode import Episode
+from neuralsim.data.store import EpisodeStore
 from neuralsim.envs.pusht.env import STEP_UNITS
+from neuralsim.envs.registry import real_worlds
 from neuralsim.envs.tworoom import env as tworoom
 
 
@@ -39,7 +40,7 @@ def run(config: CollectConfig) -> list[tuple[int, int]]:
     return [(done, wanted) for done, wanted, _ in collect(config)]
 
 
-@pytest.fixture(params=SCRIPTED_POLICIES)
+@pytest.fixture(params=real_worlds())
 def small(request: pytest.FixtureRequest, tmp_path: Path) -> CollectConfig:
     return CollectConfig(request.param, tmp_path / "store", episodes=11, steps=3, size=16, workers=1)
 
@@ -49,7 +50,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "EPISODES_PER_SHARD", 4)
 
 
-@pytest.mark.parametrize("world", SCRIPTED_POLICIES)
+@pytest.mark.parametrize("world", real_worlds())
 def test_an_episode_is_a_function_of_seed_and_index(world: str) -> None:
     config = CollectConfig(world, seed=3, steps=12)
     one, again, other = collect_episode(config, 7), collect_episode(config, 7), collect_episode(config, 8)
@@ -196,7 +197,7 @@ def test_a_resumed_collection_waits_for_the_workers_of_a_killed_one(
 import time
 from pathlib import Path
 from neuralsim.agents.collection import collect as module
-from neuralsim.data.episode import EpisodeStore
+from neuralsim.data.store import EpisodeStore
 
 here, add = Path({str(tmp_path)!r}), EpisodeStore.add
 
@@ -266,7 +267,7 @@ def test_another_collection_in_the_same_folder_is_refused(
     small: CollectConfig, change: dict[str, Any], message: str
 ) -> None:
     if "world" in change:
-        change = {"world": next(world for world in SCRIPTED_POLICIES if world != small.world)}
+        change = {"world": next(world for world in real_worlds() if world != small.world)}
     run(small)
     before = contents(small.out)
     with pytest.raises(ValueError, match=message):
@@ -282,7 +283,7 @@ def test_another_share_of_starts_near_the_goal_is_another_collection(tmp_path: P
 
 
 def test_episodes_that_were_not_collected_are_not_mixed_in(small: CollectConfig) -> None:
-    store = EpisodeStore.create(small.out, small.collector.spec(16))
+    store = EpisodeStore.create(small.out, small.real_world.make_spec(16))
     store.add([replace(collect_episode(small, 0), provenance={"seed": 5, "policy": "human"})])
     with pytest.raises(ValueError, match="not collected"):
         run(small)
@@ -335,7 +336,7 @@ def test_a_disk_that_fills_up_says_so_and_leaves_whole_shards(
         ({"near_goal": 1.5}, "--near-goal: expected a share"),
         ({"size": 65}, "multiple of 8, got 65x65"),
         ({"world": "tworoom", "size": 65}, "multiple of 8, got 65x65"),
-        ({"world": "towroom"}, r"no collector for world 'towroom' \(did you mean 'tworoom'\?\)"),
+        ({"world": "towroom"}, r"no real world 'towroom' \(did you mean 'tworoom'\?\)"),
         ({"world": "maze"}, "there is one for pusht, tworoom"),
         ({"world": "Pendulum-v1"}, "is a Gymnasium id: --env Pendulum-v1"),
         ({"size": (64, 32)}, "--size: this world is square, got 64x32"),

@@ -16,9 +16,11 @@ from gymnasium import spaces
 from neuralsim import cli
 from neuralsim.agents.collection.collect import CollectConfig, collect, collect_episode
 from neuralsim.agents.policies.random_policies import HoldActionPolicy
-from neuralsim.data.episode import Episode, EpisodeStore
+from neuralsim.data.episode import Episode
 from neuralsim.data.images import ImageResizer
-from neuralsim.envs.gym_adapter.env import GymEnvConfig, GymRealEnv, real_env_of
+from neuralsim.data.store import EpisodeStore
+from neuralsim.envs.gym_adapter.env import GymEnvConfig, GymRealEnv
+from neuralsim.envs.tasks.gym_world import real_env_of
 from neuralsim.spec import WorldSpec
 
 
@@ -224,7 +226,7 @@ def test_an_episode_is_a_function_of_seed_and_index_alone(env: str, policy: str)
     assert same(one, again)
     assert not np.array_equal(one.frames[0], other.frames[0]) or not np.array_equal(one.actions, other.actions)
     assert one.frames.std() > 1
-    assert one.actions.dtype == config.collector.spec(32).action_dtype
+    assert one.actions.dtype == config.real_world.make_spec(32).action_dtype
 
 
 def test_workers_interruptions_and_more_episodes_later_leave_no_trace(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from neuralsim.agents.planning.actors import FAN, OracleActor, imagine
 from neuralsim.agents.planning.config import PlanConfig
 from neuralsim.agents.planning.diagnostics import goal_distance, goal_state, oracle_regret
 from neuralsim.agents.planning.evaluate import plan
-from neuralsim.agents.planning.goal_trial import CONTROLS, attempt, do_nothing, play, replay, share_solved, wilson
+from neuralsim.agents.planning.goal_trial import CONTROLS, attempt, do_nothing, play, replay, share_solved
 from neuralsim.agents.planning.goals import HeldOutStartGoals, ImageStartGoals, RandomStartGoals, StartGoal
 from neuralsim.agents.planning.overlay import AIM, PANEL, PlanPainter, PlanScene
 from neuralsim.agents.planning.planner import Planner, goal_image
@@ -30,15 +30,17 @@ from neuralsim.agents.planning.solvers import CEM, ICEM
 from neuralsim.agents.planning.thrift import FIELD, solver_efficiency
 from neuralsim.agents.planning.video import HOLD
 from neuralsim.agents.policies.pusht_expert import PushTExpert
-from neuralsim.data.episode import EpisodeStore
+from neuralsim.data.store import EpisodeStore
 from neuralsim.envs.oracle import Oracle, OracleState
 from neuralsim.envs.pusht.env import GOAL_POSE, PushTRealEnv, random_state
-from neuralsim.envs.tasks.goal_task import COURSES, NEAR, NEAR_ANGLE, GoalTask, goal_task_of
+from neuralsim.envs.pusht.tasks import NEAR, NEAR_ANGLE
+from neuralsim.envs.tasks.goal_task import GoalTask, goal_task_of
+from neuralsim.evaluation.statistics import wilson
 from neuralsim.noise import Noise
 from neuralsim.pretrained.world import World
 from neuralsim.runtime.results_log import ResultsLog
 
-PUSHT, TWOROOM = COURSES["pusht"], COURSES["tworoom"]
+PUSHT, TWOROOM = goal_task_of("pusht"), goal_task_of("tworoom")
 AHEAD = 12
 TINY = ICEM(candidates=16, rounds=2, elites=4)
 
@@ -52,7 +54,7 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def held_out(world: str, folder: Path) -> HeldOutStartGoals:
     for _ in collect(CollectConfig(world, out=folder, episodes=6, steps=40, seed=7, workers=1)):
         pass
-    return HeldOutStartGoals(EpisodeStore(folder), tuple(range(6)), COURSES[world], AHEAD, seed=3)
+    return HeldOutStartGoals(EpisodeStore(folder), tuple(range(6)), goal_task_of(world), AHEAD, seed=3)
 
 
 def same(one: StartGoal, other: StartGoal) -> bool:
@@ -79,7 +81,7 @@ def test_pairs_are_functions_of_seed_and_number_and_none_is_solved_at_the_start(
 
 
 def test_a_goal_is_what_the_same_episode_showed_later(source: HeldOutStartGoals) -> None:
-    env = source.course.make(64)
+    env = source.course.make_env(64)
     for i in range(4):
         pair = source(i)
         episode, step = (int(w) for w in pair.origin.split() if w.isdigit())
@@ -176,7 +178,7 @@ def test_wilson_intervals_are_those_of_the_literature(successes: int, n: int, lo
 
 
 def test_replaying_the_demonstration_reaches_the_goal(source: HeldOutStartGoals) -> None:
-    env = source.course.make(8)
+    env = source.course.make_env(8)
     tries = [attempt(env, source.course, p, "replay", replay(p, 0), 2 * AHEAD) for p in map(source, range(12))]
     first = next(iter(source.course.rules))
     assert share_solved(tries, first).value == 1
@@ -185,7 +187,7 @@ def test_replaying_the_demonstration_reaches_the_goal(source: HeldOutStartGoals)
 
 def test_doing_nothing_goes_nowhere_and_straight_goes_to_the_goals_place() -> None:
     pairs = [RandomStartGoals(PUSHT, 8, 25, 0)(i) for i in range(8)]
-    env = PUSHT.make(8)
+    env = PUSHT.make_env(8)
     for pair in pairs:
         still = attempt(env, PUSHT, pair, "still", do_nothing(pair, 0), 50)
         assert still.distances["block"] == pytest.approx(PUSHT.measure(pair.start, pair.goal)["block"], abs=3)
@@ -194,7 +196,7 @@ def test_doing_nothing_goes_nowhere_and_straight_goes_to_the_goals_place() -> No
 
 
 def test_random_actions_are_new_at_each_step_and_settled_by_the_seed() -> None:
-    env = TWOROOM.make(8)
+    env = TWOROOM.make_env(8)
 
     def some(seed: int, index: int) -> np.ndarray:
         actor = CONTROLS["random"](replace(tworoom_pair(), index=index), seed)
@@ -207,7 +209,7 @@ def test_random_actions_are_new_at_each_step_and_settled_by_the_seed() -> None:
 
 def test_a_goal_reached_once_counts_and_all_reached_ends_the_attempt() -> None:
     """Through the goal and away again: the block rule has held, the other never did, so the whole budget is played."""
-    env = PUSHT.make(8)
+    env = PUSHT.make_env(8)
     start = np.array([60.0, 60.0, 400.0, 300.0, 0.0])
     goal = np.concatenate([[200.0, 60.0], start[2:]])
     pair = StartGoal(0, start, goal, np.zeros((8, 8, 3), np.uint8), None, 0, "made up")
@@ -398,10 +400,10 @@ def test_pairs_come_from_the_held_out_episodes_of_a_store(tmp_path: Path) -> Non
 
 
 def test_a_goal_picture_is_read(tmp_path: Path) -> None:
-    for course in COURSES.values():
+    for course in (PUSHT, TWOROOM):
         oracle = Oracle(course.world)
-        goal = course.collector.start(np.random.default_rng(5), False)
-        env = course.make(64)
+        goal = course.real_world.draw_state(np.random.default_rng(5), False)
+        env = course.make_env(64)
         env.reset(options={"state": goal})
         path = tmp_path / f"{course.world}.png"
         iio.imwrite(path, env.frame(64))
@@ -419,7 +421,7 @@ def test_a_goal_picture_is_read(tmp_path: Path) -> None:
 
 
 def test_bad_goal_pictures_are_named(tmp_path: Path) -> None:
-    env = PUSHT.make(64)
+    env = PUSHT.make_env(64)
     env.reset(seed=0)
     pictures = {
         "size": (env.frame(96), r"expected shape \(\.\.\., 64, 64, 3\)"),
@@ -445,8 +447,8 @@ def test_bad_goal_pictures_are_named(tmp_path: Path) -> None:
 class MirrorWorld(Oracle):
     """Believes that every action does the opposite."""
 
-    def jump(self, state: OracleState, actions: torch.Tensor, rng: Noise) -> OracleState:  # type: ignore[override]
-        return super().jump(state, -actions, rng)
+    def unroll_last(self, state: OracleState, actions: torch.Tensor, rng: Noise) -> OracleState:  # type: ignore[override]
+        return super().unroll_last(state, -actions, rng)
 
 
 def test_the_truth_has_no_gap_to_itself_and_a_mirrored_world_has_one() -> None:
@@ -475,7 +477,7 @@ def test_candidates_that_do_not_differ_in_truth_do_not_count() -> None:
     """The goal is so far away that where candidates end makes no difference worth ranking."""
     truth = Oracle("tworoom").eval()
     pair = replace(tworoom_pair(), start=np.array([60.0, 60.0]))
-    env = TWOROOM.make(64)
+    env = TWOROOM.make_env(64)
     env.reset(options={"state": [460.0, 460.0]})
     pair = replace(pair, goal=env.state(), frame=env.frame(64))
     weak = replace(CEM(candidates=16, rounds=1, elites=4), sigma0=0.01)
@@ -513,12 +515,12 @@ def test_thrift_compares_with_the_fields_search(tmp_path: Path) -> None:
 # -- the film ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("course", COURSES.values(), ids=COURSES)
+@pytest.mark.parametrize("course", (PUSHT, TWOROOM), ids=("pusht", "tworoom"))
 def test_the_paths_shown_are_those_the_plans_lead_along(course: GoalTask) -> None:
     oracle = Oracle(course.world).eval()
     pair = RandomStartGoals(course, 64, 10, 0)(0)
     actor = OracleActor(Planner(World(oracle), goal_state(oracle, pair.goal), TINY, lookahead=10))
-    env = course.make(64)
+    env = course.make_env(64)
     env.reset(options={"state": pair.start})
     actor(env, 0)
     thought = imagine(oracle, oracle, actor.seen, actor.fan)
@@ -591,7 +593,7 @@ def test_demonstrations_are_collected_with_their_provenance(tmp_path: Path) -> N
 
 
 def test_unknown_worlds_have_no_course() -> None:
-    with pytest.raises(ValueError, match=r"no true world 'maze' to plan in; there are pusht, tworoom"):
+    with pytest.raises(ValueError, match=r"no real world 'maze' to plan in; there are pusht, tworoom"):
         goal_task_of("maze")
 
 

@@ -20,14 +20,17 @@ from neuralsim.agents.policies.pusht_expert import PushTExpert
 from neuralsim.envs.imagined.sb3_vec_env import ImaginedVecEnv
 from neuralsim.envs.oracle import Oracle, OracleState
 from neuralsim.envs.pusht.env import GOAL_POSE, distance_to_block
-from neuralsim.envs.tasks.rl_task import RL_TASKS, block_gap, find_task, pusher_gap, way_home
+from neuralsim.envs.pusht.tasks import block_gap, pusher_gap
+from neuralsim.envs.registry import get_real_world
+from neuralsim.envs.tasks.rl_task import find_task, tasks_of
+from neuralsim.envs.tworoom.tasks import goal_path
 from neuralsim.envs.wrappers.discrete_actions import DiscreteActionEnv, DiscreteActionVecEnv, as_actions, moves
 from neuralsim.envs.wrappers.features import FeatureEnv, FeatureVecEnv
 from neuralsim.pretrained.starts import Starts
 from neuralsim.pretrained.world import World, open_world
-from neuralsim.task import UncertaintyPenaltyTask, StateTask
+from neuralsim.task import StateTask, UncertaintyPenaltyTask
 
-EVERY = [(world, name) for world in ("pusht", "tworoom") for name in RL_TASKS[world]]
+EVERY = [(world, name) for world in ("pusht", "tworoom") for name in tasks_of(get_real_world(world))]
 
 
 class ExactStart(Oracle):
@@ -168,7 +171,7 @@ def test_what_counts_as_there_is_less_than_what_the_learner_is_asked_for() -> No
 
 
 def test_unknown_worlds_and_tasks_are_named_with_what_there_is() -> None:
-    with pytest.raises(ValueError, match=r"no true world 'moon' to learn in; there are pusht, tworoom"):
+    with pytest.raises(ValueError, match=r"no real world 'moon' to learn in; there are pusht, tworoom"):
         find_task("moon")
     with pytest.raises(ValueError, match=r"no task 'puhs' in world 'pusht'.*did you mean 'push'"):
         find_task("pusht", "puhs")
@@ -198,9 +201,9 @@ def test_the_blocks_gap_is_a_distance(state: np.ndarray) -> None:
 
 def test_the_way_home_leads_through_the_door_without_a_jump() -> None:
     xs = np.linspace(60, 480, 400)
-    way = way_home(np.stack([xs, np.full_like(xs, 190.0)], 1))
+    way = goal_path(np.stack([xs, np.full_like(xs, 190.0)], 1))
     assert np.abs(np.diff(way)).max() < 3.0
-    blocked = way_home(np.array([[220.0, 400.0]]))[0]
+    blocked = goal_path(np.array([[220.0, 400.0]]))[0]
     assert blocked > np.hypot(220 - 384, 400 - 256) + 50
 
 

@@ -16,18 +16,20 @@ from neuralsim import cli
 from neuralsim.agents import bench
 from neuralsim.agents.collection.collect import CollectConfig, collect_episode
 from neuralsim.agents.evaluation.world import MeasureConfig, measure_world
-from neuralsim.agents.policies.judges import find_drivers, find_judge
-from neuralsim.data.episode import Episode, EpisodeStore
+from neuralsim.data.episode import Episode
+from neuralsim.data.store import EpisodeStore
 from neuralsim.envs.carracing.env import STATE_NAMES, car_racing_spec
 from neuralsim.envs.carracing.metrics import CarRacingMetrics
 from neuralsim.envs.carracing.state_estimator import CarRacingStateEstimator
+from neuralsim.envs.registry import find_frame_policies, find_metrics
 from neuralsim.evaluation.config import EvalConfig
 from neuralsim.evaluation.evaluate import evaluate_world_model
 from neuralsim.evaluation.long_horizon import LongHorizonConfig, evaluate_long_horizon, played_keys
 from neuralsim.evaluation.report import Metric, Target
 from neuralsim.models.video_wam import CodecConfig, StreamConfig, VideoWAM
 from neuralsim.noise import Noise
-from neuralsim.pretrained.world import Starts, World
+from neuralsim.pretrained.starts import Starts
+from neuralsim.pretrained.world import World
 from neuralsim.spec import WorldSpec
 from neuralsim.world_model import State, WorldModel
 
@@ -172,8 +174,8 @@ SHORT = EvalConfig(rollouts=20, horizons=(1, 10, 30, 64), chunk=1, precision="fl
 
 
 def test_a_world_nobody_judges_is_measured_by_what_any_world_has(belts: EpisodeStore) -> None:
-    assert find_judge(belts.spec) is None
-    found = evaluate_world_model(Tape(belts), belts, find_judge(belts.spec), replace(SHORT, horizons=(1, 10, 20)))
+    assert find_metrics(belts.spec) is None
+    found = evaluate_world_model(Tape(belts), belts, find_metrics(belts.spec), replace(SHORT, horizons=(1, 10, 20)))
     last = max(r.step for r in found.rows if r.key == "psnr" and r.step)
     for step in (1, last):
         assert found["psnr", step].value > 58
@@ -261,7 +263,7 @@ def test_keys_that_rest_at_an_end_are_let_go_or_held() -> None:
 
 
 def test_carracings_truth_against_itself_is_perfect(roads: EpisodeStore, tmp_path: Path) -> None:
-    found = evaluate_world_model(Tape(roads), roads, find_judge(roads.spec), replace(SHORT, rollouts=8))
+    found = evaluate_world_model(Tape(roads), roads, find_metrics(roads.spec), replace(SHORT, rollouts=8))
     assert found.missed == ()
     assert found["codec_iou"].value == 1
     for step in (10, 30, 64):
@@ -292,7 +294,7 @@ def test_a_still_road_fails_where_it_should(roads: EpisodeStore) -> None:
 def test_long_play_of_carracing_by_keys_and_by_a_driver(roads: EpisodeStore) -> None:
     starts, judge = Starts.cut(roads, 3, 4, 0), CarRacingMetrics(CarRacingStateEstimator())
     config = LongHorizonConfig(steps=20, precision="float32")
-    ((name, driver),) = find_drivers(roads.spec).items()
+    ((name, driver),) = find_frame_policies(roads.spec).items()
     for model, whole in ((DeafTape(roads), 1), (FadingTape(roads), 0)):
         keys = evaluate_long_horizon(model, starts.frames, starts.actions, judge, config=config)
         driven = evaluate_long_horizon(
@@ -423,7 +425,7 @@ def test_fresh_episodes_are_collected_of_a_world_learned_from_gymnasium(tmp_path
     from neuralsim.envs.gym_adapter.env import GymEnvConfig
 
     world = GymEnvConfig("CartPole-v1")
-    spec = CollectConfig(env="CartPole-v1", size=16, out=tmp_path / "own").collector.spec(16)
+    spec = CollectConfig(env="CartPole-v1", size=16, out=tmp_path / "own").real_world.make_spec(16)
     store = held_out_again(spec, world.source | {"steps": 20}, 2, workers=1)
     assert store.spec == spec
     assert len(store) == 2
