@@ -1,8 +1,9 @@
-"""Stopping: long work that ends where it can be taken up again, when ctrl-C or a polite kill asks it to."""
+"""Interrupts: on ctrl-C or a polite kill, long work ends where it can be resumed."""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from types import FrameType, TracebackType
 
 
@@ -11,16 +12,22 @@ class Stopped(Exception):
 
 
 class GracefulInterrupt:
-    """Listens, while it is entered, for SIGINT and SIGTERM. The first one sets ``asked``, which the work is to look at; a second
-    one interrupts at once."""
+    """Listens, while it is entered, for SIGINT, SIGTERM and, with ``hangup``, SIGHUP (unless that is ignored, as by nohup).
 
-    def __init__(self) -> None:
+    The first signal sets ``asked``, which the work looks at, and calls ``notify``; a second one interrupts at once.
+    """
+
+    def __init__(self, notify: Callable[[], None] | None = None, hangup: bool = False) -> None:
         self.asked = False
+        self._notify = notify
+        self._signals = [signal.SIGINT, signal.SIGTERM]
+        if hangup and hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) not in (None, signal.SIG_IGN):
+            self._signals.append(signal.SIGHUP)
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> GracefulInterrupt:
         try:
-            self._previous = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+            self._previous = {s: signal.signal(s, self._ask) for s in self._signals}
         except ValueError:  # not the main thread: signals are the caller's
             self._previous = {}
         return self
@@ -35,3 +42,5 @@ class GracefulInterrupt:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        if self._notify is not None:
+            self._notify()
