@@ -1,8 +1,7 @@
-"""Noise: randomness as a value, one independent stream per slot.
+"""Noise: random numbers as a value, one independent stream per row.
 
 A counter-based generator (SplitMix64's finaliser over seed, step and index, then Box-Muller). Row i of a batch draws
-exactly what it would draw alone, on any device; snapshot, fork and masked reset are indexing; nothing global is
-touched.
+exactly what it would draw alone, on any device; snapshot, fork and masked reset are indexing; no global state is used.
 Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014; Salmon et al., "Parallel
 random numbers: as easy as 1, 2, 3", SC 2011.
 """
@@ -33,7 +32,7 @@ def _mix(x: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Noise:
-    """``seed`` and ``count``, both int64 ``(b,)``: the stream of each slot and how many steps it has taken.
+    """``seed`` and ``count``, both int64 ``(b,)``: the stream of each row and the steps it has taken.
 
     ``temperature`` scales everything drawn: 1 is the model's own noise, 0 none.
     """
@@ -44,7 +43,7 @@ class Noise:
 
     @classmethod
     def from_seeds(cls, seeds: Sequence[int], device: torch.device | str = "cpu", temperature: float = 1.0) -> Noise:
-        """One stream per seed (any Python int), at step 0."""
+        """Make one stream per seed (any Python int), at step 0."""
         wrapped = [((int(s) + 2**63) % 2**64) - 2**63 for s in seeds]
         seed = torch.tensor(wrapped, dtype=torch.int64, device=device)
         return cls(seed, torch.zeros_like(seed), temperature)
@@ -53,7 +52,7 @@ class Noise:
         return len(self.seed)
 
     def uniform(self, size: int, stream: int = 0) -> torch.Tensor:
-        """float32 ``(b, size)`` in (0, 1); ``stream`` separates draws made within one step."""
+        """Draw float32 ``(b, size)`` in (0, 1); ``stream`` separates draws made within one step."""
         key = _mix(self.seed + _GOLDEN)
         salt = (stream * _MIX_1 + 2**63) % 2**64 - 2**63  # Python's integers do not wrap by themselves
         key = _mix(key ^ (self.count * _GOLDEN + salt))
@@ -62,7 +61,7 @@ class Noise:
         return (bits.to(torch.float32) + 0.5) * 2.0**-23
 
     def normal(self, size: int, stream: int = 0) -> torch.Tensor:
-        """float32 ``(b, size)``, standard normal times ``temperature``."""
+        """Draw float32 ``(b, size)``, standard normal times ``temperature``."""
         half = (size + 1) // 2
         u = self.uniform(2 * half, stream)
         radius = torch.sqrt(-2 * torch.log(u[:, :half]))
@@ -70,15 +69,15 @@ class Noise:
         return self.temperature * torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], 1)[:, :size]
 
     def advance(self, steps: int = 1) -> Noise:
-        """The same streams, ``steps`` steps later."""
+        """Return the same streams, ``steps`` steps later."""
         return replace(self, count=self.count + steps)
 
     def index(self, rows: torch.Tensor) -> Noise:
-        """The streams of ``rows``."""
+        """Return the streams of ``rows``."""
         return replace(self, seed=self.seed[rows], count=self.count[rows])
 
     def where(self, mask: torch.Tensor, other: Noise) -> Noise:
-        """``other``'s streams where ``mask`` ``(b,)`` holds, ours elsewhere."""
+        """Return ``other``'s streams where ``mask`` ``(b,)`` holds, these elsewhere."""
         return replace(
             self, seed=torch.where(mask, other.seed, self.seed), count=torch.where(mask, other.count, self.count)
         )

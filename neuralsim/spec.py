@@ -1,13 +1,15 @@
-"""WorldSpec: what a world looks like from outside, in one value.
+"""WorldSpec: the interface of a world, in one value.
 
-Everything that must agree between data, model, environments and robots stands here once: frame size, the action space
-with names, units and scale, the control rate, and how many past frames a model may read.
+Data, models, environments and robots share it: frame size, the action space with names, units and scale, the control rate,
+and how many past frames a model may read.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,14 +18,20 @@ if TYPE_CHECKING:
     from gymnasium import spaces
 
 
+MOST_CONTEXT = 1024
+"""Most past frames that a spec may ask for."""
+RATES_HZ = (1e-3, 1e5)
+"""Slowest and fastest control rate."""
+
+
 @dataclass(frozen=True)
 class WorldSpec:
-    """A world's outward contract.
+    """Frame size, actions, rate and context of a world.
 
     Frames are uint8 ``(height, width, 3)``. Actions are float32 in ``[-1, 1]`` per dimension, and physically
-    ``action_offset + action_scale * action`` in ``action_units`` per control step (no offset given: none). Where
-    ``action_choices`` says how many choices each dimension has, actions are int64 in ``[0, choices)`` instead; the scales are
-    then 1, and the offset is the number by which the original calls choice 0.
+    ``action_offset + action_scale * action`` in ``action_units`` per control step (offset 0 by default). Where
+    ``action_choices`` gives the number of choices of each dimension, actions are int64 in ``[0, choices)`` instead; the scales
+    are then 1, and the offset is the original's number for choice 0.
     """
 
     name: str
@@ -41,6 +49,8 @@ class WorldSpec:
         for field in ("action_names", "action_units", "action_scale", "action_choices"):  # JSON gives lists back
             object.__setattr__(self, field, tuple(getattr(self, field)))
         object.__setattr__(self, "action_offset", tuple(self.action_offset) or (0.0,) * len(self.action_names))
+        if isinstance(self.name, PurePath):
+            object.__setattr__(self, "name", str(self.name))
         if not len(self.action_offset) == len(self.action_names) == len(self.action_units) == len(self.action_scale):
             raise ValueError(
                 f"WorldSpec {self.name!r}: action_names, action_units, action_scale and action_offset must be equally "
@@ -53,10 +63,25 @@ class WorldSpec:
             raise ValueError(
                 f"WorldSpec {self.name!r}: frame size must be a positive multiple of 8, got {self.height}x{self.width}"
             )
-        if self.rate_hz <= 0 or self.context < 1:
+        self._check_ranges()
+
+    def _check_ranges(self) -> None:
+        """Raise a ValueError for a number that no world can have: it would be divided by, or memory be allocated for it."""
+        low, high = RATES_HZ
+        if not low <= self.rate_hz <= high or not 1 <= self.context <= MOST_CONTEXT:
             raise ValueError(
-                f"WorldSpec {self.name!r}: rate_hz must be > 0 and context >= 1, got {self.rate_hz} and {self.context}"
+                f"WorldSpec {self.name!r}: rate_hz must be > 0 ({low:g} to {high:g}) and context >= 1 (1 to {MOST_CONTEXT}), "
+                f"got {self.rate_hz} and {self.context}"
             )
+        if len(set(self.action_names)) < len(self.action_names):
+            twice = sorted({name for name in self.action_names if self.action_names.count(name) > 1})
+            raise ValueError(f"WorldSpec {self.name!r}: action_names must differ from each other, got {twice} twice")
+        for field, values in (("action_scale", self.action_scale), ("action_offset", self.action_offset)):
+            if not all(math.isfinite(x) and (field != "action_scale" or x >= 0) for x in values):
+                raise ValueError(
+                    f"WorldSpec {self.name!r}: {field} must be finite{' and at least 0' if field == 'action_scale' else ''}, "
+                    f"got {values}"
+                )
 
     def _check_choices(self) -> None:
         counts = self.action_choices
@@ -78,7 +103,7 @@ class WorldSpec:
 
     @property
     def discrete(self) -> bool:
-        """Whether actions are choices, not quantities."""
+        """True where actions are choices rather than quantities."""
         return bool(self.action_choices)
 
     @property
@@ -88,13 +113,13 @@ class WorldSpec:
 
     @property
     def action_width(self) -> int:
-        """How many numbers tell one action to a network: one per dimension, or one per choice."""
+        """Numbers by which a network reads one action: one per dimension, or one per choice."""
         return sum(self.action_choices) if self.discrete else self.action_size
 
     def action_space(self, chunk: int | None = None) -> spaces.Space[Any]:
-        """Gymnasium's word for one action: a Box ``(a,)``, for choices a MultiDiscrete ``(a,)``, or a Discrete where there
-        is one dimension. With ``chunk`` for so many actions: ``(chunk, a)``, or ``(chunk,)`` instead of the Discrete."""
-        from gymnasium import spaces  # not at once: to import neuralsim is to stay light
+        """Return the Gymnasium space of one action: a Box ``(a,)``, for choices a MultiDiscrete ``(a,)``, or a Discrete where
+        there is one dimension. With ``chunk``, of that many actions: ``(chunk, a)``, or ``(chunk,)`` instead of the Discrete."""
+        from gymnasium import spaces  # not above: importing neuralsim stays cheap
 
         lead = () if chunk is None else (chunk,)
         if not self.discrete:
@@ -106,13 +131,13 @@ class WorldSpec:
         return spaces.MultiDiscrete([self.action_choices[0]] * chunk)
 
     def from_space(self, actions: Any) -> Any:
-        """Actions as ``action_space`` has them -> as the world has them, ``(..., a)``: only a Discrete's lack an axis."""
+        """Convert actions of ``action_space`` to ``(..., a)``: those of a Discrete get their missing axis."""
         if not self.discrete or self.action_size > 1:
             return actions
         return (actions if hasattr(actions, "ndim") else np.asarray(actions))[..., None]
 
     def to_space(self, actions: np.ndarray) -> Any:
-        """The inverse of ``from_space``."""
+        """Convert actions ``(..., a)`` to those of ``action_space``; the inverse of ``from_space``."""
         return actions[..., 0] if self.discrete and self.action_size == 1 else actions
 
     def to_units(self, actions: np.ndarray) -> np.ndarray:
@@ -144,15 +169,15 @@ class WorldSpec:
         return self.check_actions(np.clip(actions, -1, 1), what)
 
     def rest_action(self) -> np.ndarray:
-        """``(a,)``: what physically does nothing, or as little as can be; choice 0 where there are choices."""
+        """Return the action ``(a,)`` nearest to zero in physical units; choice 0 where there are choices."""
         if self.discrete:
             return np.zeros(self.action_size, np.int64)
         offset, scale = np.array(self.action_offset, np.float64), np.array(self.action_scale, np.float64)
-        wanted = np.divide(-offset, scale, out=np.zeros_like(scale), where=scale != 0)
-        return np.clip(wanted, -1, 1).astype(np.float32)
+        action = np.divide(-offset, scale, out=np.zeros_like(scale), where=scale != 0)
+        return np.clip(action, -1, 1).astype(np.float32)
 
     def random_actions(self, rng: np.random.Generator, *shape: int) -> np.ndarray:
-        """``(*shape, a)``: any actions, all equally likely."""
+        """Draw uniform actions ``(*shape, a)``."""
         if self.discrete:
             return rng.integers(0, self.action_choices, (*shape, self.action_size))
         return rng.uniform(-1, 1, (*shape, self.action_size)).astype(np.float32)
@@ -163,17 +188,16 @@ class WorldSpec:
         return (self.height, self.width, 3)
 
     def to_json(self) -> str:
-        """One line of JSON; ``from_json`` gives an equal spec back."""
-        return json.dumps(asdict(self))
+        """Return the spec as one line of JSON, which ``from_json`` reads back."""
+        return json.dumps(asdict(self), default=_plain)
 
     @classmethod
     def from_json(cls, text: str) -> WorldSpec:
-        """The inverse of ``to_json``."""
+        """Read a spec that ``to_json`` wrote."""
         return cls(**json.loads(text))
 
     def check_frames(self, frames: object, what: str = "frames") -> np.ndarray:
-        """Return ``frames`` as uint8 ``(..., h, w, 3)`` or raise a ValueError that names what came and what is
-        expected."""
+        """Return ``frames`` as uint8 ``(..., h, w, 3)``, or raise a ValueError."""
         array = np.asarray(frames)
         if array.dtype != np.uint8:
             raise ValueError(
@@ -188,11 +212,10 @@ class WorldSpec:
         return array
 
     def check_actions(self, actions: object, what: str = "action") -> np.ndarray:
-        """Return ``actions`` as float32 ``(..., a)`` in [-1, 1], for choices as int64 ``(..., a)``, or raise a ValueError that
-        says what is wrong."""
-        return self._checked_choices(actions, what) if self.discrete else self._checked_quantities(actions, what)
+        """Return ``actions`` as float32 ``(..., a)`` in [-1, 1], for choices as int64 ``(..., a)``, or raise a ValueError."""
+        return self._check_discrete(actions, what) if self.discrete else self._check_continuous(actions, what)
 
-    def _checked_quantities(self, actions: object, what: str) -> np.ndarray:
+    def _check_continuous(self, actions: object, what: str) -> np.ndarray:
         try:
             array = np.asarray(actions, dtype=np.float32)
         except (TypeError, ValueError) as error:
@@ -209,7 +232,7 @@ class WorldSpec:
             )
         return np.clip(array, -1, 1)
 
-    def _checked_choices(self, actions: object, what: str) -> np.ndarray:
+    def _check_discrete(self, actions: object, what: str) -> np.ndarray:
         try:
             array = np.asarray(actions)
         except (TypeError, ValueError) as error:
@@ -217,16 +240,16 @@ class WorldSpec:
         if array.dtype.kind not in "iu":
             raise ValueError(
                 f"{what}: expected whole numbers of an integer dtype, for world {self.name!r} has choices "
-                f"({self._told_choices()}), got dtype {array.dtype}; a choice is no quantity"
+                f"({self._format_choices()}), got dtype {array.dtype}"
             )
         self._check_width(array, what)
         wrong = (array < 0) | (array >= np.array(self.action_choices))
         if wrong.any():
-            place = tuple(np.argwhere(wrong)[0])
-            i = int(place[-1])
+            index = tuple(np.argwhere(wrong)[0])
+            i = int(index[-1])
             raise ValueError(
-                f"{what}: expected {self.action_names[i]!r} in 0..{self.action_choices[i] - 1}, got {array[place]}"
-                + (f" at {[int(p) for p in place]}" if array.ndim > 1 else "")
+                f"{what}: expected {self.action_names[i]!r} in 0..{self.action_choices[i] - 1}, got {array[index]}"
+                + (f" at {[int(p) for p in index]}" if array.ndim > 1 else "")
             )
         return array.astype(np.int64, copy=False)
 
@@ -236,5 +259,12 @@ class WorldSpec:
                 f"{what}: expected shape (..., {self.action_size}) ({', '.join(self.action_names)}), got {array.shape}"
             )
 
-    def _told_choices(self) -> str:
+    def _format_choices(self) -> str:
         return ", ".join(f"{n!r} in 0..{c - 1}" for n, c in zip(self.action_names, self.action_choices, strict=True))
+
+
+def _plain(value: object) -> object:
+    """Convert a numpy number to Python's, for JSON."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"WorldSpec: expected plain numbers and texts, got {type(value).__name__}")

@@ -24,7 +24,7 @@ from neuralsim.pretrained.world import World, open_world
 from neuralsim.runtime.machine import circumstances
 from neuralsim.runtime.progress import progress
 from neuralsim.runtime.results_log import ResultsLog
-from neuralsim.training.token_dataset import fingerprint
+from neuralsim.storage.fingerprint import fingerprint
 
 SHARE_OF_ORACLE = 0.8
 """What the best head must reach of the success of who demonstrated."""

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from neuralsim.envs.tasks.rl_task import shipped_starts
-from neuralsim.imagination import Imagination, Snapshot
+from neuralsim.imagination import Imagination
 from neuralsim.pretrained.world import World
+from neuralsim.snapshot import Snapshot
 from neuralsim.task import FunctionTask
 
 

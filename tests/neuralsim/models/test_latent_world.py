@@ -285,9 +285,9 @@ def test_a_lean_dream_is_one_members_and_knows_no_doubt() -> None:
         imagination.reset(seeds=0)
         for _ in range(5):
             imagination.step(np.ones((3, 2), np.float32))
-    assert lean.snapshot().view.state.vectors.shape[1] == 1
+    assert lean.view.state.vectors.shape[1] == 1
     np.testing.assert_allclose(
-        lean.snapshot().view.state.vectors[:, 0], whole.snapshot().view.state.vectors[:, 0], atol=1e-3
+        lean.view.state.vectors[:, 0], whole.view.state.vectors[:, 0], atol=1e-3
     )
     assert (lean.uncertainty() == 0).all()
     assert (whole.uncertainty() > 0).all()
