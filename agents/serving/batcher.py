@@ -1,4 +1,7 @@
-"""Batcher: a policy asked by many at once. While it works, those who ask wait; then all of a kind are answered by one forward."""
+"""DynamicBatcher: batches the requests of many clients of one policy, as inference servers do.
+
+While the policy works, requests wait; then all of a kind are answered by one forward pass.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from neuralsim.agents.heads.chunk_policy import ActionChunkPolicy, ObservationHi
 
 @dataclass(frozen=True, eq=False)
 class BatchResult:
-    """Actions ``(chunk, a)``, the milliseconds that the forward took, and how many were answered by it."""
+    """Actions ``(chunk, a)``, the milliseconds that the forward pass took, and the number of requests that it answered."""
 
     actions: np.ndarray
     model_ms: float
@@ -23,16 +26,16 @@ class BatchResult:
 
 @dataclass(frozen=True, eq=False)
 class PendingRequest:
-    """One row that waits: its history (one row), seed, actions under way ``(p, a)`` or None, and where the answer goes."""
+    """One row that waits: its history (one row), seed, actions under way ``(p, a)`` or None, and the future of its result."""
 
     seen: ObservationHistory
     seed: int
     prefix: np.ndarray | None
-    answer: asyncio.Future[BatchResult]
+    future: asyncio.Future[BatchResult]
 
     @property
     def kind(self) -> tuple[int, int]:
-        """What rows of one forward share: lengths of history and prefix."""
+        """Lengths of history and prefix: equal for the rows of one forward pass."""
         return self.seen.frames.shape[1], 0 if self.prefix is None else len(self.prefix)
 
 
@@ -45,26 +48,30 @@ class DynamicBatcher:
         self._work: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, "policy")
 
-    def ask(self, seen: ObservationHistory, seed: int, prefix: np.ndarray | None = None) -> asyncio.Future[BatchResult]:
-        """The policy's answer, later; it is an exception where the policy raises one. Cancelled while it waits, it is never
-        worked on. For the event loop's thread."""
-        answer: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
-        self._waiting.append(PendingRequest(seen, seed, prefix, answer))
+    def submit(
+        self, seen: ObservationHistory, seed: int, prefix: np.ndarray | None = None
+    ) -> asyncio.Future[BatchResult]:
+        """Return a future of the policy's result, or of the exception that it raises.
+
+        Cancelled while it waits, it costs no forward pass. To be called from the event loop's thread.
+        """
+        future: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
+        self._waiting.append(PendingRequest(seen, seed, prefix, future))
         if self._work is None or self._work.done():
-            self._work = asyncio.create_task(self._answer_all())
-        return answer
+            self._work = asyncio.create_task(self._run())
+        return future
 
     def close(self) -> None:
-        """Take no more; a forward that runs is not waited for."""
+        """Take no more; a running forward pass is not waited for."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def _answer_all(self) -> None:
+    async def _run(self) -> None:
         while rows := self._next():
             await self._answer(rows)
 
     def _next(self) -> list[PendingRequest]:
-        """The oldest that waits and all of its kind."""
-        waiting = [row for row in self._waiting if not row.answer.done()]
+        """Take the oldest pending request and all of its kind."""
+        waiting = [row for row in self._waiting if not row.future.done()]
         rows = [row for row in waiting if row.kind == waiting[0].kind]
         self._waiting = [row for row in waiting if row.kind != waiting[0].kind]
         return rows
@@ -72,28 +79,28 @@ class DynamicBatcher:
     async def _answer(self, rows: list[PendingRequest]) -> None:
         begin = time.perf_counter()
         try:
-            actions = await asyncio.get_running_loop().run_in_executor(self._thread, self._propose, rows)
+            actions = await asyncio.get_running_loop().run_in_executor(self._thread, self._predict, rows)
         except Exception as error:
-            if len(rows) > 1:  # one of them may be at fault: each alone, so that it harms nobody else
+            if len(rows) > 1:  # one of them may be at fault: each alone, so that it harms no other client
                 for row in rows:
                     await self._answer([row])
-            elif not rows[0].answer.done():
-                rows[0].answer.set_exception(error)
+            elif not rows[0].future.done():
+                rows[0].future.set_exception(error)
             return
-        took = 1000 * (time.perf_counter() - begin)
+        model_ms = 1000 * (time.perf_counter() - begin)
         for row, chunk in zip(rows, actions, strict=True):
-            if not row.answer.done():
-                row.answer.set_result(BatchResult(chunk, took, len(rows)))
+            if not row.future.done():
+                row.future.set_result(BatchResult(chunk, model_ms, len(rows)))
 
-    def _propose(self, rows: list[PendingRequest]) -> np.ndarray:
-        """``(b, chunk, a)``, held to what actions are: no robot is sent a NaN."""
+    def _predict(self, rows: list[PendingRequest]) -> np.ndarray:
+        """Return actions ``(b, chunk, a)``, checked: no robot is sent a NaN."""
         spec, chunk = self.policy.spec, self.policy.chunk
         seen = ObservationHistory(
             np.concatenate([r.seen.frames for r in rows]), np.concatenate([r.seen.actions for r in rows])
         )
-        fixed = [row.prefix for row in rows if row.prefix is not None]
+        prefixes = [row.prefix for row in rows if row.prefix is not None]
         proposed = self.policy.predict_action_chunk(
-            seen, [row.seed for row in rows], np.stack(fixed) if fixed else None
+            seen, [row.seed for row in rows], np.stack(prefixes) if prefixes else None
         )
         actions = spec.check_actions(proposed, "the policy's actions")
         if actions.shape != (len(rows), chunk, spec.action_size):

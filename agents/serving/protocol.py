@@ -1,4 +1,4 @@
-"""Manner: how a policy server reads requests and answers them, and what it says of itself first."""
+"""ProtocolOptions: how a policy server reads requests and writes replies, and the metadata that it sends first."""
 
 from __future__ import annotations
 
@@ -6,30 +6,34 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from neuralsim.agents.heads.chunk_policy import ActionChunkPolicy
+from neuralsim.agents.serving.message_limits import MessageLimits
 from neuralsim.agents.serving.request import RequestReader
 from neuralsim.data.images import ImageResizer
 
 
 @dataclass(frozen=True)
 class ProtocolOptions:
-    """``normalized``: actions in the world's own [-1, 1] instead of its units. ``announce``: all that is known, or only the six
-    fields that strict RoboArena clients bear. ``fit``: how images of another aspect become frames; ``image_key``: where the image is,
-    if under no usual name; ``seed``: of each episode's first chunk."""
+    """Options of the dialects that a policy server speaks."""
 
     normalized: bool = False
+    """Actions in the world's own [-1, 1] instead of its units."""
     announce: Literal["all", "roboarena"] = "all"
+    """Metadata sent first: all that is known, or only the six fields that strict RoboArena clients accept."""
     fit: Literal["stretch", "pad"] = "stretch"
+    """Resizing of images of another aspect."""
     image_key: str = ""
+    """Name of the image in observations, if it is no usual one."""
     seed: int = 0
+    """Seed of each episode's first chunk."""
 
-    def reader(self, policy: ActionChunkPolicy) -> RequestReader:
-        """What turns messages into requests to ``policy``."""
+    def reader(self, policy: ActionChunkPolicy, limits: MessageLimits) -> RequestReader:
+        """Return a reader of requests to ``policy``."""
         spec = policy.spec
-        fit = ImageResizer(spec.height, spec.width, self.fit)
-        return RequestReader(spec, policy.chunk, fit, self.normalized, self.image_key)
+        resize = ImageResizer(spec.height, spec.width, self.fit)
+        return RequestReader(spec, policy.chunk, resize, self.normalized, self.image_key, limits)
 
     def metadata(self, policy: ActionChunkPolicy, name: str) -> dict[str, Any]:
-        """What the server says first: RoboArena's PolicyServerConfig, then what is served and in which units."""
+        """Return the server's metadata: RoboArena's PolicyServerConfig, then the policy, its actions and their units."""
         spec = policy.spec
         config = {
             "image_resolution": [spec.height, spec.width],

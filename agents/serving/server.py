@@ -1,8 +1,8 @@
-"""PolicyServer: a policy for robot clients over a websocket.
+"""PolicyServer: serves a policy to robot clients over a websocket.
 
 It speaks openpi's protocol (github.com/Physical-Intelligence/openpi: the server's metadata first, then msgpack-numpy observations
 against chunks of actions; an error is a traceback as text, then close 1011; ``GET /healthz``) and, to clients that name an
-``endpoint``, RoboArena's (github.com/robo-arena/roboarena: bare arrays, ``reset successful``), on one port.
+``endpoint``, RoboArena's (its package ``roboarena``: bare arrays, ``reset successful``), on one port.
 """
 
 from __future__ import annotations
@@ -15,44 +15,54 @@ import logging
 import threading
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from neuralsim.agents.heads.chunk_policy import ActionChunkPolicy
 from neuralsim.agents.serving.batcher import DynamicBatcher
 from neuralsim.agents.serving.client_session import ClientSession
+from neuralsim.agents.serving.message_limits import MessageLimits
 from neuralsim.agents.serving.protocol import ProtocolOptions
 from neuralsim.agents.serving.statistics import ServerStatistics
 from neuralsim.envs.robots.wire import LARGEST, pack
-from neuralsim.runtime.robot_extra import robot_extra
+from neuralsim.runtime.imports import require_extra
 
 if TYPE_CHECKING:
     from websockets.asyncio.server import ServerConnection
     from websockets.http11 import Request, Response
 
 LOG = logging.getLogger("neuralsim.policy_server")
-"""What the websocket library has to say; silent unless a program listens."""
+"""The websocket library's messages; silent unless a program listens."""
 LOG.addHandler(logging.NullHandler())
+DECODERS = 2
+"""Threads that decode messages."""
+TOO_BIG = 1009
+"""The websocket close code for a message that is too long."""
 
 
 @dataclass(frozen=True)
-class Listening:
-    """Where a policy server listens, and what it bears. Port 0 is any free one. ``key``: what clients must show (header
-    ``Authorization: Api-Key KEY``); ``largest``: bytes of a message; seconds between keepalive pings, and until one must be
-    answered."""
+class ServerConfig:
+    """Address of a policy server, and its limits."""
 
     host: str = "127.0.0.1"
     port: int = 8000
+    """0: any free one."""
     key: str | None = None
+    """Key that clients must send, in the header ``Authorization: Api-Key KEY``."""
     clients: int = 16
+    """Connections at a time."""
     largest: int = LARGEST
+    """Bytes of the longest message."""
     ping_interval: float = 20.0
+    """Seconds between keepalive pings."""
     ping_timeout: float = 20.0
+    """Seconds until a ping must be answered."""
 
     @property
     def loopback(self) -> bool:
-        """Whether this machine alone can connect."""
+        """True if only this machine can connect."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -71,27 +81,27 @@ class PolicyServer:
     def __init__(
         self,
         policy: ActionChunkPolicy,
-        listening: Listening | None = None,
-        manner: ProtocolOptions | None = None,
+        config: ServerConfig | None = None,
+        options: ProtocolOptions | None = None,
         name: str = "policy",
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.policy, self.name, self.say = policy, name, say
-        self.listening, self.manner = listening or Listening(), manner or ProtocolOptions()
-        self.tally = ServerStatistics()
-        self._reader = self.manner.reader(policy)
+        self.config, self.options = config or ServerConfig(), options or ProtocolOptions()
+        self.statistics = ServerStatistics()
+        self._reader = self.options.reader(policy, MessageLimits(bytes=self.config.largest))
         self._open: set[ServerConnection] = set()
         self._ready = threading.Event()
         self._failed: BaseException | None = None
 
     @property
     def uri(self) -> str:
-        """What clients connect to."""
-        host = f"[{self.listening.host}]" if ":" in self.listening.host else self.listening.host
-        return f"ws://{host}:{self.listening.port}"
+        """The address that clients connect to."""
+        host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
+        return f"ws://{host}:{self.config.port}"
 
     def wait(self, seconds: float) -> None:
-        """Until then, or until the server fails; its error is raised."""
+        """Wait so long, or until the server fails; its error is raised."""
         self._thread.join(seconds)
         if self._failed is not None:
             raise self._failed
@@ -99,8 +109,8 @@ class PolicyServer:
     # -- its thread ------------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> PolicyServer:
-        with robot_extra("serving a policy"):
-            import websockets.asyncio.server  # noqa: F401  (before the thread, so that a lack is told here)
+        with require_extra("serving a policy", "robot"):
+            import websockets.asyncio.server  # noqa: F401  (before the thread, so that it is missed here)
         self._thread = threading.Thread(target=self._run, name="policy server", daemon=True)
         self._thread.start()
         self._ready.wait()
@@ -125,42 +135,45 @@ class PolicyServer:
     async def _listen(self) -> None:
         from websockets.asyncio.server import serve
 
-        place = self.listening
+        config = self.config
         self._loop, self._stop, self._batcher = asyncio.get_running_loop(), asyncio.Event(), DynamicBatcher(self.policy)
+        self._decoder = ThreadPoolExecutor(DECODERS, "decoder")
         try:
             listener = await serve(
                 self._serve,
-                place.host,
-                place.port,
+                config.host,
+                config.port,
                 origins=[None],  # robots name none; pages in a browser do
                 compression=None,
                 process_request=self._admit,
-                ping_interval=place.ping_interval,
-                ping_timeout=place.ping_timeout,
+                ping_interval=config.ping_interval,
+                ping_timeout=config.ping_timeout,
                 close_timeout=2,
-                max_size=place.largest,
+                max_size=config.largest,
                 max_queue=4,
                 logger=LOG,
+                create_connection=_explaining_connection(),
             )
         except OSError as error:
             raise OSError(
-                f"cannot listen on {place.host} port {place.port}: {error.strerror}; give another --port"
+                f"cannot listen on {config.host} port {config.port}: {error.strerror}; give another --port"
             ) from error
         async with listener:
-            self.listening = replace(place, port=next(iter(listener.sockets)).getsockname()[1])
+            self.config = replace(config, port=next(iter(listener.sockets)).getsockname()[1])
             self._ready.set()
             await self._stop.wait()
         self._batcher.close()
+        self._decoder.shutdown(wait=False, cancel_futures=True)
 
     # -- one client ------------------------------------------------------------------------------------------------------
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
-        """Answers plain HTTP and refuses strangers; None lets in."""
+        """Answer plain HTTP and refuse clients without the key; None admits one."""
         if request.path == "/healthz":
             return connection.respond(http.HTTPStatus.OK, "OK\n")
         shown = ", ".join(request.headers.get_all("Authorization"))
-        wanted = f"Api-Key {self.listening.key}"
-        if self.listening.key is not None and not hmac.compare_digest(_bytes(shown), _bytes(wanted)):
+        expected = f"Api-Key {self.config.key}"
+        if self.config.key is not None and not hmac.compare_digest(_bytes(shown), _bytes(expected)):
             return connection.respond(
                 http.HTTPStatus.UNAUTHORIZED, "expected the header 'Authorization: Api-Key KEY'\n"
             )
@@ -169,28 +182,30 @@ class PolicyServer:
     async def _serve(self, connection: ServerConnection) -> None:
         from websockets.exceptions import ConnectionClosed
 
-        if len(self._open) >= self.listening.clients:
+        if len(self._open) >= self.config.clients:
             await connection.close(1013, f"serves {len(self._open)} clients already (--max-clients)")
             return
         self._open.add(connection)
-        self.tally.clients += 1
-        name, end = f"client {self.tally.clients}", "left"
-        client = ClientSession(name, self._reader, self._batcher, self.tally, self.say, self.manner.seed)
+        self.statistics.clients += 1
+        name, end = f"client {self.statistics.clients}", "left"
+        client = ClientSession(
+            name, self._reader, self._batcher, self.statistics, self.say, self._decoder, self.options.seed
+        )
         gone = asyncio.ensure_future(connection.wait_closed())
         try:
-            self.say(f"{name} connected from {_place(connection)}")
-            await connection.send(pack(self.manner.metadata(self.policy, self.name)))
+            self.say(f"{name} connected from {_address(connection)}")
+            await connection.send(pack(self.options.metadata(self.policy, self.name)))
             async for data in connection:
-                reply = await client.reply(data, self.listening.largest, gone)
+                reply = await client.reply(data, gone)
                 if reply is not None:
                     await connection.send(reply)
                     client.sent()
         except ConnectionClosed as closed:
             end = f"lost: {closed}"
         except Exception as error:
-            self.tally.errors += 1
-            end = f"sent away: {' '.join(str(error).split()) or type(error).__name__}"
-            await _tell(connection, traceback.format_exc())
+            self.statistics.errors += 1
+            end = f"refused: {' '.join(str(error).split()) or type(error).__name__}"
+            await _send_error(connection, traceback.format_exc())
         finally:
             gone.cancel()
             self._open.discard(connection)
@@ -198,17 +213,36 @@ class PolicyServer:
             self.say(f"{name} {end}")
 
 
+def _explaining_connection() -> type[ServerConnection]:
+    """Return a ServerConnection that names --max-message where it closes for too long a message."""
+    from websockets.asyncio.server import ServerConnection
+
+    class ExplainingConnection(ServerConnection):
+        def __init__(self, protocol: Any, *args: Any, **settings: Any) -> None:
+            super().__init__(protocol, *args, **settings)
+            fail = protocol.fail
+
+            def explain(code: int, reason: str = "") -> None:
+                if code == TOO_BIG:  # a close reason holds 123 bytes
+                    reason = f"{reason[:60]}; send smaller images, or start the server with a larger --max-message"
+                fail(code, reason)
+
+            protocol.fail = explain
+
+    return ExplainingConnection
+
+
 def _bytes(text: str) -> bytes:
     return text.encode(errors="surrogateescape")
 
 
-def _place(connection: ServerConnection) -> str:
+def _address(connection: ServerConnection) -> str:
     host, port = connection.remote_address[:2]
     return f"{host} port {port}"
 
 
-async def _tell(connection: ServerConnection, error: str) -> None:
-    """As openpi's server does: the traceback as text, then close 1011."""
+async def _send_error(connection: ServerConnection, error: str) -> None:
+    """Send the traceback as text, then close with 1011, as openpi's server does."""
     from websockets.exceptions import ConnectionClosed
 
     try:

@@ -1,4 +1,4 @@
-"""Tally: what a policy server has done so far, for the line at its end."""
+"""ServerStatistics: counts and response times of a policy server."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ KEPT = 100_000
 
 @dataclass
 class ServerStatistics:
-    """Counts, and milliseconds per request: ``infer`` from question to answer, ``model`` of the forward alone; ``rows`` answered by
-    the same forward."""
+    """Counts since the server began, and milliseconds per request: ``infer`` from request to reply, ``model`` of the forward alone."""
 
     clients: int = 0
     episodes: int = 0
@@ -25,15 +24,15 @@ class ServerStatistics:
     infer: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
     model: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
 
-    def answered(self, infer_ms: float, model_ms: float, rows: int) -> None:
-        """One request more."""
+    def record(self, infer_ms: float, model_ms: float, rows: int) -> None:
+        """Count a request; ``rows`` were answered by the same forward pass."""
         self.requests += 1
         self.forwards += 1 / rows
         self.infer.append(infer_ms)
         self.model.append(model_ms)
 
     def figures(self) -> dict[str, Any]:
-        """For JSON; percentiles are None before the first request."""
+        """Return all figures for JSON; percentiles are None before the first request."""
         counts = {"clients": self.clients, "episodes": self.episodes, "requests": self.requests, "errors": self.errors}
         return counts | {
             "requests_per_forward": round(self.requests / self.forwards, 3) if self.forwards else None,
@@ -45,12 +44,12 @@ class ServerStatistics:
         }
 
     def __str__(self) -> str:
-        told = f"{self.requests} requests of {self.clients} clients in {self.episodes} episodes, {self.errors} errors"
+        counts = f"{self.requests} requests of {self.clients} clients in {self.episodes} episodes, {self.errors} errors"
         if not self.requests:
-            return told
-        return f"{told}; infer p50 {percentile(self.infer, 50):.1f} ms, p99 {percentile(self.infer, 99):.1f} ms"
+            return counts
+        return f"{counts}; infer p50 {percentile(self.infer, 50):.1f} ms, p99 {percentile(self.infer, 99):.1f} ms"
 
 
 def percentile(values: deque[float] | list[float], p: int) -> float | None:
-    """To three decimals; None of nothing."""
+    """Return the ``p``-th percentile to three decimals; None of an empty list."""
     return round(float(np.percentile(values, p)), 3) if len(values) else None

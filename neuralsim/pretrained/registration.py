@@ -1,8 +1,8 @@
-"""registration: worlds under Gymnasium ids of your own."""
+"""Registration of worlds under Gymnasium ids of the caller's own."""
 
 from __future__ import annotations
 
-import difflib
+import importlib
 import os
 import re
 from typing import Any
@@ -14,20 +14,8 @@ from neuralsim.storage.manifest import CONFIG, Manifest, check_files, read_objec
 from neuralsim.storage.resolve import ALIASES, assets, resolve
 
 ENTRY_POINT, VECTOR_ENTRY_POINT = "neuralsim.envs.imagined:ImaginedEnv", "neuralsim.envs.imagined:ImaginedVectorEnv"
-SETTINGS = (
-    "observation",
-    "task",
-    "horizon",
-    "render_mode",
-    "chunk",
-    "denoise_steps",
-    "temperature",
-    "uncertainty_limit",
-    "lean",
-    "device",
-    "precision",
-)
-"""What an imagined environment takes beside its world; see ``neuralsim.envs.imagined.env.ImaginedEnv``."""
+ENV_CONFIG = "neuralsim.envs.imagined.config:ImaginedEnvConfig"
+"""The settings that an imagined environment takes beside its world."""
 _ID = re.compile(r"[\w:-]+/[\w:.-]+?-v\d+")
 
 
@@ -45,27 +33,26 @@ def register(id: str, world: str | os.PathLike[str], *, overwrite: bool = False,
     """
     if not isinstance(id, str) or not _ID.fullmatch(id):
         raise ValueError(f"id: expected the form namespace/Name-vN, e.g. 'me/MyWorld-v0', got {id!r}")
-    if unknown := [name for name in settings if name not in SETTINGS]:
-        near = difflib.get_close_matches(unknown[0], SETTINGS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(SETTINGS)}"
-        raise ValueError(f"{id}: unknown setting {unknown[0]!r}{hint}")
-    kwargs = {"world": _lasting(world), **settings}
+    module, _, name = ENV_CONFIG.partition(":")
+    if unknown := getattr(importlib.import_module(module), name).explain_unknown(settings):
+        raise ValueError(f"{id}: {unknown}")
+    kwargs = {"world": _resolve_world(world), **settings}
     known = gymnasium.registry.get(id)
     if known is not None:
         if known.entry_point != ENTRY_POINT:
             raise ValueError(f"{id}: this id is another environment's ({known.entry_point}); choose another")
-        if _same(known.kwargs, kwargs):
+        if _equal_settings(known.kwargs, kwargs):
             return
         if not overwrite:
             raise ValueError(
-                f"{id}: registered already, with {_told(known.kwargs)}; got {_told(kwargs)}. Choose another id, or "
+                f"{id}: registered already, with {_format_settings(known.kwargs)}; got {_format_settings(kwargs)}. Choose another id, or "
                 "overwrite=True"
             )
         del gymnasium.registry[id]  # Gymnasium would warn
     gymnasium.register(id=id, entry_point=ENTRY_POINT, vector_entry_point=VECTOR_ENTRY_POINT, kwargs=kwargs)
 
 
-def _lasting(world: str | os.PathLike[str]) -> str:
+def _resolve_world(world: str | os.PathLike[str]) -> str:
     """``world`` in words that mean the same wherever the process goes: a shipped name, a hub id, or an absolute folder that
     looks like a world."""
     if not isinstance(world, str | os.PathLike):
@@ -88,7 +75,7 @@ def _lasting(world: str | os.PathLike[str]) -> str:
     return str(place)
 
 
-def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+def _equal_settings(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Words and numbers are compared; anything else, say a task of tensors, is the same if it is the same object."""
     plain = str | int | float | None
     return one.keys() == other.keys() and all(
@@ -97,5 +84,5 @@ def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     )
 
 
-def _told(kwargs: dict[str, Any]) -> str:
+def _format_settings(kwargs: dict[str, Any]) -> str:
     return ", ".join(f"{k}={v!r}" for k, v in kwargs.items())

@@ -24,7 +24,9 @@ from neuralsim.agents.collection.collect import CollectConfig, collect
 from neuralsim.agents.heads.chunk_policy import ObservationHistory
 from neuralsim.agents.robot.emergency_stop import EmergencyStopKey
 from neuralsim.agents.robot.run import DriveConfig, Driven, drive
-from neuralsim.data.episode import Episode, EpisodeStore, JoinedStore, WindowSampler
+from neuralsim.data.episode import Episode
+from neuralsim.data.store import EpisodeStore, JoinedStore
+from neuralsim.data.windows import WindowSampler
 from neuralsim.envs.pusht.env import GOAL_POSE, PushTRealEnv
 from neuralsim.envs.pusht.robot import PushTRobot
 from neuralsim.envs.pusht.robot_server import RobotProcess, RobotSimConfig
@@ -211,10 +213,10 @@ def test_a_robot_process_that_dies_ends_the_run_and_what_was_driven_is_kept(tmp_
 
 
 def test_a_served_policy_drives(tmp_path: Path) -> None:
-    from neuralsim.agents.serving.server import Listening, PolicyServer
+    from neuralsim.agents.serving.server import PolicyServer, ServerConfig
     from neuralsim.pretrained.world import open_world
 
-    with PolicyServer(Wander(open_world(WORLD)), Listening(port=0)) as server:
+    with PolicyServer(Wander(open_world(WORLD)), ServerConfig(port=0)) as server:
         how = {"live": True, "pace": "step", "steps": 16}
         _, remote = driven(tmp_path, server=server.uri, out=tmp_path / "remote", **how)
         _, local = driven(tmp_path, out=tmp_path / "local", **how)
@@ -239,7 +241,7 @@ def test_recordings_are_read_with_collections_of_the_same_world(tmp_path: Path) 
 
 
 def test_recordings_train_a_world(tmp_path: Path) -> None:
-    from neuralsim.training.recipes import TrainConfig
+    from neuralsim.training.config import TrainConfig
     from neuralsim.training.trainer import Trainer
 
     driven(tmp_path, live=True, pace="step", episodes=20, steps=12, check=False)

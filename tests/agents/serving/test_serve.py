@@ -29,7 +29,7 @@ from neuralsim.agents.heads.chunk_policy import ObservationHistory
 from neuralsim.agents.serving.client import PolicyClient
 from neuralsim.agents.serving.protocol import ProtocolOptions
 from neuralsim.agents.serving.serve import ServeConfig, serve
-from neuralsim.agents.serving.server import Listening, PolicyServer
+from neuralsim.agents.serving.server import PolicyServer, ServerConfig
 from neuralsim.envs.pusht.env import pusht_spec
 from neuralsim.envs.robots.wire import pack, unpack
 from neuralsim.noise import Noise
@@ -37,7 +37,7 @@ from neuralsim.pretrained.world import open_world
 from neuralsim.spec import WorldSpec
 
 SPEC = pusht_spec()
-ANYWHERE = Listening(port=0)
+ANYWHERE = ServerConfig(port=0)
 
 
 @dataclass(eq=False)
@@ -92,7 +92,9 @@ class Dreamer:
         if prefix is not None:
             plans[:, :, : prefix.shape[1]] = prefix[:, None]
         values = [
-            self.model.read(self.model.unroll_last(state, torch.from_numpy(plans[:, j]), Noise.from_seeds(seeds)))["reward"]
+            self.model.read(self.model.unroll_last(state, torch.from_numpy(plans[:, j]), Noise.from_seeds(seeds)))[
+                "reward"
+            ]
             for j in range(4)
         ]
         best = torch.stack(values, 1).argmax(1).numpy()
@@ -126,7 +128,7 @@ def server(policy: MeanColour) -> Iterator[PolicyServer]:
 
 def openpi(server: PolicyServer, api_key: str | None = None) -> WebsocketClientPolicy:
     """openpi's own client, as PyPI ships it."""
-    return WebsocketClientPolicy("127.0.0.1", server.listening.port, api_key)
+    return WebsocketClientPolicy("127.0.0.1", server.config.port, api_key)
 
 
 def talk(server: PolicyServer) -> ClientConnection:
@@ -166,7 +168,7 @@ def test_openpis_own_client_and_broker_drive_it_for_50_steps(server: PolicyServe
             {"prev_total_ms"} if made == 0 else set()
         )
         assert reply["server_timing"]["infer_ms"] >= reply["policy_timing"]["infer_ms"] > 0
-    assert server.tally.requests == -(-50 // policy.chunk)
+    assert server.statistics.requests == -(-50 // policy.chunk)
 
 
 def test_the_first_words_tell_both_dialects_what_is_served(server: PolicyServer) -> None:
@@ -254,7 +256,7 @@ def test_roboarenas_dialect_is_spoken_on_the_same_port(server: PolicyServer, pol
         assert np.array_equal(unpack(link.recv(5)), answer_to(policy, frame()))
         link.send(pack(observation))
         assert set(unpack(link.recv(5))) == {"actions", "server_timing", "policy_timing"}
-    assert server.tally.episodes == 2
+    assert server.statistics.episodes == 2
 
 
 def test_strict_roboarena_clients_are_told_their_six_fields_alone(policy: MeanColour) -> None:
@@ -325,7 +327,7 @@ def test_a_new_episode_begins_where_the_client_says_so(
     client.infer(message)
     following = message | {"image": frame(1), "actions_done": np.ones((1, 2))}
     assert np.array_equal(anew(client, following)["actions"], answer_to(policy, frame(1)))
-    assert server.tally.episodes == 2
+    assert server.statistics.episodes == 2
 
 
 def test_two_clients_have_histories_of_their_own(server: PolicyServer, policy: MeanColour) -> None:
@@ -365,7 +367,7 @@ def test_who_asks_while_a_forward_runs_is_answered_by_one_forward(server: Policy
     assert policy.rows == [1, 4]
     assert [reply["policy_timing"]["rows"] for reply in got] == [1, 4, 4, 4, 4]
     assert all(np.allclose(reply["actions"], own, atol=1e-5) for reply, own in zip(got, alone, strict=True))
-    assert server.tally.figures()["requests_per_forward"] == 2.5
+    assert server.statistics.figures()["requests_per_forward"] == 2.5
 
 
 def test_histories_and_prefixes_of_other_lengths_are_answered_apart(server: PolicyServer, policy: MeanColour) -> None:
@@ -456,7 +458,7 @@ def test_what_is_no_request_gets_a_traceback_as_text_and_1011(server: PolicyServ
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1011
     assert others.infer({"image": frame()})["actions"].shape == (6, 2)
-    assert server.tally.errors == 1
+    assert server.statistics.errors == 1
 
 
 def test_an_oversized_message_is_refused_and_nobody_else_notices(policy: MeanColour) -> None:
@@ -472,7 +474,7 @@ def test_an_oversized_message_is_refused_and_nobody_else_notices(policy: MeanCol
 def test_what_is_no_websocket_at_all_is_dropped_quietly(
     server: PolicyServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with socket.create_connection(("127.0.0.1", server.listening.port)) as raw:
+    with socket.create_connection(("127.0.0.1", server.config.port)) as raw:
         raw.sendall(bytes(range(256)) * 8)
         raw.settimeout(5)
         while raw.recv(4096):
@@ -495,7 +497,7 @@ def test_a_client_that_vanishes_mid_inference_is_forgotten(server: PolicyServer,
     policy.held = False
     assert np.array_equal(openpi(server).infer({"image": frame(2)})["actions"], answer_to(policy, frame(2)))
     assert policy.rows[:2] == [1, 1], "the one that waited and went was never worked on"
-    assert server.tally.requests == 1
+    assert server.statistics.requests == 1
 
 
 def test_the_server_stops_at_once_though_the_policy_is_at_work(policy: MeanColour) -> None:
@@ -520,7 +522,7 @@ def test_a_policy_that_says_nan_sends_no_robot_a_nan(server: PolicyServer, polic
 
 
 def test_healthz_says_ok_in_plain_http(server: PolicyServer) -> None:
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.listening.port}/healthz", timeout=5) as reply:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.config.port}/healthz", timeout=5) as reply:
         assert (reply.status, reply.read()) == (200, b"OK\n")
 
 
@@ -531,9 +533,9 @@ def test_without_the_key_nobody_comes_in(policy: MeanColour) -> None:
             with pytest.raises(InvalidStatus) as refused:
                 openpi(server, wrong)
             assert refused.value.response.status_code == 401
-            with pytest.raises(PermissionError, match="wants another api_key"):
+            with pytest.raises(PermissionError, match="requires another api_key"):
                 PolicyClient(server.uri, wrong)
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.listening.port}/healthz", timeout=5) as reply:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.config.port}/healthz", timeout=5) as reply:
             assert reply.status == 200
         with PolicyClient(server.uri, "sesame") as remote:
             assert remote.spec == SPEC
@@ -560,13 +562,13 @@ def test_one_client_too_many_is_turned_away_until_another_leaves(policy: MeanCol
 def test_other_machines_are_served_only_with_a_key_or_by_decision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NEURALSIM_API_KEY", raising=False)
     with pytest.raises(ValueError, match=r"other machines could reach it; give --api-key .* or --open"):
-        _ = ServeConfig(host="0.0.0.0").listening
-    assert ServeConfig(host="0.0.0.0", open=True).listening.key is None
-    assert ServeConfig(host="0.0.0.0", api_key="k").listening.key == "k"
+        _ = ServeConfig(host="0.0.0.0").server
+    assert ServeConfig(host="0.0.0.0", open=True).server.key is None
+    assert ServeConfig(host="0.0.0.0", api_key="k").server.key == "k"
     for host in ("127.0.0.1", "localhost", "::1", "127.8.8.8"):
-        assert ServeConfig(host=host).listening.key is None
+        assert ServeConfig(host=host).server.key is None
     monkeypatch.setenv("NEURALSIM_API_KEY", "hidden")
-    assert ServeConfig(host="0.0.0.0").listening.key == "hidden"
+    assert ServeConfig(host="0.0.0.0").server.key == "hidden"
 
 
 # -- our own client ----------------------------------------------------------------------------------------------------------------
@@ -620,21 +622,21 @@ def test_a_server_killed_and_started_again_is_found_again(policy: MeanColour) ->
     seen = ObservationHistory.first(frame()[None], SPEC)
     expected = policy.predict_action_chunk(seen, [1])
     with PolicyServer(policy, ANYWHERE) as server:
-        port = server.listening.port
-        remote = PolicyClient(server.uri, patience=8)
+        port = server.config.port
+        remote = PolicyClient(server.uri, connect_timeout=8)
         assert np.array_equal(remote.predict_action_chunk(seen, [1]), expected)
     with ThreadPoolExecutor(1) as thread:
         reply = thread.submit(remote.predict_action_chunk, seen, [1])
         time.sleep(0.3)
         assert not reply.done(), "nobody is there"
-        with PolicyServer(policy, Listening(port=port)):
+        with PolicyServer(policy, ServerConfig(port=port)):
             assert np.array_equal(reply.result(10), expected)
             remote.close()
             assert np.array_equal(remote.predict_action_chunk(seen, [1]), expected)
-    remote.patience = 0.3
+    remote.connect_timeout = 0.3
     with pytest.raises(ConnectionError, match=r"no policy server for 0\.3 s .*'neuralsim serve' starts one"):
         remote.predict_action_chunk(seen, [1])
-    with PolicyServer(MeanColour(chunk=4), Listening(port=port)), pytest.raises(ValueError, match="another policy"):
+    with PolicyServer(MeanColour(chunk=4), ServerConfig(port=port)), pytest.raises(ValueError, match="another policy"):
         remote.predict_action_chunk(seen, [1])
 
 
@@ -648,7 +650,7 @@ def test_a_connection_that_breaks_mid_request_is_asked_anew(policy: MeanColour) 
         link = remote._links[0]
         assert link is not None
         link.socket.shutdown(socket.SHUT_RDWR)
-        wait_for(lambda: server.tally.clients == 2)
+        wait_for(lambda: server.statistics.clients == 2)
         policy.free.set()
         assert np.array_equal(reply.result(10), expected)
 
@@ -667,7 +669,7 @@ def test_what_the_server_says_went_wrong_is_said_here(server: PolicyServer, poli
     black = ObservationHistory.first(np.zeros((1, *SPEC.frame_shape), np.uint8), SPEC)
     policy.rows.append(0)
     with PolicyClient(server.uri) as remote:
-        with pytest.raises(ConnectionError, match="the server says: RuntimeError: nothing but black"):
+        with pytest.raises(ConnectionError, match="the server reports: RuntimeError: nothing but black"):
             remote.predict_action_chunk(black, [0])
         assert remote.predict_action_chunk(ObservationHistory.first(frame()[None], SPEC), [0]).shape == (1, 6, 2)
 
@@ -675,20 +677,20 @@ def test_what_the_server_says_went_wrong_is_said_here(server: PolicyServer, poli
 def test_a_remote_policy_knows_its_own_kind(policy: MeanColour) -> None:
     with (
         PolicyServer(policy, ANYWHERE, ProtocolOptions(announce="roboarena")) as server,
-        pytest.raises(ValueError, match="expected a policy of NeuralSim; its server tells image_resolution"),
+        pytest.raises(ValueError, match="expected a policy of NeuralSim; its server announces image_resolution"),
     ):
         PolicyClient(server.uri)
     with pytest.raises(ValueError, match="no address of a websocket"):
         PolicyClient("http://127.0.0.1:1")
     with pytest.raises(ConnectionError, match="no policy server"):
-        PolicyClient("127.0.0.1:1", patience=0.2)
+        PolicyClient("127.0.0.1:1", connect_timeout=0.2)
 
 
 # -- the command -------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_taken_port_is_said_so(server: PolicyServer, policy: MeanColour) -> None:
-    port = server.listening.port
+    port = server.config.port
     with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1 port {port}: .*give another --port"):
         serve(ServeConfig(port=port), lambda line: None, policy)
 

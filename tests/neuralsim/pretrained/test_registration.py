@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -18,8 +18,9 @@ import pytest
 import torch
 
 import neuralsim
-from neuralsim.envs.imagined.env import ImaginedEnv, ImaginedVectorEnv
-from neuralsim.pretrained.registration import SETTINGS
+from neuralsim.envs.imagined.config import ImaginedEnvConfig
+from neuralsim.envs.imagined.env import ImaginedEnv
+from neuralsim.envs.imagined.vector_env import ImaginedVectorEnv
 from neuralsim.pretrained.world import World, open_world
 from neuralsim.storage.manifest import seal
 
@@ -87,7 +88,10 @@ def test_settings_are_defaults_that_make_may_change(tiny_world: Path, endless: A
 
 
 def test_the_settings_are_those_of_the_environment() -> None:
-    assert tuple(inspect.signature(ImaginedEnv).parameters) == ("world", *SETTINGS)
+    names = [field.name for field in dataclasses.fields(ImaginedEnvConfig)]
+    assert names == ["observation", "task", "horizon", "render_mode", "chunk", "denoise_steps", "temperature",
+                     "uncertainty_limit", "lean", "device", "precision"]  # fmt: skip
+    assert ImaginedEnvConfig.explain_unknown(dict.fromkeys(names)) == ""
 
 
 def test_shipped_names_and_the_hub_can_be_registered_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
