@@ -6,16 +6,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from neuralsim.agents.planning.planner import Planner, goal_image
+    from neuralsim.agents.planning.planner import Planner, PlannerConfig, goal_image
     from neuralsim.agents.planning.solvers import CEM, ICEM, MPPI, RandomShooting
 
-__all__ = ["CEM", "ICEM", "MPPI", "Planner", "RandomShooting", "goal_image"]
+__all__ = ["CEM", "ICEM", "MPPI", "Planner", "PlannerConfig", "RandomShooting", "goal_image"]
 
 _LATER = {
     "CEM": "planning.solvers",
     "ICEM": "planning.solvers",
     "MPPI": "planning.solvers",
     "Planner": "planning.planner",
+    "PlannerConfig": "planning.planner",
     "RandomShooting": "planning.solvers",
     "goal_image": "planning.planner",
 }

@@ -19,7 +19,8 @@ import torch
 
 from neuralsim.noise import Noise
 from neuralsim.runtime.device import inference
-from neuralsim.task import GoalImage, SumTask, Task, View, judge
+from neuralsim.state_view import View
+from neuralsim.task import GoalImage, SumTask, Task, evaluate_task
 from neuralsim.world_model import State, WorldModel
 
 When = Literal["end", "blocks", "steps"]
@@ -33,7 +34,7 @@ class CostConfig:
     when: When = "end"
     """Rewards that count: of the last step (end), of the last step of each block (blocks), of all steps (steps)."""
     block: int = 5
-    """Actions per ``jump`` of the model with "end" and "blocks", which predict nothing in between."""
+    """Actions per ``unroll_last`` of the model with "end" and "blocks", which predict nothing in between."""
     chunk: int = 1
     """Actions per ``unroll`` of the model with "steps"; 1 uses ``step``."""
     discount: float = 1.0
@@ -81,7 +82,7 @@ class PlanCost:
         self.model, self.task, self.state, self.noise, self.dtype = model, task, state, noise, dtype
         self.config = config or CostConfig()
         if not self.config.uncertainty_penalty:
-            self.state = model.lean(state)
+            self.state = model.without_ensemble(state)
         self._repeated = self.state
         # Where only the final reward counts, the task need not score the steps before.
         self._scores_every_step = (
@@ -105,7 +106,7 @@ class PlanCost:
             if not self._scores_every_step and step < actions.shape[1] - 1:
                 before = after
                 continue
-            outcome = judge(self.task, before, actions[:, step], after)
+            outcome = evaluate_task(self.task, before, actions[:, step], after)
             reward = outcome.reward.float()
             if config.when == "end":
                 returns = torch.where(active, reward, returns)
@@ -134,7 +135,7 @@ class PlanCost:
             part = actions[:, i : i + stride]
             end = i + part.shape[1] - 1
             if config.when != "steps":
-                state = self.model.jump(state, part, noise.advance(i))
+                state = self.model.unroll_last(state, part, noise.advance(i))
                 yield end, state
             elif stride == 1:
                 state = self.model.step(state, part[:, 0], noise.advance(i))

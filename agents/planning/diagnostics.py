@@ -1,13 +1,14 @@
-"""Gap: how far planning in a learned world stays behind planning in the truth, with everything but the dynamics alike.
+"""Diagnostics of planning: what is lost by planning in a learned world, and how thrifty a solver is.
 
-Regret: the plan found in imagination and the one found in the oracle, at equal samples, are both carried out in truth; how
-much farther from the goal does the first end? Rank correlation: do candidates that are dreamt to end near the goal truly
-end near it? Both judge by the same task, the truth through its true last frame.
+OracleRegret: the plan found in imagination and the one found in the real simulator, at equal samples, are both executed
+in the simulator; how much farther from the goal does the first end? Rank correlation: do candidates imagined to end near
+the goal really end near it? Both use the same task, applied to the real last frame. SolverEfficiency: cost and
+evaluations of a solver's plans beside those of the field's usual CEM, in the same model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -17,7 +18,7 @@ import torch
 from neuralsim.agents.planning.cost import PlanCost
 from neuralsim.agents.planning.goals import StartGoal
 from neuralsim.agents.planning.planner import Planner
-from neuralsim.agents.planning.solvers import SolverIteration
+from neuralsim.agents.planning.solvers import CEM, SearchLimits, Solver, SolverIteration
 from neuralsim.envs.oracle import Oracle, OracleState
 from neuralsim.evaluation.statistics import rank_correlation
 from neuralsim.noise import Noise
@@ -28,17 +29,22 @@ from neuralsim.world_model import State, WorldModel
 
 LOOKAHEADS = (10, 25)
 """Steps after which candidates are compared."""
-FIRST, LATE = 48, 16
+N_FIRST, N_LAST = 48, 16
 """Candidates taken from the search's first round and from its last."""
-SPREAD = 0.02
-"""Candidates differ in truth where the standard deviation of their true costs is at least this share of the mean."""
+LEAST_SPREAD = 0.02
+"""Candidates differ in reality where the standard deviation of their real costs is at least this share of the mean."""
+FIELD = CEM(candidates=300, rounds=30, elites=30)
+"""The default of stable-worldmodel and DINO-WM."""
 
 
 @dataclass(frozen=True)
 class OracleRegret:
-    """What one pair tells. Distances in units from the goal, as the oracle's features have it: begun from, and reached in
-    truth by the plan imagined and by the oracle's. ranks: lookahead (as text) -> Spearman's correlation of imagined and
-    true costs, None where the candidates do not differ in truth."""
+    """Regret and rank correlations of one pair.
+
+    Distances in units from the goal, as the oracle's features have it: ``begun`` from, and reached by executing the plan
+    ``imagined`` and the ``oracle``'s. ranks: lookahead (as text) -> Spearman's correlation of imagined and real costs,
+    None where the candidates' real costs do not differ.
+    """
 
     pair: int
     begun: float
@@ -48,86 +54,126 @@ class OracleRegret:
 
     @property
     def regret(self) -> float:
-        """Units that imagination cost."""
+        """Units lost by planning in imagination."""
         return self.imagined - self.oracle
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of ``to_dict``."""
+        """Invert ``to_dict``."""
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class SolverEfficiency:
+    """One pair planned for twice from nothing in the same model.
+
+    Predicted cost and evaluations of the solver in question and of the field's; ``rest_cost``: cost of doing nothing.
+    """
+
+    pair: int
+    rest_cost: float
+    cost: float
+    evaluations: int
+    field_cost: float
+    field_evaluations: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Invert ``to_dict``."""
         return cls(**values)
 
 
 def goal_state(oracle: Oracle, goal: np.ndarray) -> Task:
-    """The task to bring ``oracle``'s world to the true state ``goal`` ``(s,)``; what GoalImage is to a learned world, without
-    the reader's error."""
-    aim = oracle.features(oracle.at(goal))
-    return FunctionTask(lambda before, action, after: -(after.features - aim).square().mean(-1).sqrt())
+    """Task to bring ``oracle``'s world to the state ``goal`` ``(s,)``: GoalImage without the state estimator's error."""
+    features = oracle.features(oracle.at(goal))
+    return FunctionTask(lambda before, action, after: -(after.features - features).square().mean(-1).sqrt())
 
 
 def oracle_regret(pair: StartGoal, planner: Planner, oracle_planner: Planner, oracle: Oracle) -> OracleRegret:
-    """Plan once from the pair's start in the world of ``planner`` and once in the truth, and carry both out."""
+    """Plan from the pair's start in the world of ``planner`` and in the simulator, and execute both plans."""
     start = oracle.at(pair.start)
-    seen = see(planner.model, oracle.decode(start))
-    plans = planner.decide(seen)[0].actions, oracle_planner.decide(start)[0].actions
+    state = encode_frames(planner.model, oracle.decode(start))
+    plans = planner.decide(state)[0].actions, oracle_planner.decide(start)[0].actions
     ends = [_ends(oracle, start, plan[None]) for plan in plans]
-    begun, imagined, true = (goal_distance(oracle, state, pair.goal) for state in (start, *ends))
-    ranks = {str(k): rank_of(pair, planner, oracle, k) for k in LOOKAHEADS}
-    return OracleRegret(pair.index, begun, imagined, true, ranks)
+    begun, imagined, real = (goal_distance(oracle, state, pair.goal) for state in (start, *ends))
+    ranks = {str(k): cost_rank_correlation(pair, planner, oracle, k) for k in LOOKAHEADS}
+    return OracleRegret(pair.index, begun, imagined, real, ranks)
 
 
 def goal_distance(oracle: Oracle, state: OracleState, goal: np.ndarray) -> float:
-    """Units by which the points of the scene (a pusher's count less, see the oracle) are off, root mean square."""
+    """Root-mean-square distance in units of the scene's points (a pusher's count less, see the oracle) from the goal."""
     off = oracle.features(state) - oracle.features(oracle.at(goal))
     return float(off.square().view(-1, 2).sum(1).mean().sqrt()) * oracle.half_extent
 
 
-def rank_of(pair: StartGoal, planner: Planner, oracle: Oracle, lookahead: int) -> float | None:
-    """Spearman's correlation between imagined and true costs of what the planner's search tries from the pair's start."""
+def cost_rank_correlation(pair: StartGoal, planner: Planner, oracle: Oracle, lookahead: int) -> float | None:
+    """Spearman's correlation of imagined and real costs over candidates of the planner's search from the pair's start."""
     model, start = planner.model, oracle.at(pair.start)
-    state, noise = see(model, oracle.decode(start)), Noise.from_seeds([planner.seed], model.device)
-    scorer = PlanCost(model, planner.task, state, noise, planner.scoring, planner.dtype)
+    cost = plan_cost(planner, encode_frames(model, oracle.decode(start)))
     rounds: list[SolverIteration] = []
-    rng = torch.Generator().manual_seed(planner.seed)
-    planner.search.plan(scorer, planner.action_space, lookahead, rng, on_round=rounds.append)
-    candidates, imagined = _mixed(rounds)
-    true = true_costs(model, planner.task, oracle, start, candidates, planner.dtype)
-    if true.std() < SPREAD * abs(true.mean()):
+    rng = torch.Generator("cpu").manual_seed(planner.config.seed)
+    limits = SearchLimits(batch=planner.config.batch)
+    planner.solver.plan(cost, planner.action_space, lookahead, rng, limits=limits, on_iteration=rounds.append)
+    candidates, imagined = _sample(rounds)
+    real = real_costs(planner, oracle, start, candidates)
+    if real.std() < LEAST_SPREAD * abs(real.mean()):
         return None
-    found = rank_correlation(imagined.numpy(), true)
+    found = rank_correlation(imagined.numpy(), real)
     return found if np.isfinite(found) else None
 
 
-def true_costs(
-    model: WorldModel, task: Task, oracle: Oracle, start: OracleState, plans: torch.Tensor, dtype: torch.dtype
-) -> np.ndarray:
-    """What ``task``, which looks at ends alone, says of the true ends of ``plans`` ``(n l a)`` as ``model`` sees them: minus
-    the reward, ``(n,)``."""
-    seen = see(model, oracle.decode(start)).repeat(len(plans))
-    ends = see(model, oracle.decode(_ends(oracle, start, plans)))
+def real_costs(planner: Planner, oracle: Oracle, start: OracleState, plans: torch.Tensor) -> np.ndarray:
+    """Costs ``(n,)`` under the planner's task, which scores ends alone, of the real ends of ``plans`` ``(n l a)``."""
+    model, dtype = planner.model, planner.dtype
+    before = encode_frames(model, oracle.decode(start)).repeat(len(plans))
+    after = encode_frames(model, oracle.decode(_ends(oracle, start, plans)))
     with inference(model.device, dtype):
-        outcome = evaluate_task(task, View(model, seen, dtype), plans[:, -1].to(model.device), View(model, ends, dtype))
+        last = plans[:, -1].to(model.device)
+        outcome = evaluate_task(planner.task, View(model, before, dtype), last, View(model, after, dtype))
     return -outcome.reward.float().cpu().numpy()
 
 
-def see(model: WorldModel, frames: torch.Tensor) -> State:
-    """What ``model`` takes single ``frames`` ``(b h w c)`` for."""
+def solver_efficiency(
+    pair: StartGoal, make: Callable[[Solver], Planner], solver: Solver, oracle: Oracle
+) -> SolverEfficiency:
+    """Compare ``solver`` with FIELD; ``make`` returns a planner for the pair's goal with a given solver and no time limit."""
+    ours, theirs = make(solver), make(FIELD)
+    state = encode_frames(ours.model, oracle.decode(oracle.at(pair.start)))
+    one, other = ours.decide(state)[0], theirs.decide(state)[0]
+    rest = float(plan_cost(ours, state)(torch.zeros_like(one.actions)[None])[0])
+    return SolverEfficiency(pair.index, rest, one.cost, one.evaluations, other.cost, other.evaluations)
+
+
+def plan_cost(planner: Planner, state: State) -> PlanCost:
+    """The planner's cost from ``state``, under noise of its seed."""
+    noise = Noise.from_seeds([planner.config.seed], planner.model.device)
+    return PlanCost(planner.model, planner.task, state, noise, planner.config, planner.dtype)
+
+
+def encode_frames(model: WorldModel, frames: torch.Tensor) -> State:
+    """Encode single ``frames`` ``(b h w c)`` without history."""
     with torch.inference_mode():
         frames = frames.to(model.device)
-        return model.encode(frames[:, None], torch.zeros(len(frames), 0, model.spec.action_size, device=model.device))
+        none = torch.zeros(len(frames), 0, model.spec.action_size, dtype=torch.float32, device=model.device)
+        return model.encode(frames[:, None], none)
 
 
 def _ends(oracle: Oracle, start: OracleState, plans: torch.Tensor) -> OracleState:
     return oracle.unroll_last(start.repeat(len(plans)), plans, Noise.from_seeds([0] * len(plans)))
 
 
-def _mixed(rounds: Sequence[SolverIteration]) -> tuple[torch.Tensor, torch.Tensor]:
+def _sample(rounds: Sequence[SolverIteration]) -> tuple[torch.Tensor, torch.Tensor]:
     """Candidates of the first round and of the last, with the costs imagined."""
-    parts = [(rounds[0], FIRST), (rounds[-1], LATE)] if len(rounds) > 1 else [(rounds[0], FIRST)]
-    # A round begins with what was handed on from earlier ones; its draws come last.
+    parts = [(rounds[0], N_FIRST), (rounds[-1], N_LAST)] if len(rounds) > 1 else [(rounds[0], N_FIRST)]
+    # A round begins with candidates kept from earlier ones; its draws come last.
     return (
         torch.cat([r.candidates[-n:] for r, n in parts]),
         torch.cat([r.costs[-n:] for r, n in parts]),

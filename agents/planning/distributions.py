@@ -1,7 +1,7 @@
-"""Belief: where good plans are thought to lie, a distribution over control points ``(m, a)``.
+"""Action distributions: where good plans are expected to lie, over control points ``(m, a)``.
 
-A search draws candidates from a belief and fits it to the best of them. Everything that leaves a belief lies in the
-action space: the space of the bounds is the space of the candidates. All on the CPU, where small things are fast.
+A solver draws candidates from a distribution and fits it to the best of them. Every draw lies in the action space.
+All tensors are on the CPU, where small ones are fast.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 
 class ActionDistribution(Protocol):
-    """What a search asks of a distribution over control points."""
+    """Distribution over control points ``(m, a)``, as solvers use it."""
 
     @property
     def rest(self) -> torch.Tensor:
@@ -26,20 +26,22 @@ class ActionDistribution(Protocol):
 
     @property
     def mode(self) -> torch.Tensor:
-        """``(m, a)``: the likeliest points."""
+        """``(m, a)``: the most likely points."""
 
     def draw(self, n: int, rng: torch.Generator) -> torch.Tensor:
-        """``(n, m, a)``: points by chance."""
+        """Return ``(n, m, a)`` random points."""
 
     def contain(self, actions: torch.Tensor) -> torch.Tensor:
-        """``actions`` ``(..., a)`` moved into the action space where they are not, as float32 or int64."""
+        """Clip ``actions`` ``(..., a)`` to the action space, as float32 or int64."""
 
     def around(self, points: torch.Tensor) -> Self:
-        """The same belief about ``points`` ``(m, a)``."""
+        """Return the same distribution centred at ``points`` ``(m, a)``."""
 
     def fit(self, points: torch.Tensor, weights: torch.Tensor, momentum: float, widths: bool) -> Self:
-        """Move to ``points`` ``(e, m, a)`` with ``weights`` ``(e,)`` of sum 1; ``momentum`` is the share of the old
-        belief that stays. Without ``widths`` only the middle moves."""
+        """Fit to ``points`` ``(e, m, a)`` with ``weights`` ``(e,)`` of sum 1.
+
+        ``momentum``: share of the old distribution that stays. Without ``widths`` only the centre moves.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +53,7 @@ class Box:
 
     @property
     def rest(self) -> torch.Tensor:
-        """See Belief."""
+        """``(a,)``: 0, or the bound nearest to it."""
         return torch.zeros_like(self.low).clamp(self.low, self.high)
 
     @property
@@ -60,87 +62,87 @@ class Box:
         return (self.high - self.low) / 2
 
     def contain(self, actions: torch.Tensor) -> torch.Tensor:
-        """See Belief."""
+        """Clip ``actions`` ``(..., a)`` to the bounds, as float32."""
         return actions.to(torch.float32).clamp(self.low, self.high)
 
 
 @dataclass(frozen=True, eq=False)
 class Uniform(Box):
-    """Anywhere in the box, at each of ``points`` points; learns nothing. ``beta``: see :func:`coloured`."""
+    """Uniform in the box at each of ``points`` points; never fitted. ``beta``: see :func:`coloured`."""
 
     points: int
     beta: float
 
     @property
     def mode(self) -> torch.Tensor:
-        """See Belief."""
+        """``(m, a)``: rest."""
         return self.rest.repeat(self.points, 1)
 
     def draw(self, n: int, rng: torch.Generator) -> torch.Tensor:
-        """See Belief."""
+        """Return ``(n, m, a)`` random points."""
         share = torch.special.ndtr(coloured((n, self.points, len(self.low)), self.beta, rng))
         return self.contain(torch.lerp(self.low, self.high, share))
 
     def around(self, points: torch.Tensor) -> Self:
-        """See Belief."""
+        """Return itself."""
         return self
 
     def fit(self, points: torch.Tensor, weights: torch.Tensor, momentum: float, widths: bool) -> Self:
-        """See Belief."""
+        """Return itself."""
         return self
 
 
 @dataclass(frozen=True, eq=False)
 class Normal(Box, ABC):
-    """Normals clipped to the box, about ``mean`` ``(m, a)``."""
+    """Normals clipped to the box, with ``mean`` ``(m, a)``."""
 
     mean: torch.Tensor
 
     @property
     def mode(self) -> torch.Tensor:
-        """See Belief."""
+        """``(m, a)``: the mean."""
         return self.mean
 
     def around(self, points: torch.Tensor) -> Self:
-        """See Belief."""
+        """Return the same distribution with mean ``points`` ``(m, a)``."""
         return replace(self, mean=points)
 
     def fit(self, points: torch.Tensor, weights: torch.Tensor, momentum: float, widths: bool) -> Self:
-        """See Belief."""
+        """Fit the mean, and with ``widths`` the widths, to weighted ``points`` ``(e, m, a)``."""
         mean = (weights @ points.flatten(1)).view_as(self.mean)
         moved = self.around(torch.lerp(mean, self.mean, momentum))
-        return moved._widened(points - mean, weights, momentum) if widths else moved
+        return moved._fit_widths(points - mean, weights, momentum) if widths else moved
 
     @abstractmethod
-    def _widened(self, away: torch.Tensor, weights: torch.Tensor, momentum: float) -> Self:
-        """The width of ``fit``, for points ``away`` ``(e, m, a)`` from their mean."""
+    def _fit_widths(self, deviations: torch.Tensor, weights: torch.Tensor, momentum: float) -> Self:
+        """Fit the widths to ``deviations`` ``(e, m, a)`` from the mean."""
 
 
 @dataclass(frozen=True, eq=False)
 class Gaussian(Normal):
-    """Each number for itself: sigma ``(m, a)``, not below ``floor`` half widths. ``beta``: see :func:`coloured`."""
+    """Independent normals: sigma ``(m, a)``, not below ``floor`` half widths. ``beta``: see :func:`coloured`."""
 
     sigma: torch.Tensor
     floor: float
     beta: float
 
     def draw(self, n: int, rng: torch.Generator) -> torch.Tensor:
-        """See Belief."""
+        """Return ``(n, m, a)`` random points."""
         return self.contain(torch.addcmul(self.mean, self.sigma, coloured((n, *self.mean.shape), self.beta, rng)))
 
-    def _widened(self, away: torch.Tensor, weights: torch.Tensor, momentum: float) -> Self:
-        sigma = (weights @ away.square().flatten(1)).sqrt().view_as(self.mean)
+    def _fit_widths(self, deviations: torch.Tensor, weights: torch.Tensor, momentum: float) -> Self:
+        sigma = (weights @ deviations.square().flatten(1)).sqrt().view_as(self.mean)
         return replace(self, sigma=torch.maximum(torch.lerp(sigma, self.sigma, momentum), self.floor * self.half))
 
 
 @dataclass(frozen=True, eq=False)
 class Correlated(Normal):
-    """Numbers that vary together: covariance float64 ``(m * a, m * a)``, and ``floor`` half widths for each on top.
+    """Normals with a full covariance, float64 ``(m * a, m * a)``, and ``floor`` half widths for each number on top.
 
-    Where a plan arrives is a sum of its actions: one may do less if another does more. Numbers that vary each for
-    themselves cannot say so and close in from all sides at once; these can, and need a fraction of the candidates.
-    Source: Hansen and Ostermeier, "Completely derandomized self-adaptation in evolution strategies" (CMA-ES), 2001, of
-    which this is the rank-mu update alone.
+    A plan arrives at the sum of its actions: one may do less if another does more. Independent numbers cannot express
+    that and close in from all sides at once; correlated ones can, and need a fraction of the candidates. Source: Hansen
+    and Ostermeier, "Completely derandomized self-adaptation in evolution strategies" (CMA-ES), 2001; this is its rank-mu
+    update alone.
     """
 
     covariance: torch.Tensor
@@ -148,29 +150,29 @@ class Correlated(Normal):
 
     @cached_property
     def factor(self) -> torch.Tensor:
-        """float32 ``(m * a, m * a)``: what carries white noise to this covariance, the floor included."""
+        """float32 ``(m * a, m * a)``: Cholesky factor of the covariance, the floor included."""
         least = (self.floor * self.half).square().repeat(len(self.mean))
-        least = least + 1e-8 * self.covariance.diagonal().mean()  # fewer elites than numbers leave directions without
+        least = least + 1e-8 * self.covariance.diagonal().mean()  # fewer elites than numbers: some directions are empty
         return torch.linalg.cholesky(self.covariance + least.double().diag()).float()
 
     def draw(self, n: int, rng: torch.Generator) -> torch.Tensor:
-        """See Belief."""
-        white = torch.randn(n, self.mean.numel(), generator=rng)
+        """Return ``(n, m, a)`` random points."""
+        white = torch.randn(n, self.mean.numel(), generator=rng, dtype=torch.float32, device="cpu")
         return self.contain(self.mean + (white @ self.factor.T).view(n, *self.mean.shape))
 
-    def _widened(self, away: torch.Tensor, weights: torch.Tensor, momentum: float) -> Self:
-        flat = away.flatten(1).double()
+    def _fit_widths(self, deviations: torch.Tensor, weights: torch.Tensor, momentum: float) -> Self:
+        flat = deviations.flatten(1).double()
         return replace(self, covariance=torch.lerp((flat.T * weights) @ flat, self.covariance, momentum))
 
 
 @dataclass(frozen=True, eq=False)
 class Categorical:
-    """Independent choices: chances ``(m, a, c)``, of which dimension i has ``sizes[i]``, counted from ``first[i]``.
+    """Independent choices with ``probabilities`` ``(m, a, c)``; dimension i has ``sizes[i]``, counted from ``first[i]``.
 
-    ``floor`` is the share drawn evenly; ``beta`` (see :func:`coloured`) gives runs of like choices.
+    ``floor`` is the share drawn evenly; ``beta`` (see :func:`coloured`) gives runs of equal choices.
     """
 
-    chances: torch.Tensor
+    probabilities: torch.Tensor
     sizes: torch.Tensor
     first: torch.Tensor
     floor: float
@@ -178,61 +180,64 @@ class Categorical:
 
     @property
     def rest(self) -> torch.Tensor:
-        """See Belief."""
+        """``(a,)``: the first choice of each dimension."""
         return self.first
 
     @property
     def mode(self) -> torch.Tensor:
-        """See Belief."""
-        return self.first + self.chances.argmax(-1)
+        """``(m, a)``: the most likely choices."""
+        return self.first + self.probabilities.argmax(-1)
 
     def draw(self, n: int, rng: torch.Generator) -> torch.Tensor:
-        """See Belief."""
-        share = torch.special.ndtr(coloured((n, *self.chances.shape[:2]), self.beta, rng))
-        passed = share[..., None] > self.chances.cumsum(-1)
+        """Return ``(n, m, a)`` random choices."""
+        share = torch.special.ndtr(coloured((n, *self.probabilities.shape[:2]), self.beta, rng))
+        passed = share[..., None] > self.probabilities.cumsum(-1)
         return self.contain(self.first + passed.sum(-1))
 
     def contain(self, actions: torch.Tensor) -> torch.Tensor:
-        """See Belief."""
+        """Clip ``actions`` ``(..., a)`` to the choices, as int64."""
         return actions.to(torch.int64).clamp(self.first, self.first + self.sizes - 1)
 
     def around(self, points: torch.Tensor) -> Self:
-        """See Belief."""
+        """Return itself."""
         return self
 
     def fit(self, points: torch.Tensor, weights: torch.Tensor, momentum: float, widths: bool) -> Self:
-        """See Belief."""
-        chosen = torch.nn.functional.one_hot(points - self.first, self.chances.shape[-1]).to(torch.float32)
-        chances = torch.lerp(torch.einsum("e,emac->mac", weights, chosen), self.chances, momentum)
-        return replace(self, chances=torch.lerp(chances, even(self.sizes), self.floor))
+        """Fit the probabilities to weighted ``points`` ``(e, m, a)``."""
+        chosen = torch.nn.functional.one_hot(points - self.first, self.probabilities.shape[-1]).to(torch.float32)
+        probabilities = torch.lerp(torch.einsum("e,emac->mac", weights, chosen), self.probabilities, momentum)
+        return replace(self, probabilities=torch.lerp(probabilities, equal_probabilities(self.sizes), self.floor))
 
 
-def even(sizes: torch.Tensor) -> torch.Tensor:
-    """Equal chances ``(a, c)`` for ``sizes`` ``(a,)`` choices, 0 beyond them."""
-    return (torch.arange(int(sizes.max())) < sizes[:, None]) / sizes[:, None]
+def equal_probabilities(sizes: torch.Tensor) -> torch.Tensor:
+    """Equal probabilities, float32 ``(a, c)``, for ``sizes`` ``(a,)`` choices; 0 beyond them."""
+    return (torch.arange(int(sizes.max()), device="cpu") < sizes[:, None]).to(torch.float32) / sizes[:, None]
 
 
-def anything(space: gym.Space, points: int, beta: float, floor: float = 0.0) -> Uniform | Categorical:
-    """All of ``space`` alike at each of ``points`` points: a Box ``(a,)`` with finite bounds, a Discrete or a
-    MultiDiscrete ``(a,)``; a ValueError for other spaces."""
+def uniform(space: gym.Space, points: int, beta: float, floor: float = 0.0) -> Uniform | Categorical:
+    """Uniform distribution over ``space`` at each of ``points`` points.
+
+    ``space``: a Box ``(a,)`` with finite bounds, a Discrete or a MultiDiscrete ``(a,)``; a ValueError for other spaces.
+    """
     if isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and space.is_bounded():
-        return Uniform(torch.as_tensor(space.low).float(), torch.as_tensor(space.high).float(), points, beta)
+        low, high = (torch.as_tensor(x, device="cpu").float() for x in (space.low, space.high))
+        return Uniform(low, high, points, beta)
     if isinstance(space, gym.spaces.Discrete):
-        sizes, first = torch.tensor([int(space.n)]), torch.tensor([int(space.start)])
+        sizes, first = (torch.tensor([int(x)], device="cpu") for x in (space.n, space.start))
     elif isinstance(space, gym.spaces.MultiDiscrete) and space.nvec.ndim == 1:
-        sizes, first = (torch.as_tensor(x.astype(np.int64)) for x in (space.nvec, space.start))
+        sizes, first = (torch.as_tensor(x.astype(np.int64), device="cpu") for x in (space.nvec, space.start))
     else:
         raise ValueError(
             f"action space: expected a Box (a,) with finite bounds, a Discrete or a MultiDiscrete (a,), got {space}"
         )
-    return Categorical(even(sizes).repeat(points, 1, 1), sizes, first, floor, beta)
+    return Categorical(equal_probabilities(sizes).repeat(points, 1, 1), sizes, first, floor, beta)
 
 
-def about_rest(
+def normal_around_rest(
     space: gym.Space, points: int, beta: float, sigma: float, floor: float, correlated: bool
 ) -> ActionDistribution:
-    """Normals about rest, of width ``sigma`` in half widths of the bounds; where actions are choices, all alike."""
-    flat = anything(space, points, beta, floor)
+    """Normals around rest, of standard deviation ``sigma`` in half widths of the bounds; choices are equally likely."""
+    flat = uniform(space, points, beta, floor)
     if isinstance(flat, Categorical):
         return flat
     width = sigma * flat.half
@@ -251,18 +256,22 @@ def coloured(shape: Sequence[int], beta: float, rng: torch.Generator) -> torch.T
     """
     n, points, size = shape
     if beta == 0 or points == 1:
-        return torch.randn(n, points, size, generator=rng)
-    return colouring(points, beta) @ torch.randn(n, 2 * points, size, generator=rng)
+        return torch.randn(n, points, size, generator=rng, dtype=torch.float32, device="cpu")
+    white = torch.randn(n, 2 * points, size, generator=rng, dtype=torch.float32, device="cpu")
+    return colouring(points, beta) @ white
 
 
 @lru_cache(maxsize=32)
 def colouring(points: int, beta: float) -> torch.Tensor:
-    """The filter of :func:`coloured`, ``(points, 2 * points)``: white noise of twice the length is coloured over one
-    period and cut in half, for within a whole period the last point would resemble the first."""
+    """Filter of :func:`coloured`, ``(points, 2 * points)``.
+
+    White noise of twice the length is coloured over one period and cut in half, for within a whole period the last
+    point would resemble the first.
+    """
     period = 2 * points
     frequency = np.fft.rfftfreq(period)
     frequency[0] = frequency[1]
     kernel = np.fft.irfft(frequency ** (-beta / 2), period)
     kernel /= np.linalg.norm(kernel)
     shift = (np.arange(points)[:, None] - np.arange(period)) % period
-    return torch.as_tensor(kernel[shift], dtype=torch.float32)
+    return torch.as_tensor(kernel[shift], dtype=torch.float32, device="cpu")

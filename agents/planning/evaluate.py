@@ -1,23 +1,22 @@
-"""plan: the field's protocol of planning, as the command line asks for it: pairs of start and goal in the true world, a planner
-in a learned one, controls beside it, and everything that is needed to believe the figures."""
+"""The command ``plan``: evaluate a planner in a learned world by the field's protocol, beside baselines and the real simulator."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from neuralsim.agents.planning.actors import OracleActor
+from neuralsim.agents.planning.actors import PlanRecorder
+from neuralsim.agents.planning.baselines import BASELINES
 from neuralsim.agents.planning.config import PlanConfig
-from neuralsim.agents.planning.diagnostics import OracleRegret, oracle_regret
-from neuralsim.agents.planning.goal_trial import CONTROLS, GoalTrial, attempt
+from neuralsim.agents.planning.diagnostics import OracleRegret, SolverEfficiency, oracle_regret, solver_efficiency
+from neuralsim.agents.planning.goal_trial import DecisionCost, GoalTrial, run_trial, system_load
 from neuralsim.agents.planning.goals import StartGoal
-from neuralsim.agents.planning.report import PLANNER, attempts_in, report_of
-from neuralsim.agents.planning.reward_trial import plan_outings
-from neuralsim.agents.planning.setup import ORACLE, PlanningSetup, open_setup, resolve_goal_task
-from neuralsim.agents.planning.thrift import SolverEfficiency, solver_efficiency
-from neuralsim.agents.planning.video import film
+from neuralsim.agents.planning.report import report_of, trials_in
+from neuralsim.agents.planning.reward_trial import plan_for_reward
+from neuralsim.agents.planning.setup import ORACLE, PLANNER, PlanningSetup, open_setup, resolve_goal_task
+from neuralsim.agents.planning.video import record_trials
+from neuralsim.agents.policies.policy import NamedPolicy
 from neuralsim.envs.real_env import RealEnv
 from neuralsim.envs.tasks.goal_task import GoalTask
 from neuralsim.evaluation.report import Report
@@ -25,92 +24,92 @@ from neuralsim.runtime.progress import progress
 from neuralsim.runtime.results_log import ResultsLog
 
 FILMABLE = 20
-"""Pairs among which those to be filmed are looked for."""
+"""Pairs among which the trials to be filmed are chosen."""
 
 Work = Callable[[], GoalTrial | OracleRegret | SolverEfficiency]
-"""Something still to be done; what it returns goes into the journal."""
+"""One piece of work; its result goes into the results log."""
 
 
 def plan(config: PlanConfig, show: bool = False) -> tuple[Report, list[Path]]:
-    """Run the protocol, or where the world's simulator begins by seed alone, plan for its reward (see ``agents.outing``); returns
-    the figures and the files written.
+    """Run the protocol and return the report and the files written.
 
-    Every finished attempt is kept at once: interrupt and call again to go on. Raises ValueError for a world, model, goal
-    or search that does not do, before anything runs, and where ``config.folder`` holds attempts of other settings.
+    A world whose simulator cannot be put at a state is planned for its reward (see ``reward_trial``). Every finished
+    trial is kept at once: interrupt and call again to go on. Raises ValueError for a world, model, goal or solver that
+    does not fit, before anything runs, and where ``config.folder`` holds results of other settings.
     """
-    settled = resolve_goal_task(config)
-    if settled is None:
-        return plan_outings(config, show)
-    config = settled
+    resolved = resolve_goal_task(config)
+    if resolved is None:
+        return plan_for_reward(config, show)
+    config = resolved
     with progress(show) as bar:
         task = bar.add_task("held-out episodes", visible=False)
-        stage = open_setup(config, lambda done, wanted: bar.update(task, completed=done, total=wanted, visible=True))
-    with ResultsLog(config.folder / "attempts.jsonl", stage.settings, config.fresh) as journal:
-        missing = list(_missing(stage, journal))
-        solved = [stage.solved(a) for a in attempts_in(journal) if a.actor == PLANNER]
+        setup = open_setup(config, lambda done, wanted: bar.update(task, completed=done, total=wanted, visible=True))
+    with ResultsLog(config.folder / "attempts.jsonl", setup.settings, config.fresh) as log:
+        missing = list(_missing(setup, log))
+        solved = [setup.solved(trial) for trial in trials_in(log) if trial.actor == PLANNER]
         with progress(show) as bar:
             task = bar.add_task("planning", total=len(missing))
             for kind, work in missing:
                 done = work()
-                journal.add({kind: done.to_dict()})
+                log.add({kind: done.to_dict()})
                 if isinstance(done, GoalTrial) and done.actor == PLANNER:
-                    solved.append(stage.solved(done))
+                    solved.append(setup.solved(done))
                 bar.update(task, advance=1, description=f"success {sum(solved)} of {len(solved)}")
-        report = report_of(stage, journal)
+        report = report_of(setup, log)
     files = [report.save(config.folder / "plan.json")]
     if config.video:
-        pairs = _far_apart([stage.pair(i) for i in range(min(FILMABLE, config.episodes))], stage.course)[: config.video]
-        files += film(config.folder / "plan.mp4", stage.course, pairs, stage.actor, stage.oracle, config.budget)
+        pairs = [setup.pair(i) for i in range(min(FILMABLE, config.episodes))]
+        files += record_trials(config.folder / "plan.mp4", setup, _farthest(pairs, setup.goal_task)[: config.video])
     if config.json is not None:
         files.append(report.save(config.json))
     return report, files
 
 
-def _missing(stage: PlanningSetup, journal: ResultsLog) -> Iterator[tuple[str, Work]]:
-    """What is still to be done, in order: all of one pair before the next, what is slow last."""
-    config = stage.config
-    attempts = {(a.actor, a.pair) for a in attempts_in(journal)}
-    gaps, thrifts = ({line[k]["pair"] for line in journal.lines if k in line} for k in ("gap", "thrift"))
-    env = stage.course.make(stage.oracle.spec.height)
+def _missing(setup: PlanningSetup, log: ResultsLog) -> Iterator[tuple[str, Work]]:
+    """Work that is not in the log, in order: all of one pair before the next, slow work last."""
+    config = setup.config
+    trials = {(t.actor, t.pair) for t in trials_in(log)}
+    regrets, efficiencies = ({line[k]["pair"] for line in log.lines if k in line} for k in ("gap", "thrift"))
+    env = setup.goal_task.make_env(setup.oracle.spec.height)
     names = [
-        name for name in CONTROLS if config.controls and (name != "replay" or config.goal in ("held-out", "random"))
+        name for name in BASELINES if config.controls and (name != "replay" or config.goal in ("held-out", "random"))
     ]
 
-    def attempt_by(name: str, index: int) -> Work:
-        return lambda: _attempt(stage, env, name, stage.pair(index))
+    def trial_of(name: str, index: int) -> Work:
+        return lambda: _trial(setup, env, name, setup.pair(index))
 
     for index in range(config.episodes):
         for name in (PLANNER, *names):
-            if (name, index) not in attempts:
-                yield "attempt", attempt_by(name, index)
+            if (name, index) not in trials:
+                yield "attempt", trial_of(name, index)
     few = range(min(config.oracle_episodes, config.episodes))
-    if config.quality:
-        yield from (("thrift", lambda i=i: _thrift(stage, i)) for i in few if i not in thrifts)
-    if config.report and stage.name != ORACLE:
-        yield from (("gap", lambda i=i: _gap(stage, i)) for i in few if i not in gaps)
-        yield from (("attempt", attempt_by(ORACLE, i)) for i in few if (ORACLE, i) not in attempts)
+    if config.compare_solvers:
+        yield from (("thrift", lambda i=i: _efficiency(setup, i)) for i in few if i not in efficiencies)
+    if config.report and setup.name != ORACLE:
+        yield from (("gap", lambda i=i: _regret(setup, i)) for i in few if i not in regrets)
+        yield from (("attempt", trial_of(ORACLE, i)) for i in few if (ORACLE, i) not in trials)
 
 
-def _attempt(stage: PlanningSetup, env: RealEnv, name: str, pair: StartGoal) -> GoalTrial:
-    if name in CONTROLS:
-        actor = CONTROLS[name](pair, stage.config.seed)
-        return attempt(env, stage.course, pair, name, actor, stage.config.budget)
-    planning = OracleActor(stage.oracle_planner(pair)) if name == ORACLE else stage.actor(pair)
-    done = attempt(env, stage.course, pair, name, planning, stage.config.budget)
-    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-    return replace(done, decisions=planning.decisions, load=load)
+def _trial(setup: PlanningSetup, env: RealEnv, name: str, pair: StartGoal) -> GoalTrial:
+    budget = setup.config.budget
+    if name in BASELINES:
+        baseline = NamedPolicy(name, BASELINES[name](env, pair, setup.config.seed), "nothing")
+        return run_trial(env, setup.goal_task, pair, baseline, budget)
+    recorder = PlanRecorder()
+    trial = run_trial(env, setup.goal_task, pair, setup.policy(name, env, pair, recorder), budget)
+    return replace(trial, decisions=DecisionCost.of(recorder.decisions), load=system_load())
 
 
-def _gap(stage: PlanningSetup, index: int) -> OracleRegret:
-    pair = stage.pair(index)
-    return oracle_regret(pair, stage.planner(pair), stage.oracle_planner(pair), stage.oracle)
+def _regret(setup: PlanningSetup, index: int) -> OracleRegret:
+    pair = setup.pair(index)
+    return oracle_regret(pair, setup.planner(pair), setup.oracle_planner(pair), setup.oracle)
 
 
-def _thrift(stage: PlanningSetup, index: int) -> SolverEfficiency:
-    pair = stage.pair(index)
-    return solver_efficiency(pair, lambda search: stage.planner(pair, search), stage.config.searcher, stage.oracle)
+def _efficiency(setup: PlanningSetup, index: int) -> SolverEfficiency:
+    pair = setup.pair(index)
+    return solver_efficiency(pair, lambda solver: setup.planner(pair, solver), setup.config.make_solver(), setup.oracle)
 
 
-def _far_apart(pairs: list[StartGoal], course: GoalTask) -> list[StartGoal]:
-    """Those with most to do first."""
-    return sorted(pairs, key=lambda p: -next(iter(course.measure(p.start, p.goal).values())))
+def _farthest(pairs: list[StartGoal], goal_task: GoalTask) -> list[StartGoal]:
+    """Pairs by the first distance from start to goal, largest first."""
+    return sorted(pairs, key=lambda p: -next(iter(goal_task.measure(p.start, p.goal).values())))

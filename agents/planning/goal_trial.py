@@ -1,41 +1,44 @@
-"""Attempt: one try at one pair in the true world, by whoever acts; and the controls that a planner must beat."""
+"""GoalTrial: the result of one episode from a start to a goal state in the real environment, by a planner or a baseline."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import numpy as np
 
 from neuralsim.agents.planning.goals import StartGoal
+from neuralsim.agents.planning.planner import Decision
+from neuralsim.agents.policies.policy import NamedPolicy
+from neuralsim.agents.policies.rollout import SingleEnv, run
 from neuralsim.envs.real_env import RealEnv
 from neuralsim.envs.tasks.goal_task import GoalTask
-from neuralsim.evaluation.statistics import Estimate
-
-BUDGET = 2
-"""Steps allowed for a goal that is ``ahead`` steps away: this many times as many."""
-Z = 1.959963984540054
-"""The standard normal's 97.5 % quantile."""
-
-Actor = Callable[[RealEnv, int], np.ndarray]
-"""The true environment (to look at) and the step number -> the action ``(a,)``."""
+from neuralsim.evaluation.statistics import Estimate, wilson
 
 
 @dataclass(frozen=True)
 class DecisionCost:
-    """What one decision took: milliseconds of wall time, and plans evaluated; and the plan's predicted cost."""
+    """Cost of one decision: milliseconds of wall time, plans evaluated, and the plan's predicted cost."""
 
     ms: float
     evaluations: int
     cost: float
 
+    @classmethod
+    def of(cls, decisions: Sequence[Decision]) -> tuple[Self, ...]:
+        """Return the cost of each of a planner's ``decisions``."""
+        return tuple(cls(d.total_ms, d.evaluations, d.cost) for d in decisions)
+
 
 @dataclass(frozen=True)
 class GoalTrial:
-    """How one try went. solved_at: rule -> the first step after which it held, None for never; a goal reached once counts,
-    as in the field. distances: at the end. An attempt ends with its budget, or when every rule has held."""
+    """Result of one trial.
+
+    solved_at: by rule, the first step after which it held, or None; a goal reached once counts, as is usual in the field.
+    distances: at the end. A trial ends after its budget of steps, or when every rule has held.
+    """
 
     actor: str
     pair: int
@@ -47,96 +50,42 @@ class GoalTrial:
     load: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of ``to_dict``."""
+        """Invert ``to_dict``."""
         decisions = tuple(DecisionCost(**d) for d in values.get("decisions", ()))
         return cls(**{**values, "decisions": decisions})
 
 
-def play(
-    env: RealEnv, course: GoalTask, pair: StartGoal, actor: Actor, budget: int
+def run_to_goal(
+    env: RealEnv, goal_task: GoalTask, pair: StartGoal, policy: NamedPolicy, budget: int
 ) -> tuple[int, dict[str, int | None]]:
-    """Let ``actor`` act from the pair's start; returns the steps taken, and for each rule the step after which it first
-    held."""
-    env.reset(options={"state": pair.start})
-    solved: dict[str, int | None] = dict.fromkeys(course.rules)
-    for step in range(budget):
-        env.step(actor(env, step))
-        for rule, held in course.reached(env.state(), pair.goal).items():
+    """Run ``policy`` from the pair's start; returns the steps taken, and for each rule the step after which it first held."""
+    solved: dict[str, int | None] = dict.fromkeys(goal_task.rules)
+    episode = SingleEnv(env, policy.observation, {"options": {"state": pair.start}}, budget, stop_at_end=False)
+    for _ in run(policy.policy, episode, np.ones(1, bool)):
+        for rule, held in goal_task.reached(env.state(), pair.goal).items():
             if held and solved[rule] is None:
-                solved[rule] = step + 1
+                solved[rule] = episode.taken
         if None not in solved.values():
-            return step + 1, solved
-    return budget, solved
+            break
+    return episode.taken, solved
 
 
-def attempt(env: RealEnv, course: GoalTask, pair: StartGoal, name: str, actor: Actor, budget: int) -> GoalTrial:
-    """The outcome of letting ``actor``, called ``name``, try."""
-    steps, solved = play(env, course, pair, actor, budget)
-    return GoalTrial(name, pair.index, steps, solved, course.measure(env.state(), pair.goal), pair.left_out)
+def run_trial(env: RealEnv, goal_task: GoalTask, pair: StartGoal, policy: NamedPolicy, budget: int) -> GoalTrial:
+    """Run one trial of ``policy`` and return its result."""
+    steps, solved = run_to_goal(env, goal_task, pair, policy, budget)
+    return GoalTrial(policy.name, pair.index, steps, solved, goal_task.measure(env.state(), pair.goal), pair.left_out)
 
 
-# -- controls ----------------------------------------------------------------------------------------------------------
+def share_solved(trials: Sequence[GoalTrial], rule: str) -> Estimate:
+    """Return the share of ``trials`` in which ``rule`` ever held."""
+    return wilson(sum(t.solved_at[rule] is not None for t in trials), len(trials))
 
 
-def do_nothing(pair: StartGoal, seed: int) -> Actor:
-    """Zeros."""
-    return lambda env, step: np.zeros(env.spec_world.action_size, np.float32)
-
-
-def random_actions(pair: StartGoal, seed: int) -> Actor:
-    """Uniform in the whole action space, anew at every step."""
-    rng = np.random.default_rng([seed, pair.index])
-    return lambda env, step: rng.uniform(-1, 1, env.spec_world.action_size).astype(np.float32)
-
-
-def straight_to_goal(pair: StartGoal, seed: int) -> Actor:
-    """What the actions move goes straight to its place at the goal, as fast as it can, whatever lies in between."""
-
-    def act(env: RealEnv, step: int) -> np.ndarray:
-        wanted = (pair.goal[:2] - env.state()[:2]) / np.array(env.spec_world.action_scale)
-        return (wanted / max(1.0, float(np.abs(wanted).max()))).astype(np.float32)
-
-    return act
-
-
-def replay(pair: StartGoal, seed: int) -> Actor:
-    """The demonstration's own actions, then nothing: what could be reached at all."""
-    demonstration = pair.demonstration
-    if demonstration is None:
-        raise ValueError(f"pair {pair.index} ({pair.origin}) has no demonstration to replay")
-    return lambda env, step: demonstration[step] if step < len(demonstration) else np.zeros_like(demonstration[0])
-
-
-CONTROLS: Mapping[str, Callable[[StartGoal, int], Actor]] = {
-    "random": random_actions,
-    "do nothing": do_nothing,
-    "straight to goal": straight_to_goal,
-    "replay": replay,
-}
-"""Name -> (pair, seed) -> actor."""
-
-
-# -- shares ------------------------------------------------------------------------------------------------------------
-
-
-def wilson(successes: int, n: int) -> Estimate:
-    """``successes / n`` with its Wilson 95 % interval; NaN for n = 0.
-
-    Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
-    """
-    if not n:
-        return Estimate(math.nan, math.nan, math.nan, 0)
-    share = successes / n
-    middle = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
-    half = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    return Estimate(share, max(0.0, middle - half), min(1.0, middle + half), n)
-
-
-def share_solved(attempts: Sequence[GoalTrial], rule: str) -> Estimate:
-    """The share of ``attempts`` in which ``rule`` ever held."""
-    return wilson(sum(a.solved_at[rule] is not None for a in attempts), len(attempts))
+def system_load() -> float | None:
+    """Return the machine's load average over a minute; None where the system has none."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None

@@ -1,7 +1,7 @@
-"""Planner: model-predictive control in imagination. At each decision it searches the world model for the plan that a
-task likes best, executes the first actions of it, looks again, and starts from what is left of the plan.
+"""Planner: model-predictive control in imagination. Each decision searches the world model for the plan of least cost
+under a task, executes its first actions, observes again, and starts the next search from the rest of the plan.
 
-It is a Policy as Stable-Baselines3 has them: ``evaluate_policy(planner, real_env)`` just works. All it remembers travels
+It is a Policy (Stable-Baselines3's ``predict``), so ``evaluate_policy(planner, real_env)`` works. All its memory travels
 in the ``state`` that ``predict`` returns, so one planner serves any number of environments at once.
 """
 
@@ -18,31 +18,80 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from neuralsim.agents.planning.cost import CostConfig, PlanCost, When
-from neuralsim.agents.planning.distributions import anything
-from neuralsim.agents.planning.solvers import ICEM, PlanResult, Solver, SolverIteration, Stop
+from neuralsim.agents.planning.cost import CostConfig, PlanCost, check_count
+from neuralsim.agents.planning.distributions import uniform
+from neuralsim.agents.planning.solvers import (
+    ICEM,
+    PlanResult,
+    SearchLimits,
+    Solver,
+    SolverIteration,
+    StopReason,
+    WarmStart,
+)
 from neuralsim.noise import Noise
 from neuralsim.pretrained.world import World, open_world
-from neuralsim.runtime.device import pick_dtype
-from neuralsim.task import GoalImage, SumTask, Task, inference
+from neuralsim.runtime.device import inference, pick_dtype
+from neuralsim.task import GoalImage, SumTask, Task
 from neuralsim.world_model import State, WorldModel
 
 Proposals = Callable[[State, int], Any]
-"""A state (one row) and a number of actions l -> plans ``(p, l, a)`` worth trying, e.g. a policy's."""
-STRANGE = 10.0
-"""A goal of which the model is this many times as unsure as it may be of a dream is none of its world."""
+"""A state (one row) and a number of actions l -> plans ``(p, l, a)`` to try, e.g. a policy's."""
+FOREIGN = 10.0
+"""A goal whose uncertainty is this many times the model's own threshold is not an image of its world."""
+
+
+@dataclass(frozen=True)
+class PlannerConfig(CostConfig):
+    """Settings of a Planner, those of its cost included; raises ValueError for values that do not fit together."""
+
+    lookahead: int = 25
+    """Actions per plan."""
+    n_action_steps: int = 5
+    """Actions executed per decision."""
+    horizon: int | None = None
+    """Length of an episode, if known; plans then do not look beyond its end."""
+    budget_ms: float | None = None
+    """Time per decision, encoding included. A search over time finishes its batch and returns the best so far; None: no limit."""
+    batch: int = 1024
+    """Candidates per pass of the model at most, which bounds memory."""
+    seed: int = 0
+    """Seed of the solver's draws and of the model's noise."""
+    device: str = "auto"
+    """Device of the model, where it is opened here: auto, cpu or cuda."""
+    precision: str = "auto"
+    """Arithmetic of the model: auto, float32 or bfloat16."""
+    action_space: gym.Space | None = None
+    """Space of the actions, a Box or choices; None: the world's own."""
+
+    def __post_init__(self) -> None:
+        for name in ("lookahead", "block", "n_action_steps", "batch"):
+            check_count(name, getattr(self, name))
+        if self.horizon is not None:
+            check_count("horizon", self.horizon)
+        for name in ("block", "n_action_steps"):
+            if getattr(self, name) > self.lookahead:
+                raise ValueError(
+                    f"{name}: expected at most the lookahead of {self.lookahead} actions, got {getattr(self, name)}"
+                )
+        if self.budget_ms is not None and not 0 < self.budget_ms < math.inf:
+            raise ValueError(f"budget_ms: expected milliseconds above 0, or None for no limit, got {self.budget_ms!r}")
+        super().__post_init__()
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What a decision took: at which step of the episode, the plan's predicted cost, model evaluations (plans scored),
-    rounds, what ended the search, and milliseconds for reading the frames, for the search, and in all."""
+    """Record of one decision.
+
+    step: actions of the episode before it. cost: predicted cost of the plan. evaluations: plans evaluated, in ``rounds``
+    rounds. stopped: reason why the search ended. Milliseconds: encoding the frames, the search, and in all.
+    """
 
     step: int
     cost: float
     evaluations: int
     rounds: int
-    stopped: Stop
+    stopped: StopReason
     encode_ms: float
     search_ms: float
     total_ms: float
@@ -50,11 +99,11 @@ class Decision:
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """What a planner remembers of one environment's episode; a value, empty at its start.
+    """A planner's memory of one environment's episode; a value, empty at its start.
 
     frames uint8 ``(t, h, w, 3)`` and actions ``(t, a)``: the newest that the model may read, each frame with the action
-    taken there. queue ``(q, a)``: decided, but not executed. plan: the last one, for the next to start from. step:
-    actions so far. The luck of a decision is settled by the planner's seed and the number of ``decisions`` before it.
+    taken there. queue ``(q, a)``: decided, but not executed. plan: the last one, which the next search starts from.
+    step: actions so far. A decision's random draws follow from the planner's seed and the number of ``decisions`` before.
     """
 
     frames: np.ndarray | None = None
@@ -66,70 +115,46 @@ class Memory:
 
 
 class Planner:
-    """Plans in ``world`` (a name, a folder, a World or a model) what ``task`` wishes for, by ``search``.
+    """Policy that plans in a world model for a task.
 
-    lookahead: actions per plan. block: actions per ``jump`` of the model. n_action_steps: actions executed per decision.
-    budget_ms: a decision's time, reading the frames included; what is found by then counts, and the batch under way is
-    finished (None: as long as the search takes). when, discount, uncertainty_penalty, chunk, rows: see Scoring. horizon:
-    length of an episode, if known; plans then do not look beyond its end. proposals: plans worth trying from a state.
-    action_space: by default the world's own, be it a Box or of choices. precision: as in
-    Imagination. on_round and on_decision are told what happens, for whoever wants to watch. ``clock`` counts seconds.
+    Args:
+        world: a name, a folder, a World or a model.
+        task: a Task, e.g. ``goal_image(frame)`` or ``LearnedTask()``.
+        solver: how plans are searched; ICEM by default.
+        config: all other settings.
+        proposals: plans to try from a state, besides the solver's own.
+        on_iteration: called after each round of a search.
+        on_decision: called after each decision.
+        clock: seconds, for the budget.
 
     The same episode gives the same actions, unless a budget cuts the search. Raises ValueError, before anything runs,
-    for settings that do not fit each other, the task, or the world.
+    for settings that do not fit the task or the world, TypeError for a task that cannot be called.
     """
 
     def __init__(
         self,
         world: str | os.PathLike[str] | World | WorldModel,
         task: Task,
-        search: Solver | None = None,
-        lookahead: int = 25,
-        block: int = 5,
-        n_action_steps: int = 5,
-        budget_ms: float | None = None,
-        when: When = "end",
-        discount: float = 1.0,
-        uncertainty_penalty: float = 0.0,
-        proposals: Proposals | None = None,
-        seed: int = 0,
-        device: str = "auto",
-        precision: str = "auto",
+        solver: Solver | None = None,
+        config: PlannerConfig | None = None,
         *,
-        chunk: int = 1,
-        rows: int = 1024,
-        horizon: int | None = None,
-        action_space: gym.Space | None = None,
-        on_round: Callable[[SolverIteration], object] | None = None,
+        proposals: Proposals | None = None,
+        on_iteration: Callable[[SolverIteration], object] | None = None,
         on_decision: Callable[[Decision], object] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        for name, count in (
-            ("lookahead", lookahead),
-            ("block", block),
-            ("n_action_steps", n_action_steps),
-            ("horizon", horizon),
-        ):
-            if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-                raise ValueError(f"{name}: expected a whole number of at least 1, got {count!r}")
-        for name, count in (("block", block), ("n_action_steps", n_action_steps)):
-            if count > lookahead:
-                raise ValueError(f"{name}: expected at most the lookahead of {lookahead} actions, got {count}")
-        if budget_ms is not None and not 0 < budget_ms < math.inf:
-            raise ValueError(f"budget_ms: expected milliseconds above 0, or None for no limit, got {budget_ms!r}")
         if not callable(task):
             raise TypeError(f"task: expected a Task, e.g. goal_image(frame) or LearnedTask(), got {task!r}")
-        self.world = open_world(World(world) if isinstance(world, WorldModel) else world, device)
+        self.config = config or PlannerConfig()
+        self.world = open_world(World(world) if isinstance(world, WorldModel) else world, self.config.device)
         self.model, self.spec = self.world.model, self.world.spec
-        self.task = task
-        self.search = search or ICEM()
-        self.scoring = CostConfig(when, block, chunk, discount, uncertainty_penalty, rows)
-        self.lookahead, self.n_action_steps, self.horizon = lookahead, n_action_steps, horizon
-        self.budget_ms, self.proposals, self.seed = budget_ms, proposals, seed
-        self.action_space = action_space or self.spec.action_space()
-        self.dtype = pick_dtype(precision, self.model.device)
-        self.on_round, self.on_decision, self.clock = on_round, on_decision, clock
-        self._rehearse()
+        self.task, self.solver, self.proposals = task, solver or ICEM(), proposals
+        self.action_space = self.config.action_space or self.spec.action_space()
+        self.dtype = pick_dtype(self.config.precision, self.model.device)
+        self.on_iteration, self.on_decision, self.clock = on_iteration, on_decision, clock
+        self._rest = uniform(self.action_space, 1, 0.0).rest
+        self._no_actions = self._rest.new_zeros(1, 0, len(self._rest)).numpy()
+        self.validate()
 
     # -- the Policy ----------------------------------------------------------------------------------------------------
 
@@ -140,14 +165,13 @@ class Planner:
         episode_start: Any = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[Memory, ...]]:
-        """The action ``(a,)`` for a frame uint8 ``(h, w, 3)``, or ``(b, a)`` for ``(b, h, w, 3)``, each environment
-        planned for by itself; of a Discrete space without the last axis.
+        """Return the action ``(a,)`` for a frame uint8 ``(h, w, 3)``, or ``(b, a)`` for frames ``(b, h, w, 3)``.
 
-        ``state`` is what the last call returned, one Memory per environment; it begins anew where ``episode_start``
-        ``(b,)`` holds. ``deterministic`` changes nothing. Raises ValueError for frames of another kind, or another
-        number of them.
+        Each environment is planned for by itself. Actions of a Discrete space have no last axis. ``state`` is what the
+        last call returned, one Memory per environment; it is reset where ``episode_start`` ``(b,)`` holds.
+        ``deterministic`` changes nothing. Raises ValueError for frames of another kind or number.
         """
-        frames = np.array(self.spec.check_frames(observation, "observation"))  # what is remembered is nobody else's
+        frames = np.array(self.spec.check_frames(observation, "observation"))  # a copy, for memory outlives the call
         if frames.ndim > 4 or not len(frames):
             raise ValueError(f"observation: expected a frame (h, w, 3) or frames (b, h, w, 3), got {frames.shape}")
         single = frames.ndim == 3
@@ -160,15 +184,17 @@ class Planner:
         return actions[0] if single else actions, tuple(memory for _, memory in acted)
 
     def decide(self, state: State, memory: Memory | None = None) -> tuple[PlanResult, Memory]:
-        """The plan from a state of the model (one row), and what to remember for the next decision, which is understood
-        to come ``n_action_steps`` actions later. For whoever knows the state and needs no frames."""
+        """Plan from a state of the model (one row), without frames.
+
+        Returns the plan and the memory for the next decision, which is expected ``n_action_steps`` actions later.
+        """
         plan, memory = self._decide(state, memory or Memory(), self.clock())
-        return plan, replace(memory, queue=None, step=memory.step + len(plan.actions[: self.n_action_steps]))
+        return plan, replace(memory, queue=None, step=memory.step + len(plan.actions[: self.config.n_action_steps]))
 
     # -- one environment -----------------------------------------------------------------------------------------------
 
     def _memories(self, state: Sequence[Memory] | None, episode_start: Any, b: int) -> list[Memory]:
-        """One Memory per environment, new ones where an episode starts."""
+        """One Memory per environment, empty where an episode starts."""
         memories = [Memory()] * b if state is None else list(state)
         if len(memories) != b or not all(isinstance(memory, Memory) for memory in memories):
             raise ValueError(
@@ -183,7 +209,7 @@ class Planner:
         return [Memory() if start else memory for start, memory in zip(starts, memories, strict=True)]
 
     def _act(self, frame: np.ndarray, memory: Memory) -> tuple[np.ndarray, Memory]:
-        """The next action, from the queue if there is one left."""
+        """The next action: the first of the queue, after a decision where the queue is empty."""
         frames = frame[None] if memory.frames is None else np.concatenate([memory.frames, frame[None]])
         frames = frames[-self.spec.context :]
         queue = memory.queue
@@ -192,31 +218,29 @@ class Planner:
             past = self._no_actions if memory.actions is None else memory.actions[None]
             state = self._encode(frames[None], past[:, past.shape[1] - (len(frames) - 1) :])
             plan, memory = self._decide(state, memory, began)
-            queue = plan.actions[: self.n_action_steps].numpy()
+            queue = plan.actions[: self.config.n_action_steps].numpy()
         action = queue[0]
         actions = action[None] if memory.actions is None else np.concatenate([memory.actions, action[None]])
         actions = actions[-self.spec.context :]
         return action, replace(memory, frames=frames, actions=actions, queue=queue[1:], step=memory.step + 1)
 
     def _decide(self, state: State, memory: Memory, began: float) -> tuple[PlanResult, Memory]:
-        """The plan from ``state``, counting time from ``began``."""
-        encoded = self.clock()
-        lookahead = self.lookahead
-        if self.horizon is not None:
-            lookahead = max(1, min(lookahead, self.horizon - memory.step))
-        noise, rng = self._luck(len(memory.decisions))
-        plan = self.search.plan(
-            PlanCost(self.model, self.task, state, noise, self.scoring, self.dtype),
+        """Plan from ``state``, counting time from ``began``."""
+        encoded, config = self.clock(), self.config
+        lookahead = config.lookahead
+        if config.horizon is not None:
+            lookahead = max(1, min(lookahead, config.horizon - memory.step))
+        noise, rng = self._random_streams(len(memory.decisions))
+        proposals = None if self.proposals is None else self.proposals(state, lookahead)
+        deadline = math.inf if config.budget_ms is None else began + config.budget_ms / 1000
+        plan = self.solver.plan(
+            PlanCost(self.model, self.task, state, noise, config, self.dtype),
             self.action_space,
             lookahead,
             rng,
-            warm=memory.plan,
-            shift=self.n_action_steps,
-            proposals=None if self.proposals is None else self.proposals(state, lookahead),
-            deadline=math.inf if self.budget_ms is None else began + self.budget_ms / 1000,
-            batch=self.scoring.rows,
-            clock=self.clock,
-            on_round=self.on_round,
+            start=WarmStart(memory.plan, config.n_action_steps, proposals),
+            limits=SearchLimits(deadline, config.batch, self.clock),
+            on_iteration=self.on_iteration,
         )
         ended = self.clock()
         decision = Decision(
@@ -233,27 +257,26 @@ class Planner:
             self.on_decision(decision)
         return plan, replace(memory, plan=plan, decisions=(*memory.decisions, decision))
 
-    def _luck(self, decision: int) -> tuple[Noise, torch.Generator]:
-        """The model's noise and the search's, for the given decision of any episode."""
-        one, other = np.random.SeedSequence([self.seed % 2**64, decision]).generate_state(2)
-        return Noise.from_seeds([int(one)], self.model.device), torch.Generator().manual_seed(int(other))
+    def _random_streams(self, decision: int) -> tuple[Noise, torch.Generator]:
+        """The model's noise and the solver's generator for the given decision of any episode."""
+        one, other = np.random.SeedSequence([self.config.seed % 2**64, decision]).generate_state(2)
+        return Noise.from_seeds([int(one)], self.model.device), torch.Generator("cpu").manual_seed(int(other))
 
     def _encode(self, frames: np.ndarray, past: np.ndarray) -> State:
         with inference(self.model.device, self.dtype):
-            pixels, actions = (torch.as_tensor(np.ascontiguousarray(x)) for x in (frames, past))
+            pixels, actions = (torch.as_tensor(np.ascontiguousarray(x), device="cpu") for x in (frames, past))
             return self.model.encode(pixels.to(self.model.device), actions.to(self.model.device))
 
     # -- before anything runs ------------------------------------------------------------------------------------------
 
-    def _rehearse(self) -> None:
-        """Score one block of rest from a start of the world, or from a blank frame: what does not fit shows here."""
-        rest = anything(self.action_space, 1, 0.0).rest
+    def validate(self) -> None:
+        """Raise ValueError unless world, task and settings fit: cost one block of rest from a start or a blank frame."""
+        rest = self._rest
         if len(rest) != self.spec.action_size:
             raise ValueError(
                 f"action_space: world {self.spec.name!r} has actions of {self.spec.action_size} numbers "
                 f"({', '.join(self.spec.action_names)}), got {self.action_space}"
             )
-        self._no_actions = rest.new_zeros(1, 0, len(rest)).numpy()
         for goal in _goals(self.task):
             frame = self.spec.check_frames(goal.frame, "goal")
             if frame.ndim != 3:
@@ -261,42 +284,36 @@ class Planner:
             self._check_goal(self._encode(frame[None, None], self._no_actions))
         starts = self.world.starts
         frame = np.zeros((1, *self.spec.frame_shape), np.uint8) if starts is None else starts.frames[0, -1:]
-        scorer = PlanCost(
-            self.model,
-            self.task,
-            self._encode(frame[None], self._no_actions),
-            self._luck(0)[0],
-            self.scoring,
-            self.dtype,
-        )
-        cost = scorer(rest.expand(2, self.scoring.block, -1))
-        if not bool(cost.isfinite().all()):
-            raise ValueError(f"task: expected rewards that are finite numbers, got a cost of {cost[0]:g} ({scorer})")
+        state = self._encode(frame[None], self._no_actions)
+        cost = PlanCost(self.model, self.task, state, self._random_streams(0)[0], self.config, self.dtype)
+        found = cost(rest.expand(2, self.config.block, -1))
+        if not bool(found.isfinite().all()):
+            raise ValueError(f"task: expected rewards that are finite numbers, got a cost of {found[0]:g} ({cost})")
 
     def _check_goal(self, goal: State) -> None:
-        """Refuse a goal that the model, where it can tell, takes for no frame of its world."""
+        """Refuse a goal that is no frame of the model's world, where the model can tell."""
         with inference(self.model.device, self.dtype):
-            doubt = float(self.model.uncertainty(goal))
-        limit = STRANGE * float(getattr(self.model, "uncertainty_threshold", math.inf))
-        if not doubt <= limit:
+            uncertainty = float(self.model.uncertainty(goal))
+        limit = FOREIGN * float(getattr(self.model, "uncertainty_threshold", math.inf))
+        if not uncertainty <= limit:
             raise ValueError(
-                f"goal: expected a frame of world {self.spec.name!r}; of this one its model is as unsure as {doubt:.3g}, "
-                f"and {limit:.3g} is the most; is it from another world, or not drawn by this one's camera?"
+                f"goal: expected a frame of world {self.spec.name!r}; the model's uncertainty of this one is "
+                f"{uncertainty:.3g}, at most {limit:.3g} is accepted; is it from another world or camera?"
             )
 
 
 def goal_image(frame: Any, tolerance: float = 0.0) -> GoalImage:
-    """The task to make the world look like ``frame``, uint8 ``(h, w, 3)``.
+    """Task to make the world look like ``frame``, uint8 ``(h, w, 3)``; a ValueError for anything else.
 
-    ``tolerance``: the distance, in the model's features, at which an imagined plan counts as arrived and its rest no
-    longer matters. 0, the default, is for plans that are to be at the goal when they end, as near as they can.
+    ``tolerance``: distance in the model's features at which an imagined plan has arrived, so that its rest no longer
+    counts. 0, the default, is for plans that are to be at the goal when they end, as near as they can.
     """
     array = np.array(frame.detach().cpu() if isinstance(frame, torch.Tensor) else frame)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
-        strange = array.dtype.kind == "f" and not np.isfinite(array).all()
+        not_finite = array.dtype.kind == "f" and not np.isfinite(array).all()
         raise ValueError(
             f"goal: expected one frame, uint8 (h, w, 3) in 0..255, got {array.dtype} {array.shape}"
-            + (" with NaN or infinity in it" if strange else "")
+            + (" with NaN or infinity in it" if not_finite else "")
         )
     return GoalImage(array, tolerance)
 

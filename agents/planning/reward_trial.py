@@ -1,13 +1,12 @@
-"""Outing: an episode of a true world that begins by seed, by whoever acts; and planning for the world's own reward, judged by outings.
+"""RewardTrial: the result of one episode of planning for a real world's own reward, by a planner or a baseline.
 
-Where a simulator cannot be put at a state there is no goal to reach from a given start. So the planner wishes for what the world's heads
-learned of reward and end, looks ahead in imagination, and acts in truth (model-predictive control), beside chance, rest and the
-explorer from the very same resets.
+Where a simulator cannot be put at a state there is no goal to reach from a given start. The planner then maximizes the reward that
+the world model predicts, and acts in the real environment (model-predictive control), beside random actions, rest and the explorer
+from the same resets.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -18,32 +17,33 @@ import cv2
 import numpy as np
 
 from neuralsim.agents.evaluation.paired_evaluation import FIRST_SEED
-from neuralsim.agents.planning.config import PlanConfig
-from neuralsim.agents.planning.goal_trial import DecisionCost
-from neuralsim.agents.planning.planner import Planner
-from neuralsim.agents.planning.report import PLANNER, effort_rows
-from neuralsim.agents.planning.setup import ORACLE, fingerprint
+from neuralsim.agents.planning.config import PlanConfig, record_solver
+from neuralsim.agents.planning.goal_trial import DecisionCost, system_load
+from neuralsim.agents.planning.planner import Planner, PlannerConfig
+from neuralsim.agents.planning.report import describe_solver, effort_rows, median_load
+from neuralsim.agents.planning.setup import ORACLE, PLANNER, fingerprint, planner_seed
 from neuralsim.agents.policies.policy import NamedPolicy
-from neuralsim.agents.policies.random_policies import HoldActionPolicy, RandomActions
-from neuralsim.agents.policies.registry import SCRIPTED_POLICIES, find_scripted_policies
-from neuralsim.agents.policies.resolve import NoOpPolicy
+from neuralsim.agents.policies.random_policies import HoldActionPolicy, NoOpPolicy, RandomPolicy
 from neuralsim.agents.teleop.recorder import VideoWriter
+from neuralsim.envs.registry import find_real_world, get_real_world
 from neuralsim.envs.tasks.rl_task import RLTask, TaskEnv, learned_name, task_for
-from neuralsim.evaluation.report import Metric, Report, circumstances, metric_of
+from neuralsim.evaluation.report import Metric, Report, metric_of
 from neuralsim.evaluation.statistics import Bootstrap, mean
-from neuralsim.pretrained.world import WEIGHTS, World, open_world
+from neuralsim.pretrained.world import World, open_world
+from neuralsim.runtime.machine import circumstances
 from neuralsim.runtime.progress import progress
 from neuralsim.runtime.results_log import ResultsLog
+from neuralsim.storage.manifest import WEIGHTS
 
-CONTROLS = ("random", "still", "explorer")
-"""Who acts without planning: any actions, none, and whoever collects episodes of the world."""
+BASELINES = ("random", "still", "explorer")
+"""Policies without planning: random actions, none, and the explorer that collects episodes of the world."""
 LARGE = 256
-"""Pixels that a film is high, about."""
+"""Height of a video in pixels, about."""
 
 
 @dataclass(frozen=True)
 class RewardTrial:
-    """How one episode went: who acted, which one it was, the sum of true rewards, the steps, and whether the world ended it."""
+    """Result of one episode: name of the policy, number of the episode, sum of real rewards, steps, and end by the world."""
 
     actor: str
     episode: int
@@ -55,13 +55,13 @@ class RewardTrial:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of ``asdict``."""
+        """Invert ``asdict``."""
         return cls(**{**values, "decisions": tuple(DecisionCost(**d) for d in values["decisions"])})
 
 
 @dataclass(frozen=True)
 class RewardSetup:
-    """What outings take: the wish and its true world, the world to plan in, and what it was called."""
+    """What a PlanConfig asks for, opened and checked: the task, and the world to plan in, called ``name``."""
 
     config: PlanConfig
     rl_task: RLTask
@@ -70,12 +70,12 @@ class RewardSetup:
 
     @cached_property
     def seeds(self) -> list[int]:
-        """Of the resets at which episodes begin: those of ``neuralsim evaluate`` with the same seed."""
-        return self.rl_task.true_world().reset_seeds(self.config.episodes, FIRST_SEED + self.config.seed)
+        """Seeds of the episodes' resets: those of ``neuralsim evaluate`` with the same seed."""
+        return self.rl_task.real_world().reset_seeds(self.config.episodes, FIRST_SEED + self.config.seed)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """All that the outcome of an outing depends on."""
+        """Everything that the result of an episode depends on, as results logs keep it."""
         config = self.config
         kept = ("lookahead", "block", "budget_ms", "seed")
         return {
@@ -83,48 +83,50 @@ class RewardSetup:
             **{name: getattr(config, name) for name in kept},
             "execute": config.n_action_steps,
             "horizon": self.rl_task.horizon,
-            "search": {"name": type(config.searcher).__name__, **asdict(config.searcher)},
+            "search": record_solver(config.make_solver()),
             "model": self.name,
             "weights": fingerprint(self.world.folder / WEIGHTS) if self.world.folder else None,
         }
 
     def planner(self, episode: int) -> Planner:
-        """A planner for what the world's heads learned of reward and end."""
+        """Return a planner for the reward and termination that the world model predicts."""
         c = self.config
         return Planner(
             self.world,
             self.rl_task.task,
-            c.searcher,
-            lookahead=c.lookahead,
-            block=c.block,
-            n_action_steps=c.n_action_steps,
-            budget_ms=c.budget_ms,
-            when="steps",
-            seed=c.seed * 1_000_003 + episode,
-            horizon=self.rl_task.horizon,
+            c.make_solver(),
+            PlannerConfig(
+                lookahead=c.lookahead,
+                block=c.block,
+                n_action_steps=c.n_action_steps,
+                budget_ms=c.budget_ms,
+                when="steps",
+                seed=planner_seed(c, episode),
+                horizon=self.rl_task.horizon,
+            ),
         )
 
-    def driver(self, actor: str, env: TaskEnv, episode: int) -> NamedPolicy:
-        """Who acts in ``env`` under the name ``actor``, by the true world's frames or states."""
-        spec, seed = self.world.spec, self.config.seed * 1_000_003 + episode
+    def policy(self, actor: str, env: TaskEnv, episode: int) -> NamedPolicy:
+        """Return the policy called ``actor`` for episode ``episode`` of ``env``."""
+        spec, seed = self.world.spec, planner_seed(self.config, episode)
         if actor == PLANNER:
             return NamedPolicy(actor, self.planner(episode), "pixels")
         if actor == "random":
-            return NamedPolicy(actor, RandomActions(spec, seed), "pixels")
+            return NamedPolicy(actor, RandomPolicy(spec, seed), "pixels")
         if actor == "still":
             return NamedPolicy(actor, NoOpPolicy(spec), "pixels")
-        if spec.name in SCRIPTED_POLICIES:
-            return NamedPolicy(actor, find_scripted_policies(spec.name).explorer(env.unwrapped, seed), "state")
+        if find_real_world(spec.name) is not None:
+            return NamedPolicy(actor, get_real_world(spec.name).policies.make_explorer(env.unwrapped, seed), "state")
         return NamedPolicy(actor, HoldActionPolicy(spec, seed), "pixels")
 
 
-def open_trip(config: PlanConfig) -> RewardSetup:
-    """Everything that ``config`` names; raises ValueError or FileNotFoundError for what does not do, before anything runs."""
+def open_reward_setup(config: PlanConfig) -> RewardSetup:
+    """Open everything that ``config`` names; raises ValueError or FileNotFoundError for settings that do not fit."""
     for flag, given in (
         ("--goal", config.goal != "held-out"),
         ("--data", config.data is not None),
         ("--report", config.report),
-        ("--quality", config.quality),
+        ("--compare-solvers", config.compare_solvers),
         (f"--model {ORACLE}", config.model == ORACLE),
     ):
         if given:
@@ -133,39 +135,39 @@ def open_trip(config: PlanConfig) -> RewardSetup:
                 "the world's own reward, from resets by seed. Leave it out"
             )
     rl_task = task_for(config.world, None, config.device)
-    rl_task.true_world()  # says why there is none
+    rl_task.real_world()  # says why there is none
     name = config.model or learned_name(config.world)
     world = open_world(name, config.device)
     if world.spec.name != rl_task.world:
         raise ValueError(f"--model: {name} is a world of {world.spec.name!r}, asked for {rl_task.world!r}")
-    trip = RewardSetup(config, rl_task, world, name)
-    trip.planner(0)
-    return trip
+    setup = RewardSetup(config, rl_task, world, name)
+    setup.planner(0)
+    return setup
 
 
-def plan_outings(config: PlanConfig, show: bool = False) -> tuple[Report, list[Path]]:
-    """Act, and tell; returns the figures and the files written. Every finished outing is kept at once: interrupt and call again to go
-    on. Raises as ``open_trip`` does, and ValueError where ``config.folder`` holds outings of other settings."""
-    trip, files = open_trip(config), []
-    env = trip.rl_task.env((trip.world.spec.height, trip.world.spec.width))
+def plan_for_reward(config: PlanConfig, show: bool = False) -> tuple[Report, list[Path]]:
+    """Run all episodes and return the report and the files written. Every finished episode is kept at once: interrupt and call
+    again to go on. Raises as ``open_reward_setup`` does, and ValueError where ``config.folder`` holds results of other settings."""
+    setup, files = open_reward_setup(config), []
+    env = setup.rl_task.env((setup.world.spec.height, setup.world.spec.width))
     try:
-        with ResultsLog(config.folder / "attempts.jsonl", trip.settings, config.fresh) as journal:
-            done = {(o.actor, o.episode) for o in outings_in(journal)}
-            actors = (PLANNER, *(CONTROLS if config.controls else ()))
+        with ResultsLog(config.folder / "attempts.jsonl", setup.settings, config.fresh) as log:
+            done = {(o.actor, o.episode) for o in trials_in(log)}
+            actors = (PLANNER, *(BASELINES if config.controls else ()))
             missing = [(a, i) for i in range(config.episodes) for a in actors if (a, i) not in done]
             with progress(show) as bar:
                 task = bar.add_task("episodes", total=len(missing))
                 for actor, i in missing:
                     bar.update(task, description=f"episode {i + 1}, {actor}")
-                    film = _film(config, trip.world, i) if actor == PLANNER and i < config.video else None
+                    video = _video(config, setup.world, i) if actor == PLANNER and i < config.video else None
                     try:
-                        journal.add({"outing": asdict(go(trip, env, actor, i, film.add if film else None))})
+                        log.add({"outing": asdict(run_episode(setup, env, actor, i, video.add if video else None))})
                     finally:
-                        if film:
-                            film.close()
-                            files.append(film.path)
+                        if video:
+                            video.close()
+                            files.append(video.path)
                     bar.advance(task)
-            report = report_of(trip, outings_in(journal))
+            report = report_of(setup, trials_in(log))
     finally:
         env.close()
     files.insert(0, report.save(config.folder / "plan.json"))
@@ -174,74 +176,71 @@ def plan_outings(config: PlanConfig, show: bool = False) -> tuple[Report, list[P
     return report, files
 
 
-def go(
-    trip: RewardSetup, env: TaskEnv, actor: str, episode: int, watch: Callable[[np.ndarray], object] | None = None
+def run_episode(
+    setup: RewardSetup, env: TaskEnv, actor: str, episode: int, on_frame: Callable[[np.ndarray], object] | None = None
 ) -> RewardTrial:
-    """``actor``'s outing from the reset of ``episode``; ``watch`` is shown every frame, magnified."""
-    spec, scale = trip.world.spec, max(1, LARGE // trip.world.spec.height)
-    frame, _ = env.reset(seed=trip.seeds[episode])
-    driver, memory = trip.driver(actor, env, episode), None
+    """Run the policy called ``actor`` from the reset of ``episode``; ``on_frame`` is called with every frame, magnified."""
+    spec, scale = setup.world.spec, max(1, LARGE // setup.world.spec.height)
+    frame, _ = env.reset(seed=setup.seeds[episode])
+    policy, memory = setup.policy(actor, env, episode), None
     total, steps, terminated, truncated = 0.0, 0, False, False
     while not (terminated or truncated):
-        seen = frame[None] if driver.sees == "pixels" else env.state().astype(np.float32)
-        chosen, memory = driver.policy.predict(seen, memory, np.array([steps == 0]))
+        observation = frame[None] if policy.observation == "pixels" else env.state().astype(np.float32)
+        chosen, memory = policy.policy.predict(observation, memory, np.array([steps == 0]))
         action = np.asarray(chosen, spec.action_dtype).reshape(-1)
         frame, reward, terminated, truncated, _ = env.step(spec.to_space(action))
         total, steps = total + reward, steps + 1
-        if watch:
-            watch(cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST))
-    thought = memory[0].decisions if actor == PLANNER and memory else ()
-    decisions = tuple(DecisionCost(d.total_ms, d.evaluations, d.cost) for d in thought)
-    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-    return RewardTrial(actor, episode, total, steps, terminated, decisions, load)
+        if on_frame:
+            on_frame(cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST))
+    decisions = DecisionCost.of(memory[0].decisions) if actor == PLANNER and memory else ()
+    return RewardTrial(actor, episode, total, steps, terminated, decisions, system_load())
 
 
-def outings_in(journal: ResultsLog) -> list[RewardTrial]:
-    """Every outing in ``journal``, in order."""
-    return [RewardTrial.from_dict(line["outing"]) for line in journal.lines if "outing" in line]
+def trials_in(log: ResultsLog) -> list[RewardTrial]:
+    """Return every trial in ``log``, in order."""
+    return [RewardTrial.from_dict(line["outing"]) for line in log.lines if "outing" in line]
 
 
-def report_of(trip: RewardSetup, outings: list[RewardTrial]) -> Report:
-    """The figures of the first ``episodes`` outings of everybody, and how much more planning brings than each control."""
-    config = trip.config
-    mine = [o for o in outings if o.episode < config.episodes]
-    by_actor = {a: sorted((o for o in mine if o.actor == a), key=lambda o: o.episode) for a in (PLANNER, *CONTROLS)}
+def report_of(setup: RewardSetup, trials: list[RewardTrial]) -> Report:
+    """Return the report on the first ``episodes`` episodes of each policy, and the planner's gain over each baseline."""
+    config = setup.config
+    mine = [o for o in trials if o.episode < config.episodes]
+    by_actor = {a: sorted((o for o in mine if o.actor == a), key=lambda o: o.episode) for a in (PLANNER, *BASELINES)}
     rows = [
-        *_rows(PLANNER, by_actor[PLANNER], trip.rl_task.outcome),
+        *_rows(PLANNER, by_actor[PLANNER], setup.rl_task.outcome),
         *effort_rows([d for o in by_actor[PLANNER] for d in o.decisions]),
     ]
-    for name in CONTROLS:
-        rows += _rows(name, by_actor[name], trip.rl_task.outcome)
-    for name in CONTROLS:
+    for name in BASELINES:
+        rows += _rows(name, by_actor[name], setup.rl_task.outcome)
+    for name in BASELINES:
         if by_actor[name]:
             more = np.array([a.total - b.total for a, b in zip(by_actor[PLANNER], by_actor[name], strict=True)])
             found = Bootstrap(np.arange(len(more)))(mean, more)
             label = f"planner's return minus {name}'s, same resets"
             rows.append(metric_of(found, f"more_than_{name}", label, better="high"))
-    loads = [o.load for o in by_actor[PLANNER] if o.load is not None]
-    about = {
-        "model": trip.name,
-        "search": f"{config.search} {config.searcher.candidates}x{config.searcher.rounds}",
-        "wish": trip.rl_task.about,
+    facts = {
+        "model": setup.name,
+        "search": describe_solver(config),
+        "wish": setup.rl_task.about,
         "lookahead": config.lookahead,
-        "steps_allowed": trip.rl_task.horizon,
+        "steps_allowed": setup.rl_task.horizon,
         "seed": config.seed,
-        "load_while_planning": round(float(np.median(loads)), 2) if loads else None,
+        "load_while_planning": median_load([o.load for o in by_actor[PLANNER]]),
     }
-    title = f"planning in {trip.rl_task.world} for its own reward, acting in truth"
-    return Report(title, tuple(rows), {**about, **circumstances(), "settings": trip.settings})
+    title = f"planning in {setup.rl_task.world} for its own reward, acting in the real environment"
+    return Report(title, tuple(rows), {**facts, **circumstances(), "settings": setup.settings})
 
 
-def _rows(actor: str, outings: list[RewardTrial], outcome: str) -> Iterator[Metric]:
-    if not outings:
+def _rows(actor: str, trials: list[RewardTrial], outcome: str) -> Iterator[Metric]:
+    if not trials:
         return
-    boot = Bootstrap(np.arange(len(outings)))
-    totals, lengths = (np.array([getattr(o, name) for o in outings], np.float64) for name in ("total", "steps"))
-    ended = np.array([o.terminated for o in outings], np.float64)
-    yield metric_of(boot(mean, totals), f"{actor}_return", f"{actor}: true return", better="high")
+    boot = Bootstrap(np.arange(len(trials)))
+    totals, lengths = (np.array([getattr(o, name) for o in trials], np.float64) for name in ("total", "steps"))
+    ended = np.array([o.terminated for o in trials], np.float64)
+    yield metric_of(boot(mean, totals), f"{actor}_return", f"{actor}: real return", better="high")
     yield metric_of(boot.share(ended), f"{actor}_{outcome}", f"{actor}: {outcome}")
     yield metric_of(boot(mean, lengths), f"{actor}_length", f"{actor}: length", unit="steps")
 
 
-def _film(config: PlanConfig, world: World, episode: int) -> VideoWriter:
+def _video(config: PlanConfig, world: World, episode: int) -> VideoWriter:
     return VideoWriter(config.folder / f"plan-{episode}.mp4", world.spec.rate_hz)

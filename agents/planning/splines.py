@@ -1,4 +1,4 @@
-"""Knots: a plan of l actions written as m control points, so that a search has fewer numbers to find."""
+"""ControlPoints: a plan of l actions written as m control points, so that a solver has fewer numbers to find."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SPREADS = ("hold", "linear", "cubic")
 
 @dataclass(frozen=True, eq=False)
 class ControlPoints:
-    """``spread`` carries points ``(..., m, a)`` to actions ``(..., l, a)``, ``gather`` back.
+    """Map from points ``(..., m, a)`` to actions ``(..., l, a)``, and back.
 
     hold: each point is repeated over its share of the steps; any kind of action. linear: straight lines between points;
     cubic: a Hermite spline with finite-difference slopes, which overshoots a little; both for real numbers.
@@ -26,12 +26,12 @@ class ControlPoints:
     first: torch.Tensor
     """int64 ``(m,)``: the first step of each point."""
     weights: torch.Tensor | None
-    """float32 ``(l, m)``: how much of each point is in each step; None where steps repeat points."""
+    """float32 ``(l, m)``: weight of each point in each step; None where steps repeat points."""
     inverse: torch.Tensor
-    """float32 ``(m, l)``: the points whose actions lie nearest, in the sense of least squares."""
+    """float32 ``(m, l)``: least-squares inverse of the weights."""
 
     def spread(self, points: torch.Tensor) -> torch.Tensor:
-        """``(..., m, a)`` -> ``(..., l, a)``; for "cubic" perhaps a little outside the points' bounds."""
+        """Return actions ``(..., l, a)`` for points ``(..., m, a)``; "cubic" may leave the points' bounds a little."""
         if len(self.first) == len(self.owner):
             return points
         if self.weights is None:
@@ -39,7 +39,7 @@ class ControlPoints:
         return self.weights @ points
 
     def gather(self, actions: torch.Tensor) -> torch.Tensor:
-        """``(..., l, a)`` -> ``(..., m, a)``: the nearest points, or of choices the first that each point repeats."""
+        """Return the nearest points ``(..., m, a)`` of actions ``(..., l, a)``; of choices, the first that each point repeats."""
         if len(self.first) == len(self.owner):
             return actions
         if not actions.is_floating_point():
@@ -49,23 +49,23 @@ class ControlPoints:
 
 @lru_cache(maxsize=64)
 def place_control_points(lookahead: int, points: int, spread: Spread) -> ControlPoints:
-    """``points`` control points over ``lookahead`` steps, at most one a step."""
+    """Place ``points`` control points over ``lookahead`` steps, at most one a step."""
     owner = np.arange(lookahead) * points // lookahead
     first = np.searchsorted(owner, np.arange(points))
     weights = np.eye(points)[owner]
     if spread != "hold" and 1 < points < lookahead:
-        weights = _splines(lookahead, points, spread)
+        weights = _spline_weights(lookahead, points, spread)
     inverse = np.linalg.pinv(weights)
     return ControlPoints(
-        torch.as_tensor(owner),
-        torch.as_tensor(first),
-        None if spread == "hold" else torch.as_tensor(weights, dtype=torch.float32),
-        torch.as_tensor(inverse, dtype=torch.float32),
+        torch.as_tensor(owner, device="cpu"),
+        torch.as_tensor(first, device="cpu"),
+        None if spread == "hold" else torch.as_tensor(weights, dtype=torch.float32, device="cpu"),
+        torch.as_tensor(inverse, dtype=torch.float32, device="cpu"),
     )
 
 
-def _splines(lookahead: int, points: int, spread: Spread) -> np.ndarray:
-    """``(l, m)``: a spline is linear in its control points, so each column is the spline through one of them alone."""
+def _spline_weights(lookahead: int, points: int, spread: Spread) -> np.ndarray:
+    """Weights ``(l, m)``: a spline is linear in its control points, so each column is the spline through one of them."""
     place = np.linspace(0, points - 1, lookahead)
     left = np.minimum(place.astype(int), points - 2)
     t = (place - left)[:, None]

@@ -1,116 +1,123 @@
-"""Film: attempts at pairs as a video for people, and one picture of it."""
+"""TrialVideo: planning trials as a video for people, and one picture of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
+import torch
 
-from neuralsim.agents.planning.actors import OracleActor, PlanActor, imagine
-from neuralsim.agents.planning.goal_trial import play
+from neuralsim.agents.planning.actors import OraclePolicy, PlanRecorder, imagine_paths
+from neuralsim.agents.planning.diagnostics import encode_frames
+from neuralsim.agents.planning.goal_trial import run_to_goal
 from neuralsim.agents.planning.goals import StartGoal
 from neuralsim.agents.planning.overlay import PANEL, ImaginedPaths, PlanPainter, PlanScene
+from neuralsim.agents.planning.planner import Memory
+from neuralsim.agents.planning.setup import PLANNER, PlanningSetup
+from neuralsim.agents.policies.policy import NamedPolicy
 from neuralsim.agents.teleop.recorder import VideoWriter
-from neuralsim.envs.oracle import Oracle
 from neuralsim.envs.real_env import RealEnv
-from neuralsim.envs.tasks.goal_task import GoalTask
+from neuralsim.world_model import State
 
 SLOWER = 2
-"""The film plays this many times slower than the world, so that people can follow."""
+"""The video plays this many times slower than the world, so that people can follow."""
 HOLD = 6
-"""Frames for which the end of an attempt stands still."""
+"""Frames for which the end of a trial stands still."""
 
 
 class TrialVideo:
-    """Films one attempt: an Actor that does what ``actor`` does, and looks into what it imagines whenever it has decided
-    anew. ``still``: the picture of its second decision (of its first where there is no other)."""
+    """Policy that acts as the setup's planner does and draws every step of one trial, with the plans imagined.
+
+    ``still``: the picture of its second decision (of its first where there is no other). ``add`` takes each frame.
+    """
 
     def __init__(
-        self,
-        course: GoalTask,
-        pair: StartGoal,
-        actor: PlanActor | OracleActor,
-        oracle: Oracle,
-        budget: int,
-        add: Callable[[np.ndarray], None],
+        self, setup: PlanningSetup, env: RealEnv, pair: StartGoal, add: Callable[[np.ndarray], object]
     ) -> None:
-        self.course, self.pair, self.actor, self.oracle, self.budget, self.add = (
-            course,
-            pair,
-            actor,
-            oracle,
-            budget,
-            add,
-        )
+        self.setup, self.env, self.pair, self.add = setup, env, pair, add
+        self.recorder = PlanRecorder()
+        self.named = setup.policy(PLANNER, env, pair, self.recorder)
         self.still: np.ndarray | None = None
-        self._painter = PlanPainter(course)
-        self._thought: ImaginedPaths | None = None
-        self._looked = 0
+        self._painter = PlanPainter(setup.goal_task)
+        self._imagined: ImaginedPaths | None = None
+        self._step = 0
 
-    def __call__(self, env: RealEnv, step: int) -> np.ndarray:
-        """See Actor."""
-        action = self.actor(env, step)
-        decided = len(self.actor.decisions)
-        if decided > self._looked:
-            actor = self.actor
-            self._thought = imagine(actor.planner.model, self.oracle, actor.seen, actor.fan)
-        picture = self.picture(env, step, False)
-        if self._looked < decided <= 2:
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[Memory, ...] | None = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[Memory, ...]]:
+        """Return the planner's action and memory, after drawing the step."""
+        before = len(self.recorder.decisions)
+        action, state = self.named.policy.predict(observation, state, episode_start, deterministic)
+        assert state is not None
+        decided, plan = len(self.recorder.decisions), state[0].plan
+        if decided > before and plan is not None:
+            model, start = self._encode(observation)
+            self._imagined = imagine_paths(model, self.setup.oracle, start, self.recorder.candidates(plan))
+        picture = self._draw(self._step, reached=False)
+        if before < decided <= 2:
             self.still = picture
-        self._looked = decided
+        self._step += 1
         self.add(picture)
-        return action
+        return action, state
 
-    def hold(self, env: RealEnv, step: int, reached: bool) -> None:
-        """Show how it ended for a while."""
-        last = self.picture(env, step, reached)
+    def hold_end(self, steps: int, reached: bool) -> None:
+        """Show the end, after ``steps`` steps, for a while."""
+        last = self._draw(steps, reached)
         for _ in range(HOLD):
             self.add(last)
 
-    def picture(self, env: RealEnv, step: int, reached: bool) -> np.ndarray:
-        """What there is to see after ``step`` steps."""
-        assert self._thought is not None
-        decision = self.actor.decisions[-1]
-        off = self.course.measure(env.state(), self.pair.goal)
-        said = ", ".join(f"{name} {off[name]:.0f} {unit}" for name, (unit, _) in self.course.distances.items())
-        said = said.replace(" °", "°")
+    def _encode(self, observation: Any) -> tuple[Any, State]:
+        """The planner's model, and its state of the observation that the last decision was made on."""
+        policy = self.named.policy
+        if isinstance(policy, OraclePolicy):
+            return policy.oracle, policy.oracle.at(self.env.state())
+        model = self.setup.world.model
+        return model, encode_frames(model, torch.from_numpy(np.asarray(observation))[None])
+
+    def _draw(self, step: int, reached: bool) -> np.ndarray:
+        assert self._imagined is not None
+        decision = self.recorder.decisions[-1]
+        goal_task = self.setup.goal_task
+        off = goal_task.measure(self.env.state(), self.pair.goal)
+        distances = ", ".join(f"{name} {off[name]:.0f} {unit}" for name, (unit, _) in goal_task.distances.items())
         scene = PlanScene(
-            truth=env.frame(PANEL),
+            frame=self.env.frame(PANEL),
             goal_frame=self.pair.frame,
             goal=self.pair.goal,
-            thought=self._thought,
+            imagined=self._imagined,
             reached=reached,
-            words=(
-                f"step {step} of {self.budget}{', reached' if reached else ''}",
-                f"off by: {said}",
+            captions=(
+                f"step {step} of {self.setup.config.budget}{', reached' if reached else ''}",
+                f"off by: {distances.replace(' °', '°')}",
                 f"pair {self.pair.index}: {self.pair.origin}",
-                f"{decision.evaluations} plans in {decision.ms:.0f} ms, cost {decision.cost:.3g}",
+                f"{decision.evaluations} plans in {decision.total_ms:.0f} ms, cost {decision.cost:.3g}",
             ),
         )
         return self._painter.draw(scene)
 
 
-def film(
-    path: Path,
-    course: GoalTask,
-    pairs: Sequence[StartGoal],
-    actor_for: Callable[[StartGoal], PlanActor | OracleActor],
-    oracle: Oracle,
-    budget: int,
-) -> tuple[Path, Path]:
-    """Write the attempts at ``pairs``, one after the other, to ``path`` (mp4), and the first one's still beside it (PNG);
-    returns both paths."""
-    env = course.make(oracle.spec.height)
-    video = VideoWriter(path, oracle.spec.rate_hz / SLOWER)
+def record_trials(path: Path, setup: PlanningSetup, pairs: Sequence[StartGoal]) -> tuple[Path, Path]:
+    """Write the trials at ``pairs``, one after the other, to ``path`` (mp4), and the first one's still beside it (PNG).
+
+    Returns both paths.
+    """
+    env = setup.goal_task.make_env(setup.oracle.spec.height)
+    video = VideoWriter(path, setup.oracle.spec.rate_hz / SLOWER)
     stills = []
     try:
         for pair in pairs:
-            camera = TrialVideo(course, pair, actor_for(pair), oracle, budget, video.add)
-            steps, solved = play(env, course, pair, camera, budget)
-            camera.hold(env, steps, any(step is not None for step in solved.values()))
-            stills.append(camera.still)
+            trial = TrialVideo(setup, env, pair, video.add)
+            policy = NamedPolicy(PLANNER, trial, trial.named.observation)
+            steps, solved = run_to_goal(env, setup.goal_task, pair, policy, setup.config.budget)
+            trial.hold_end(steps, any(step is not None for step in solved.values()))
+            stills.append(trial.still)
     finally:
         video.close()
     picture = path.with_suffix(".png")

@@ -1,4 +1,4 @@
-"""Promises of planning's protocol: honest pairs, exact rules, controls, resumption, the gap to the truth, a film."""
+"""The planning protocol: honest pairs, exact rules, baselines, resumption, regret, a video."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ from hypothesis import strategies as st
 
 from neuralsim import cli
 from neuralsim.agents.collection.collect import CollectConfig, collect
-from neuralsim.agents.planning.actors import FAN, OracleActor, imagine
+from neuralsim.agents.planning.actors import N_FIRST, OraclePolicy, PlanRecorder, imagine_paths
+from neuralsim.agents.planning.baselines import BASELINES
 from neuralsim.agents.planning.config import PlanConfig
-from neuralsim.agents.planning.diagnostics import goal_distance, goal_state, oracle_regret
+from neuralsim.agents.planning.diagnostics import FIELD, goal_distance, goal_state, oracle_regret, solver_efficiency
 from neuralsim.agents.planning.evaluate import plan
-from neuralsim.agents.planning.goal_trial import CONTROLS, attempt, do_nothing, play, replay, share_solved
+from neuralsim.agents.planning.goal_trial import GoalTrial, run_to_goal, run_trial, share_solved
 from neuralsim.agents.planning.goals import HeldOutStartGoals, ImageStartGoals, RandomStartGoals, StartGoal
-from neuralsim.agents.planning.overlay import AIM, PANEL, PlanPainter, PlanScene
-from neuralsim.agents.planning.planner import Planner, goal_image
+from neuralsim.agents.planning.overlay import GOAL, PANEL, PlanPainter, PlanScene
+from neuralsim.agents.planning.planner import Planner, PlannerConfig, goal_image
 from neuralsim.agents.planning.setup import open_setup, read_goal
 from neuralsim.agents.planning.solvers import CEM, ICEM
-from neuralsim.agents.planning.thrift import FIELD, solver_efficiency
 from neuralsim.agents.planning.video import HOLD
+from neuralsim.agents.policies.policy import NamedPolicy
 from neuralsim.agents.policies.pusht_expert import PushTExpert
 from neuralsim.data.store import EpisodeStore
 from neuralsim.envs.oracle import Oracle, OracleState
 from neuralsim.envs.pusht.env import GOAL_POSE, PushTRealEnv, random_state
 from neuralsim.envs.pusht.tasks import NEAR, NEAR_ANGLE
+from neuralsim.envs.real_env import RealEnv
 from neuralsim.envs.tasks.goal_task import GoalTask, goal_task_of
 from neuralsim.evaluation.statistics import wilson
 from neuralsim.noise import Noise
@@ -66,22 +68,31 @@ def tworoom_pair(index: int = 0) -> StartGoal:
     return RandomStartGoals(TWOROOM, 64, 25, 0)(index)
 
 
+def baseline(env: RealEnv, pair: StartGoal, name: str) -> NamedPolicy:
+    return NamedPolicy(name, BASELINES[name](env, pair, 0), "nothing")
+
+
+def trial(env: RealEnv, goal_task: GoalTask, pair: StartGoal, name: str, budget: int) -> GoalTrial:
+    """One trial of a baseline."""
+    return run_trial(env, goal_task, pair, baseline(env, pair, name), budget)
+
+
 # -- pairs -------------------------------------------------------------------------------------------------------------
 
 
 def test_pairs_are_functions_of_seed_and_number_and_none_is_solved_at_the_start(source: HeldOutStartGoals) -> None:
-    fresh = RandomStartGoals(source.course, 32, AHEAD, seed=3)
+    fresh = RandomStartGoals(source.goal_task, 32, AHEAD, seed=3)
     for pairs in (source, fresh):
         many = [pairs(i) for i in range(12)]
         assert all(same(pairs(i), many[i]) for i in (11, 3, 0))
         assert not any(same(many[0], other) for other in many[1:])
         assert not same(replace(pairs, seed=4)(0), many[0])
-        assert not any(pairs.course.solved(p.start, p.goal) for p in many)
+        assert not any(pairs.goal_task.solved(p.start, p.goal) for p in many)
         assert all(p.demonstration is not None and len(p.demonstration) == AHEAD for p in many)
 
 
 def test_a_goal_is_what_the_same_episode_showed_later(source: HeldOutStartGoals) -> None:
-    env = source.course.make_env(64)
+    env = source.goal_task.make_env(64)
     for i in range(4):
         pair = source(i)
         episode, step = (int(w) for w in pair.origin.split() if w.isdigit())
@@ -103,17 +114,17 @@ def test_pairs_left_out_are_counted(source: HeldOutStartGoals) -> None:
             window = int(rng.integers(lengths[-1]))
             episode, step = divmod(window, 41 - AHEAD)
             states = np.asarray(source.store[episode].states, np.float64)
-            assert source.course.solved(states[step], states[step + AHEAD])
+            assert source.goal_task.solved(states[step], states[step + AHEAD])
         left_out += pair.left_out
-    assert left_out or source.course is TWOROOM
+    assert left_out or source.goal_task is TWOROOM
 
 
 def test_episodes_too_short_or_of_another_world_are_named(source: HeldOutStartGoals) -> None:
-    with pytest.raises(ValueError, match="has 99 steps; ask for a shorter --ahead"):
-        replace(source, ahead=99)
-    other = TWOROOM if source.course is PUSHT else PUSHT
+    with pytest.raises(ValueError, match="has 99 steps; ask for a shorter --goal-distance"):
+        replace(source, distance=99)
+    other = TWOROOM if source.goal_task is PUSHT else PUSHT
     with pytest.raises(ValueError, match="holds states"):
-        replace(source, course=other)
+        replace(source, goal_task=other)
 
 
 # -- rules -------------------------------------------------------------------------------------------------------------
@@ -174,13 +185,13 @@ def test_wilson_intervals_are_those_of_the_literature(successes: int, n: int, lo
     assert np.isnan(wilson(0, 0).value)
 
 
-# -- attempts and controls ---------------------------------------------------------------------------------------------
+# -- trials and baselines ---------------------------------------------------------------------------------------------
 
 
 def test_replaying_the_demonstration_reaches_the_goal(source: HeldOutStartGoals) -> None:
-    env = source.course.make_env(8)
-    tries = [attempt(env, source.course, p, "replay", replay(p, 0), 2 * AHEAD) for p in map(source, range(12))]
-    first = next(iter(source.course.rules))
+    env = source.goal_task.make_env(8)
+    tries = [trial(env, source.goal_task, p, "replay", 2 * AHEAD) for p in map(source, range(12))]
+    first = next(iter(source.goal_task.rules))
     assert share_solved(tries, first).value == 1
     assert all((step := t.solved_at[first]) is not None and 1 <= step <= AHEAD for t in tries)
 
@@ -189,9 +200,9 @@ def test_doing_nothing_goes_nowhere_and_straight_goes_to_the_goals_place() -> No
     pairs = [RandomStartGoals(PUSHT, 8, 25, 0)(i) for i in range(8)]
     env = PUSHT.make_env(8)
     for pair in pairs:
-        still = attempt(env, PUSHT, pair, "still", do_nothing(pair, 0), 50)
+        still = trial(env, PUSHT, pair, "do nothing", 50)
         assert still.distances["block"] == pytest.approx(PUSHT.measure(pair.start, pair.goal)["block"], abs=3)
-    straight = [attempt(env, PUSHT, p, "x", CONTROLS["straight to goal"](p, 0), 50).distances["pusher"] for p in pairs]
+    straight = [trial(env, PUSHT, p, "straight to goal", 50).distances["pusher"] for p in pairs]
     assert np.median(straight) < 1
 
 
@@ -199,24 +210,24 @@ def test_random_actions_are_new_at_each_step_and_settled_by_the_seed() -> None:
     env = TWOROOM.make_env(8)
 
     def some(seed: int, index: int) -> np.ndarray:
-        actor = CONTROLS["random"](replace(tworoom_pair(), index=index), seed)
-        return np.stack([actor(env, step) for step in range(5)])
+        policy = BASELINES["random"](env, replace(tworoom_pair(), index=index), seed)
+        return np.stack([policy.predict(None)[0] for _ in range(5)])
 
     assert np.array_equal(some(0, 1), some(0, 1))
     assert len({some(s, i).tobytes() for s in (0, 1) for i in (0, 1)}) == 4
     assert len(np.unique(some(0, 0), axis=0)) == 5
 
 
-def test_a_goal_reached_once_counts_and_all_reached_ends_the_attempt() -> None:
+def test_a_goal_reached_once_counts_and_all_reached_ends_the_trial() -> None:
     """Through the goal and away again: the block rule has held, the other never did, so the whole budget is played."""
     env = PUSHT.make_env(8)
     start = np.array([60.0, 60.0, 400.0, 300.0, 0.0])
     goal = np.concatenate([[200.0, 60.0], start[2:]])
     pair = StartGoal(0, start, goal, np.zeros((8, 8, 3), np.uint8), None, 0, "made up")
-    steps, solved = play(env, PUSHT, pair, do_nothing(pair, 0), 7)
+    steps, solved = run_to_goal(env, PUSHT, pair, baseline(env, pair, "do nothing"), 7)
     assert steps == 7
     assert solved == {"block": 1, "block and pusher": None}
-    steps, solved = play(env, PUSHT, pair, CONTROLS["straight to goal"](pair, 0), 20)
+    steps, solved = run_to_goal(env, PUSHT, pair, baseline(env, pair, "straight to goal"), 20)
     assert steps == 6
     assert solved["block and pusher"] == 6  # 140 units at 24 a step
 
@@ -251,9 +262,9 @@ def test_a_journal_goes_on_where_it_stopped_even_after_a_torn_line(tmp_path: Pat
 
 
 def tiny(out: Path, **changes: Any) -> PlanConfig:
-    """TwoRoom planned in the truth itself: everything runs, in a moment."""
+    """TwoRoom planned in the real simulator: everything runs, in a moment."""
     config = PlanConfig(
-        "tworoom", goal="random", model="oracle", episodes=3, ahead=10, lookahead=10, candidates=16, rounds=2, elites=4,
+        "tworoom", goal="random", model="oracle", episodes=3, goal_distance=10, lookahead=10, candidates=16, rounds=2, elites=4,
         video=0, out=out,
     )  # fmt: skip
     return replace(config, **changes)
@@ -288,7 +299,7 @@ def test_interrupted_and_enlarged_runs_equal_one_run(tmp_path: Path, monkeypatch
     plan(tiny(tmp_path / "two", episodes=2))
     again, _ = plan(tiny(tmp_path / "two", episodes=4))
     assert attempts(tmp_path / "two") == attempts(tmp_path / "one")
-    assert len(attempts(tmp_path / "one")) == 4 * (1 + len(CONTROLS))
+    assert len(attempts(tmp_path / "one")) == 4 * (1 + len(BASELINES))
     timeless = [r for r in straight.rows if not r.key.startswith("ms_")]
     assert [again[r.key] for r in timeless] == timeless
     fewer, _ = plan(tiny(tmp_path / "two", episodes=2))
@@ -298,7 +309,7 @@ def test_interrupted_and_enlarged_runs_equal_one_run(tmp_path: Path, monkeypatch
 def test_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
     plan(tiny(tmp_path, episodes=1, controls=False))
     before = (tmp_path / "attempts.jsonl").read_bytes()
-    for change in ({"seed": 1}, {"ahead": 9}, {"rounds": 3}, {"n_action_steps": 2}, {"budget_ms": 50.0}):
+    for change in ({"seed": 1}, {"goal_distance": 9}, {"rounds": 3}, {"n_action_steps": 2}, {"budget_ms": 50.0}):
         with pytest.raises(ValueError, match="begun with other settings"):
             plan(tiny(tmp_path, episodes=1, controls=False, **change))
     assert (tmp_path / "attempts.jsonl").read_bytes() == before
@@ -355,7 +366,7 @@ def test_plan_on_the_shipped_world_writes_figures_and_a_film(
     [
         ({"world": "puhst"}, "did you mean 'pusht'"),
         ({"model": "nowhere"}, "world 'nowhere'"),
-        ({"model": "pusht-video"}, "dreams of world 'pusht'.*asked to plan in 'tworoom'"),
+        ({"model": "pusht-video"}, "predicts world 'pusht'.*asked to plan in 'tworoom'"),
         ({"goal": "nowhere.png"}, "expected held-out, random or the path of a PNG, got 'nowhere.png'"),
         ({"lookahead": 3}, "block: expected at most the lookahead of 3"),
         ({"budget_ms": 0.0}, "budget_ms"),
@@ -386,11 +397,11 @@ def test_pairs_come_from_the_held_out_episodes_of_a_store(tmp_path: Path) -> Non
     for _ in collect(CollectConfig("tworoom", out=data, episodes=41, steps=15, size=64, workers=1)):
         pass
     config = tiny(tmp_path / "out", goal="held-out", data=data, episodes=12)
-    stage = open_setup(config)
+    setup = open_setup(config)
     held = EpisodeStore(data).split(True).tolist()
     assert 1 <= len(held) < 10
-    assert {int(stage.pair(i).origin.split()[1]) for i in range(12)} <= set(held)
-    assert open_setup(replace(config, seed=1)).pair(0).origin != stage.pair(0).origin
+    assert {int(setup.pair(i).origin.split()[1]) for i in range(12)} <= set(held)
+    assert open_setup(replace(config, seed=1)).pair(0).origin != setup.pair(0).origin
     with pytest.raises(ValueError, match="planning needs"):
         open_setup(replace(config, world="pusht"))
     assert plan(replace(config, episodes=3))[0]["replay_success"].value == 1
@@ -400,21 +411,23 @@ def test_pairs_come_from_the_held_out_episodes_of_a_store(tmp_path: Path) -> Non
 
 
 def test_a_goal_picture_is_read(tmp_path: Path) -> None:
-    for course in (PUSHT, TWOROOM):
-        oracle = Oracle(course.world)
-        goal = course.real_world.draw_state(np.random.default_rng(5), False)
-        env = course.make_env(64)
+    for goal_task in (PUSHT, TWOROOM):
+        oracle = Oracle(goal_task.world)
+        goal = goal_task.real_world.draw_state(np.random.default_rng(5), False)
+        env = goal_task.make_env(64)
         env.reset(options={"state": goal})
-        path = tmp_path / f"{course.world}.png"
+        path = tmp_path / f"{goal_task.world}.png"
         iio.imwrite(path, env.frame(64))
         frame, read = read_goal(path, oracle)
         np.testing.assert_array_equal(frame, env.frame(64))
-        assert course.solved(read, goal)
-        assert max(course.measure(read, goal).values()) < 2
-        pairs = [ImageStartGoals(course, frame, read, path, 0)(i) for i in range(3)]
-        assert not any(course.solved(p.start, p.goal) for p in pairs)
+        assert goal_task.solved(read, goal)
+        assert max(goal_task.measure(read, goal).values()) < 2
+        pairs = [ImageStartGoals(goal_task, frame, read, path, 0)(i) for i in range(3)]
+        assert not any(goal_task.solved(p.start, p.goal) for p in pairs)
         assert len({p.start.tobytes() for p in pairs}) == 3
-    report, _ = plan(tiny(tmp_path / "out", goal=str(tmp_path / "tworoom.png"), ahead=30, lookahead=25, episodes=2))
+    report, _ = plan(
+        tiny(tmp_path / "out", goal=str(tmp_path / "tworoom.png"), goal_distance=30, lookahead=25, episodes=2)
+    )
     assert report["planner_success"].n == 2
     with pytest.raises(KeyError):
         report["replay_success"]
@@ -445,7 +458,7 @@ def test_bad_goal_pictures_are_named(tmp_path: Path) -> None:
 
 
 class MirrorWorld(Oracle):
-    """Believes that every action does the opposite."""
+    """Predicts that every action does the opposite."""
 
     def unroll_last(self, state: OracleState, actions: torch.Tensor, rng: Noise) -> OracleState:  # type: ignore[override]
         return super().unroll_last(state, -actions, rng)
@@ -458,7 +471,10 @@ def test_the_truth_has_no_gap_to_itself_and_a_mirrored_world_has_one() -> None:
         found = []
         for i in range(4):
             pair = tworoom_pair(i)
-            settings: dict[str, Any] = {"search": CEM(candidates=32, rounds=4, elites=4), "seed": i}
+            settings: dict[str, Any] = {
+                "solver": CEM(candidates=32, rounds=4, elites=4),
+                "config": PlannerConfig(seed=i),
+            }
             ours = Planner(World(model), goal_image(pair.frame), **settings)
             found.append(
                 oracle_regret(pair, ours, Planner(World(truth), goal_state(truth, pair.goal), **settings), truth)
@@ -496,47 +512,57 @@ def test_goal_distance_is_in_units() -> None:
     assert goal_distance(oracle, oracle.at(off), state) == pytest.approx(50 * np.sqrt(3 / 4), rel=1e-5)
 
 
-def test_thrift_compares_with_the_fields_search(tmp_path: Path) -> None:
+def test_solver_efficiency_compares_with_the_fields_solver(tmp_path: Path) -> None:
     truth, pair = Oracle("tworoom").eval(), tworoom_pair(1)
     made: list[Any] = []
 
     def make(search: Any) -> Planner:
         made.append(search)
-        return Planner(World(truth), goal_state(truth, pair.goal), search, lookahead=10)
+        return Planner(World(truth), goal_state(truth, pair.goal), search, PlannerConfig(lookahead=10))
 
-    thrift = solver_efficiency(pair, make, TINY, truth)
+    efficiency = solver_efficiency(pair, make, TINY, truth)
     assert made == [TINY, FIELD]
-    assert thrift.field_evaluations == 9000
-    assert thrift.evaluations < 40
-    assert 0 <= thrift.field_cost <= thrift.cost < thrift.rest_cost
-    assert type(thrift).from_dict(json.loads(json.dumps(thrift.to_dict()))) == thrift
+    assert efficiency.field_evaluations == 9000
+    assert efficiency.evaluations < 40
+    assert 0 <= efficiency.field_cost <= efficiency.cost < efficiency.rest_cost
+    assert type(efficiency).from_dict(json.loads(json.dumps(efficiency.to_dict()))) == efficiency
 
 
-# -- the film ----------------------------------------------------------------------------------------------------------
+# -- the video ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("course", (PUSHT, TWOROOM), ids=("pusht", "tworoom"))
-def test_the_paths_shown_are_those_the_plans_lead_along(course: GoalTask) -> None:
-    oracle = Oracle(course.world).eval()
-    pair = RandomStartGoals(course, 64, 10, 0)(0)
-    actor = OracleActor(Planner(World(oracle), goal_state(oracle, pair.goal), TINY, lookahead=10))
-    env = course.make_env(64)
+@pytest.mark.parametrize("goal_task", [PUSHT, TWOROOM], ids=("pusht", "tworoom"))
+def test_the_paths_shown_are_those_the_plans_lead_along(goal_task: GoalTask) -> None:
+    oracle = Oracle(goal_task.world).eval()
+    pair = RandomStartGoals(goal_task, 64, 10, 0)(0)
+    recorder = PlanRecorder()
+    planner = Planner(
+        World(oracle),
+        goal_state(oracle, pair.goal),
+        TINY,
+        PlannerConfig(lookahead=10),
+        on_iteration=recorder.on_iteration,
+    )
+    env = goal_task.make_env(64)
     env.reset(options={"state": pair.start})
-    actor(env, 0)
-    thought = imagine(oracle, oracle, actor.seen, actor.fan)
-    assert thought.paths.shape == (1 + 4 + FAN, 11, 2)
-    assert torch.equal(actor.fan[0], actor.plan.actions)
-    for step, action in enumerate(actor.plan.actions.numpy()):
-        np.testing.assert_array_equal(thought.paths[0, step], env.state()[:2])
+    _, memory = OraclePolicy(planner, env).predict(None)
+    plan = memory[0].plan
+    assert plan is not None
+    candidates = recorder.candidates(plan)
+    imagined = imagine_paths(oracle, oracle, oracle.at(env.state()), candidates)
+    assert imagined.paths.shape == (1 + 4 + N_FIRST, 11, 2)
+    assert torch.equal(candidates[0], plan.actions)
+    for step, action in enumerate(plan.actions.numpy()):
+        np.testing.assert_array_equal(imagined.paths[0, step], env.state()[:2])
         env.step(action)
-    np.testing.assert_array_equal(thought.end, env.state())
-    assert np.abs(thought.frame.astype(int) - env.frame(64)).mean() < 0.1  # drawn in whole pixels, so last bits show
+    np.testing.assert_array_equal(imagined.end, env.state())
+    assert np.abs(imagined.frame.astype(int) - env.frame(64)).mean() < 0.1  # drawn in whole pixels, so last bits show
 
-    scene = PlanScene(env.frame(PANEL), pair.frame, pair.goal, thought, True, ("a", "b", "c", "d"))
-    picture = PlanPainter(course).draw(scene)
+    scene = PlanScene(env.frame(PANEL), pair.frame, pair.goal, imagined, True, ("a", "b", "c", "d"))
+    picture = PlanPainter(goal_task).draw(scene)
     assert picture.dtype == np.uint8
     assert not any(side % 2 for side in picture.shape[:2])
-    assert (np.abs(picture.astype(int) - AIM).sum(2) < 30).sum() > 50
+    assert (np.abs(picture.astype(int) - GOAL).sum(2) < 30).sum() > 50
 
 
 # -- experts -----------------------------------------------------------------------------------------------------------
@@ -588,16 +614,16 @@ def test_demonstrations_are_collected_with_their_provenance(tmp_path: Path) -> N
         assert not episode.actions[first + 2 :].any()
     with pytest.raises(ValueError, match="policy oracle-near-goal, asked for explorer-near-goal"):
         list(collect(replace(config, policy="explorer")))
-    with pytest.raises(ValueError, match="nobody demonstrates world 'tworoom'"):
+    with pytest.raises(ValueError, match="world 'tworoom' has no expert"):
         CollectConfig("tworoom", policy="oracle")
 
 
-def test_unknown_worlds_have_no_course() -> None:
+def test_unknown_worlds_have_no_goal_task() -> None:
     with pytest.raises(ValueError, match=r"no real world 'maze' to plan in; there are pusht, tworoom"):
         goal_task_of("maze")
 
 
-def test_a_stage_makes_each_pair_once(tmp_path: Path) -> None:
-    stage = open_setup(tiny(tmp_path))
-    assert stage.pair(2) is stage.pair(2)
-    assert stage.pair(2).index == 2
+def test_a_setup_makes_each_pair_once(tmp_path: Path) -> None:
+    setup = open_setup(tiny(tmp_path))
+    assert setup.pair(2) is setup.pair(2)
+    assert setup.pair(2).index == 2

@@ -17,15 +17,16 @@ from diffusers.configuration_utils import register_to_config
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from neuralsim.agents import CEM, ICEM, MPPI, Planner, RandomShooting, goal_image
+from neuralsim.agents import CEM, ICEM, MPPI, Planner, PlannerConfig, RandomShooting, goal_image
 from neuralsim.agents.planning.cost import CostConfig, PlanCost
 from neuralsim.agents.planning.planner import Decision, Memory
 from neuralsim.envs.imagined.env import ImaginedEnv
 from neuralsim.envs.imagined.sb3_vec_env import ImaginedVecEnv
 from neuralsim.models.video_wam import VideoWAM
 from neuralsim.noise import Noise
-from neuralsim.pretrained.world import World, list_worlds, open_world
+from neuralsim.pretrained.world import World, open_world
 from neuralsim.spec import WorldSpec
+from neuralsim.storage.resolve import list_worlds
 from neuralsim.task import FunctionTask, GoalImage, LearnedTask, SumTask
 from neuralsim.world_model import State, WorldModel
 
@@ -138,12 +139,12 @@ def test_an_end_on_the_way_keeps_its_reward(calm, through):
     first = int((distance[0] < 0.15).nonzero()[0])
     cost = costs_of(calm, LearnedTask(), through, when="end", block=1)
     assert cost.tolist() == pytest.approx([float(distance[0, first]), float(distance[1, -1])], abs=1e-6)
-    # Nobody looks within a block.
+    # Steps within a block are not scored.
     unseen = costs_of(calm, LearnedTask(), through, when="end", block=9)
     assert unseen.tolist() == pytest.approx(distance[:, -1].tolist(), abs=1e-6)
 
 
-def test_nobody_is_asked_about_the_way_where_only_the_end_counts(calm, plans):
+def test_the_way_is_not_scored_where_only_the_end_counts(calm, plans):
     asked = []
 
     def features(self, state):
@@ -173,7 +174,7 @@ def test_doubt_costs_what_it_is_said_to(calm, plans):
     assert torch.allclose(dear - free, 2 * gone[:, [2, 5, 6]].sum(1), atol=1e-5)
 
 
-def test_memory_is_bounded_by_rows_and_nothing_else_changes(dot_world, plans):
+def test_memory_is_bounded_by_the_batch_and_nothing_else_changes(dot_world):
     sizes = []
 
     def step(self, state, action, rng):
@@ -181,20 +182,21 @@ def test_memory_is_bounded_by_rows_and_nothing_else_changes(dot_world, plans):
         return super(type(self), self).step(state, action, rng)
 
     world = refit(dot_world, step=step)
-    task = LearnedTask()
     for when in ("end", "steps"):
-        whole = costs_of(world, task, plans, when=when)
-        assert max(sizes) == 12
-        sizes.clear()
-        assert torch.equal(costs_of(world, task, plans, when=when, rows=5), whole)
-        assert max(sizes) == 5
-        sizes.clear()
+        found = []
+        for batch, largest in ((1024, 16), (5, 5)):
+            sizes.clear()
+            planner = Planner(world, LearnedTask(), QUICK, PlannerConfig(lookahead=7, when=when, batch=batch))
+            found.append(planner.decide(begin(world))[0])
+            assert max(sizes) == largest
+        assert torch.equal(found[0].actions, found[1].actions)
+        assert found[0].cost == found[1].cost
 
 
 def test_candidates_differ_by_their_actions_alone(dot_world, plans):
     same = plans[:1].expand(6, -1, -1)
     task = LearnedTask()
-    costs = costs_of(dot_world, task, same, rows=4)
+    costs = costs_of(dot_world, task, same)
     assert (costs == costs[0]).all()
     assert costs_of(dot_world, task, same, seed=1)[0] != costs[0]
 
@@ -211,7 +213,6 @@ def test_one_state_at_a_time(calm):
         ({"when": "never"}, "when: expected one of end, blocks, steps, got 'never'"),
         ({"block": 0}, "block"),
         ({"chunk": 1.5}, "chunk"),
-        ({"rows": 0}, "rows"),
         ({"discount": 0.0}, "discount"),
         ({"discount": 1.1}, "discount"),
         ({"uncertainty_penalty": -1.0}, "uncertainty_penalty"),
@@ -229,13 +230,13 @@ def test_scoring_that_makes_no_sense_is_refused(how, message):
 def test_exact_plans_get_no_worse_from_decision_to_decision(calm):
     # What is left of a plan, and then rest, is worth what the plan was worth: the model is exact and a dot stays put.
     planner = Planner(
-        calm, LearnedTask(threshold=2.0), search=RandomShooting(6, elites=2), lookahead=12, n_action_steps=2
+        calm, LearnedTask(threshold=2.0), RandomShooting(6, elites=2), PlannerConfig(lookahead=12, n_action_steps=2)
     )
     state, memory = begin(calm), None
     costs = []
     for _ in range(6):
         plan, memory = planner.decide(state, memory)
-        state = calm.model.jump(state, plan.actions[None, :2], Noise.from_seeds([0]))
+        state = calm.model.unroll_last(state, plan.actions[None, :2], Noise.from_seeds([0]))
         costs.append(plan.cost)
         assert memory.step == 2 * len(costs)
     assert costs == sorted(costs, reverse=True)
@@ -245,16 +246,16 @@ def test_exact_plans_get_no_worse_from_decision_to_decision(calm):
 
 
 def test_the_predicted_cost_is_what_happens(calm):
-    planner = Planner(calm, goal_image(calm.starts.frames[4, -1]), search=ICEM(), lookahead=20)
+    planner = Planner(calm, goal_image(calm.starts.frames[4, -1]), ICEM(), PlannerConfig(lookahead=20))
     plan, _ = planner.decide(begin(calm))
-    after = calm.model.jump(begin(calm), plan.actions[None], Noise.from_seeds([0]))
+    after = calm.model.unroll_last(begin(calm), plan.actions[None], Noise.from_seeds([0]))
     goal = calm.model.features(begin(calm, 4))
     assert plan.cost == pytest.approx(float((calm.model.features(after) - goal).square().mean().sqrt()), abs=1e-2)
     assert plan.cost < 0.02  # from one side of the ring to the other
 
 
 def test_plans_do_not_look_beyond_the_episode(calm):
-    planner = Planner(calm, LearnedTask(2.0), search=QUICK, lookahead=10, block=5, n_action_steps=4, horizon=13)
+    planner = Planner(calm, LearnedTask(2.0), QUICK, PlannerConfig(lookahead=10, block=5, n_action_steps=4, horizon=13))
     memory, lengths = None, []
     for _ in range(5):
         plan, memory = planner.decide(begin(calm), memory)
@@ -269,7 +270,9 @@ def test_proposals_are_tried(calm):
         asked.append((len(state), lookahead))
         return torch.tensor([-0.6, 0.0]).expand(1, lookahead, 2)
 
-    planner = Planner(calm, LearnedTask(2.0), search=RandomShooting(4, elites=2), lookahead=10, proposals=policy)
+    planner = Planner(
+        calm, LearnedTask(2.0), RandomShooting(4, elites=2), PlannerConfig(lookahead=10), proposals=policy
+    )
     plan, _ = planner.decide(begin(calm))
     assert asked == [(1, 10)]
     assert torch.equal(plan.actions, torch.tensor([-0.6, 0.0]).expand(10, 2))
@@ -278,42 +281,50 @@ def test_proposals_are_tried(calm):
 @pytest.mark.parametrize("search", [CEM(16, 3, 4), MPPI(16, 3, 8), RandomShooting(48)], ids=lambda s: type(s).__name__)
 def test_the_same_seed_decides_the_same(dot_world, search):
     def actions(seed: int) -> torch.Tensor:
-        return Planner(dot_world, LearnedTask(2.0), search=search, seed=seed).decide(begin(dot_world))[0].actions
+        return (
+            Planner(dot_world, LearnedTask(2.0), search, PlannerConfig(seed=seed)).decide(begin(dot_world))[0].actions
+        )
 
-    luck = torch.get_rng_state()
+    before = torch.get_rng_state()
     assert torch.equal(actions(3), actions(3))
     assert not torch.equal(actions(3), actions(-4))
-    assert torch.equal(torch.get_rng_state(), luck)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_budget_is_overrun_by_one_batch_at_most(dot_world):
     now, batches = [0.0], []
 
-    def jump(self, state, actions, rng):
+    def unroll_last(self, state, actions, rng):
         now[0] += 0.002
         batches.append(len(actions))
-        return super(type(self), self).jump(state, actions, rng)
+        return super(type(self), self).unroll_last(state, actions, rng)
 
     def encode(self, frames, actions):
         now[0] += 0.003
         return super(type(self), self).encode(frames, actions)
 
-    world = refit(dot_world, jump=jump, encode=encode)
-    told: list[Decision] = []
+    world = refit(dot_world, unroll_last=unroll_last, encode=encode)
+    reported: list[Decision] = []
     planner = Planner(
-        world, LearnedTask(2.0), CEM(40, 9, 4), 10, budget_ms=14, rows=20, on_decision=told.append, clock=lambda: now[0]
+        world,
+        LearnedTask(2.0),
+        CEM(40, 9, 4),
+        PlannerConfig(lookahead=10, budget_ms=14, batch=20),
+        on_decision=reported.append,
+        clock=lambda: now[0],
     )
     batches.clear()
     # 3 ms for the frame, and 4 for each batch of 20 candidates over two blocks: the fourth would begin at 15.
     _, memories = planner.predict(world.starts.frames[0, -1])
     assert batches == [20] * 6
     decision = memories[0].decisions[0]
-    assert told == [decision]
+    assert reported == [decision]
     assert (decision.evaluations, decision.rounds, decision.stopped) == (60, 2, "budget")
     assert (decision.encode_ms, decision.search_ms, decision.total_ms) == pytest.approx((3, 12, 15))
     # No time at all is enough for one batch, and so for an answer.
     batches.clear()
-    hasty = Planner(world, LearnedTask(2.0), CEM(40, 9, 4), 10, budget_ms=1e-9, rows=20, clock=lambda: now[0])
+    config = PlannerConfig(lookahead=10, budget_ms=1e-9, batch=20)
+    hasty = Planner(world, LearnedTask(2.0), CEM(40, 9, 4), config, clock=lambda: now[0])
     batches.clear()
     hasty.decide(begin(world))
     assert batches == [20] * 2
@@ -321,7 +332,7 @@ def test_a_budget_is_overrun_by_one_batch_at_most(dot_world):
 
 def test_a_watcher_sees_every_candidate(calm):
     rounds = []
-    planner = Planner(calm, LearnedTask(2.0), search=QUICK, lookahead=10, on_round=rounds.append)
+    planner = Planner(calm, LearnedTask(2.0), QUICK, PlannerConfig(lookahead=10), on_iteration=rounds.append)
     plan, _ = planner.decide(begin(calm))
     assert len(rounds) == 3
     assert sum(len(r.candidates) for r in rounds) == plan.evaluations
@@ -332,8 +343,8 @@ def test_a_model_without_numbers_is_named(dot_world):
     def features(self, state):
         return state.place * (math.nan if len(state) > 4 else 1)
 
-    planner = Planner(refit(dot_world, features=features), goal_image(dot_world.starts.frames[0, -1]), search=QUICK)
-    with pytest.raises(FloatingPointError, match="Refit 'dot' judged by GoalImage: none of 16 candidate plans"):
+    planner = Planner(refit(dot_world, features=features), goal_image(dot_world.starts.frames[0, -1]), QUICK)
+    with pytest.raises(FloatingPointError, match="Refit 'dot' scored by GoalImage: none of 16 candidate plans"):
         planner.decide(begin(dot_world))
 
 
@@ -358,14 +369,16 @@ def test_nothing_is_ever_decoded(dot_world, tiny_world, when, chunk):
     dot = unseeing(type(dot_world.model))(spec=asdict(dot_world.spec)).eval()
     for world in (World(dot, dot_world.starts), World(video, opened.starts)):
         frames = world.starts.frames
-        planner = Planner(world, goal_image(frames[1, -1]), QUICK, 12, when=when, chunk=chunk, uncertainty_penalty=0.1)
+        config = PlannerConfig(lookahead=12, when=when, chunk=chunk, uncertainty_penalty=0.1)
+        planner = Planner(world, goal_image(frames[1, -1]), QUICK, config)
         _, memories = planner.predict(frames[:2, -1])
         planner.predict(frames[:2, -2], memories, np.array([True, False]))
 
 
 def test_stable_baselines_evaluates_a_planner(dot_world):
     # The exact world as the real one: 0.6 from the middle, done within 0.15 of it, 0.1 a step in each direction.
-    planner = Planner(dot_world, LearnedTask(), ICEM(32, 4, 8), lookahead=8, block=1, n_action_steps=2, when="steps")
+    config = PlannerConfig(lookahead=8, block=1, n_action_steps=2, when="steps")
+    planner = Planner(dot_world, LearnedTask(), ICEM(32, 4, 8), config)
     env = ImaginedEnv(dot_world, horizon=30)
     env.reset(seed=0)
     rewards, lengths = evaluate_policy(planner, env, 3, return_episode_rewards=True, warn=False)
@@ -383,20 +396,22 @@ def test_a_planner_drives_the_true_simulator(tiny_world, endless):
         return gym.make("neuralsim/PushTReal-v0", max_episode_steps=7)
 
     frame, _ = make().reset(seed=0)
-    told: list[Decision] = []
-    planner = Planner(str(tiny_world), goal_image(frame), search=QUICK, lookahead=6, block=3, on_decision=told.append)
+    reported: list[Decision] = []
+    config = PlannerConfig(lookahead=6, block=3)
+    planner = Planner(str(tiny_world), goal_image(frame), QUICK, config, on_decision=reported.append)
     _, lengths = evaluate_policy(planner, make(), 1, return_episode_rewards=True, warn=False)
     assert lengths == [7]
-    assert [d.step for d in told] == [0, 5]
+    assert [d.step for d in reported] == [0, 5]
     _, lengths = evaluate_policy(planner, DummyVecEnv([make, make]), 2, return_episode_rewards=True, warn=False)
     assert lengths == [7, 7]
-    assert len(told) == 2 + 4
+    assert len(reported) == 2 + 4
 
 
 @pytest.mark.skipif("pusht" not in list_worlds(), reason="no weights in assets yet")
 def test_the_shipped_world_can_be_planned_in():
     world = open_world("pusht", "cpu")
-    planner = Planner(world, LearnedTask(), search=RandomShooting(3, elites=1), lookahead=2, block=2, n_action_steps=1)
+    config = PlannerConfig(lookahead=2, block=2, n_action_steps=1)
+    planner = Planner(world, LearnedTask(), RandomShooting(3, elites=1), config)
     actions, memories = planner.predict(world.starts.frames[:2, -1])
     assert actions.shape == (2, 2)
     assert actions.dtype == np.float32
@@ -418,7 +433,7 @@ def film(world: World, planner: Planner, b: int, steps: int) -> tuple[list[np.nd
 
 
 def test_environments_in_a_batch_are_planned_for_as_each_alone(dot_world):
-    planner = Planner(dot_world, LearnedTask(2.0), search=QUICK, lookahead=8, n_action_steps=3)
+    planner = Planner(dot_world, LearnedTask(2.0), QUICK, PlannerConfig(lookahead=8, n_action_steps=3))
     frames, actions = film(dot_world, planner, 3, 8)
     assert not np.array_equal(actions[0][0], actions[0][1])
     for i in range(3):
@@ -430,7 +445,7 @@ def test_environments_in_a_batch_are_planned_for_as_each_alone(dot_world):
 
 
 def test_an_episode_begins_anew_where_it_is_told_to(dot_world):
-    planner = Planner(dot_world, LearnedTask(2.0), search=QUICK, lookahead=8, n_action_steps=3)
+    planner = Planner(dot_world, LearnedTask(2.0), QUICK, PlannerConfig(lookahead=8, n_action_steps=3))
     frames, actions = film(dot_world, planner, 2, 5)
     _, state = planner.predict(frames[-1], None)
     for _ in range(4):
@@ -446,7 +461,7 @@ def test_an_episode_begins_anew_where_it_is_told_to(dot_world):
 
 
 def test_what_predict_returns_is_a_value(dot_world):
-    planner = Planner(dot_world, LearnedTask(2.0), search=QUICK, lookahead=8, n_action_steps=2)
+    planner = Planner(dot_world, LearnedTask(2.0), QUICK, PlannerConfig(lookahead=8, n_action_steps=2))
     frames = dot_world.starts.frames[0]
     buffer = frames[0].copy()
     first, state = planner.predict(buffer)
@@ -473,7 +488,7 @@ def test_the_model_reads_as_much_history_as_its_world_allows(dot_world):
 
     world = refit(dot_world, encode=encode)
     assert world.spec.context == 3
-    planner = Planner(world, LearnedTask(2.0), search=QUICK, lookahead=6, n_action_steps=1)
+    planner = Planner(world, LearnedTask(2.0), QUICK, PlannerConfig(lookahead=6, n_action_steps=1))
     read.clear()
     frames = dot_world.starts.frames[:5, -1]
     taken, state = [], None
@@ -556,16 +571,10 @@ class ChainEnv(gym.Env):
 def test_choices_are_planned_to_the_optimum(search, n_action_steps):
     chain = Chain(spec=asdict(WorldSpec("chain", 16, 16, ("way",), ("fields",), (1.0,), 1.0, 2))).eval()
     task = FunctionTask(lambda before, action, after: -(after.features[:, 0] - 11).abs())
-    planner = Planner(
-        chain,
-        task,
-        search,
-        5,
-        block=1,
-        n_action_steps=n_action_steps,
-        when="steps",
-        action_space=gym.spaces.Discrete(3),
+    config = PlannerConfig(
+        lookahead=5, block=1, n_action_steps=n_action_steps, when="steps", action_space=gym.spaces.Discrete(3)
     )
+    planner = Planner(chain, task, search, config)
     env = ChainEnv(chain)
     rewards, lengths = evaluate_policy(planner, env, 1, return_episode_rewards=True, warn=False)
     assert lengths == [8]
@@ -588,6 +597,7 @@ def test_choices_are_planned_to_the_optimum(search, n_action_steps):
         ({"lookahead": 5, "n_action_steps": 6}, "n_action_steps: expected at most the lookahead of 5 actions, got 6"),
         ({"n_action_steps": 2.0}, "n_action_steps"),
         ({"horizon": 0}, "horizon"),
+        ({"batch": 0}, "batch"),
         ({"budget_ms": 0}, "budget_ms: expected milliseconds above 0, or None"),
         ({"budget_ms": -3}, "budget_ms"),
         ({"budget_ms": math.inf}, "budget_ms"),
@@ -600,7 +610,7 @@ def test_choices_are_planned_to_the_optimum(search, n_action_steps):
 )
 def test_settings_that_do_not_fit_are_refused(calm, settings, message):
     with pytest.raises(ValueError, match=message):
-        Planner(calm, LearnedTask(), **settings)
+        Planner(calm, LearnedTask(), config=PlannerConfig(**settings))
 
 
 def test_a_task_that_the_world_cannot_answer_is_refused(dot_world, calm):
@@ -642,7 +652,7 @@ def test_goals_that_the_world_does_not_know_are_refused(dot_world):
     frames = dot_world.model.decode(replace(begin(dot_world).repeat(2), place=torch.tensor([[0.6, 0.0], [0.9, 0.0]])))
     Planner(sure, goal_image(frames[0]))
     with pytest.raises(
-        ValueError, match="goal: expected a frame of world 'dot'; of this one its model is as unsure as 1"
+        ValueError, match="goal: expected a frame of world 'dot'; the model's uncertainty of this one is 1"
     ):
         Planner(sure, goal_image(frames[1]))
 
@@ -651,14 +661,14 @@ def test_goals_that_the_world_does_not_know_are_refused(dot_world):
 def test_the_shipped_world_knows_its_own_frames_from_others():
     world = open_world("pusht", "cpu")
     for frame in world.starts.frames[:3, -1]:
-        Planner(world, goal_image(frame), lookahead=1, block=1, n_action_steps=1)
+        Planner(world, goal_image(frame), config=PlannerConfig(lookahead=1, block=1, n_action_steps=1))
     for grey in (0, 255):
         with pytest.raises(ValueError, match="is it from another world"):
-            Planner(world, goal_image(np.full((64, 64, 3), grey, np.uint8)), lookahead=1, block=1, n_action_steps=1)
+            Planner(world, goal_image(np.full((64, 64, 3), grey, np.uint8)))
 
 
 def test_what_predict_cannot_use_is_refused(calm):
-    planner = Planner(calm, LearnedTask(2.0), search=QUICK)
+    planner = Planner(calm, LearnedTask(2.0), QUICK)
     frame = calm.starts.frames[0, -1]
     _, state = planner.predict(frame)
     cases: list[tuple[Callable[[], Any], str]] = [
@@ -688,7 +698,9 @@ def test_names_are_exported_and_loaded_late():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_planner_plans_on_a_gpu(tiny_world):
     world = open_world(tiny_world, "cuda")
-    planner = Planner(world, goal_image(world.starts.frames[1, -1]), QUICK, 10, uncertainty_penalty=0.1)
+    planner = Planner(
+        world, goal_image(world.starts.frames[1, -1]), QUICK, PlannerConfig(lookahead=10, uncertainty_penalty=0.1)
+    )
     actions, memories = planner.predict(world.starts.frames[:2, -1])
     assert actions.shape == (2, 2)
     assert all(isinstance(m, Memory) and math.isfinite(m.decisions[0].cost) for m in memories)

@@ -1,4 +1,4 @@
-"""Search: candidates lie in the action space, the answer is the best that was asked about, and good ideas are kept."""
+"""Solvers: candidates lie in the action space, the result is the best one evaluated, and good candidates are kept."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuralsim.agents.planning.distributions import coloured, colouring
-from neuralsim.agents.planning.solvers import CEM, ICEM, MPPI, PlanResult, RandomShooting, Solver, SolverIteration
+from neuralsim.agents.planning.solvers import (
+    CEM,
+    ICEM,
+    MPPI,
+    PlanResult,
+    RandomShooting,
+    SearchLimits,
+    Solver,
+    SolverIteration,
+    WarmStart,
+)
 from neuralsim.agents.planning.splines import SPREADS, place_control_points
 
 BOX = gym.spaces.Box(-1, 1, (2,))
@@ -21,32 +31,32 @@ SEARCHES: dict[str, Solver] = {
     "cem": CEM(candidates=20, rounds=3, elites=4),
     "cem, wide": CEM(candidates=20, rounds=3, elites=4, sigma0=5.0),
     "icem": ICEM(candidates=20, rounds=3, elites=4),
-    "icem, each for itself": ICEM(candidates=20, rounds=3, elites=4, correlated=False, gamma=1.5),
-    "icem, held knots": ICEM(candidates=20, rounds=3, elites=4, knots=3),
-    "icem, lines": ICEM(candidates=20, rounds=3, elites=4, knots=4, spread="linear"),
-    "icem, splines": ICEM(candidates=20, rounds=3, elites=4, knots=4, spread="cubic", sigma0=2.0),
+    "icem, independent": ICEM(candidates=20, rounds=3, elites=4, correlated=False, gamma=1.5),
+    "icem, held control points": ICEM(candidates=20, rounds=3, elites=4, control_points=3),
+    "icem, lines": ICEM(candidates=20, rounds=3, elites=4, control_points=4, spread="linear"),
+    "icem, splines": ICEM(candidates=20, rounds=3, elites=4, control_points=4, spread="cubic", sigma0=2.0),
     "mppi": MPPI(candidates=20, rounds=3, elites=10),
     "mppi, adapting": MPPI(candidates=20, rounds=3, elites=10, adapt_sigma=True, correlated=True, beta=1.0),
 }
 each_search = pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES.keys())
 
 
-class Judge:
-    """A cost that knows no rhyme or reason, so that only a record can tell the best; it keeps the record."""
+class ChaoticCost:
+    """A cost without structure, so that only a record of all evaluations shows the best; it keeps that record."""
 
     def __init__(self, scale: float = 1.0) -> None:
-        self.scale, self.seen, self.costs = scale, [], []
+        self.scale, self.evaluated, self.costs = scale, [], []
 
     def __call__(self, candidates: torch.Tensor) -> torch.Tensor:
         steps = torch.arange(1, candidates[0].numel() + 1, dtype=torch.float64)
         costs = (candidates.double().flatten(1) * steps * 37).sin().sum(1).float() * self.scale
-        self.seen.append(candidates.clone())
+        self.evaluated.append(candidates.clone())
         self.costs.append(costs)
         return costs
 
     @property
     def candidates(self) -> torch.Tensor:
-        return torch.cat(self.seen)
+        return torch.cat(self.evaluated)
 
     @property
     def least(self) -> float:
@@ -54,7 +64,7 @@ class Judge:
 
 
 class PointMass:
-    """A mass in a box, pushed for as long as a plan lasts: how far from its goal it then is, and how fast."""
+    """A mass in a box, pushed for as long as a plan lasts; the cost is its distance from the goal at the end, and its speed."""
 
     def __init__(self, seed: int) -> None:
         ends = torch.as_tensor(np.random.default_rng(seed).uniform(-1, 1, (2, 2))).float()
@@ -68,7 +78,7 @@ class PointMass:
         return (place - self.goal).norm(dim=1) + 0.3 * speed.norm(dim=1)
 
 
-def luck(seed: int = 0) -> torch.Generator:
+def rng_of(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
@@ -88,18 +98,18 @@ def test_every_candidate_lies_within_the_bounds(search, data):
     width = np.array(data.draw(st.lists(st.floats(0.125, 4, width=32), min_size=a, max_size=a)), np.float32)
     space = gym.spaces.Box(low, low + width)
     first, second = (data.draw(st.integers(1, 9)) for _ in range(2))
-    before, judge = Judge(), Judge()
-    rng = luck(data.draw(st.integers(0, 99)))
+    before, cost = ChaoticCost(), ChaoticCost()
+    rng = rng_of(data.draw(st.integers(0, 99)))
     shift = data.draw(st.integers(0, 10))
     warm = search.plan(before, space, first, rng)
     proposals = torch.full((2, second, a), 100.0)
-    plan = search.plan(judge, space, second, rng, warm=warm, shift=shift, proposals=proposals)
-    assert inside(space, torch.cat([before.candidates.flatten(0, 1), judge.candidates.flatten(0, 1)]))
+    plan = search.plan(cost, space, second, rng, start=WarmStart(warm, shift, proposals))
+    assert inside(space, torch.cat([before.candidates.flatten(0, 1), cost.candidates.flatten(0, 1)]))
     assert inside(space, plan.actions)
     assert inside(space, plan.elites)
     assert plan.actions.shape == (second, a)
     assert plan.actions.dtype == torch.float32
-    assert (judge.candidates == torch.as_tensor(space.high)).all((1, 2)).any()  # what the proposals became
+    assert (cost.candidates == torch.as_tensor(space.high)).all((1, 2)).any()  # what the proposals became
 
 
 @pytest.mark.parametrize("space", [gym.spaces.Discrete(4, start=3), gym.spaces.MultiDiscrete([2, 5])], ids=str)
@@ -110,14 +120,14 @@ def test_choices_are_searched_and_the_only_best_sequence_found(space, search):
     first = torch.tensor([3] if isinstance(space, gym.spaces.Discrete) else [0, 0])
     sizes = torch.tensor([4] if isinstance(space, gym.spaces.Discrete) else [2, 5])
     for seed in range(4):
-        wanted = first + (torch.rand(7, len(sizes), generator=luck(seed + 50)) * sizes).long()
+        wanted = first + (torch.rand(7, len(sizes), generator=rng_of(seed + 50)) * sizes).long()
         seen = []
 
         def evaluate(candidates, wanted=wanted, seen=seen):
             seen.append(candidates)
             return (candidates != wanted).flatten(1).sum(1).float()
 
-        plan = search.plan(evaluate, space, 7, luck(seed))
+        plan = search.plan(evaluate, space, 7, rng_of(seed))
         asked = torch.cat(seen)
         assert asked.dtype == torch.int64
         assert ((asked >= first) & (asked < first + sizes)).all()
@@ -127,11 +137,11 @@ def test_choices_are_searched_and_the_only_best_sequence_found(space, search):
 
 
 def test_choices_come_in_runs_where_noise_is_coloured():
-    judge = Judge()
+    cost = ChaoticCost()
     changes = []
     for beta in (0.0, 2.0):
-        RandomShooting(2000, beta=beta).plan(judge, gym.spaces.Discrete(3), 12, luck())
-        drawn = judge.seen[-1][1:, :, 0]
+        RandomShooting(2000, beta=beta).plan(cost, gym.spaces.Discrete(3), 12, rng_of())
+        drawn = cost.evaluated[-1][1:, :, 0]
         changes.append(float((drawn[:, 1:] != drawn[:, :-1]).float().mean()))
         shares = torch.bincount(drawn.flatten()) / drawn.numel()
         assert torch.allclose(shares, torch.full((3,), 1 / 3), atol=0.03)
@@ -144,47 +154,55 @@ def test_choices_come_in_runs_where_noise_is_coloured():
 )
 def test_spaces_that_cannot_be_searched_are_refused(space):
     with pytest.raises(ValueError, match=r"action space: expected a Box .* got"):
-        CEM(20, 2, 4).plan(Judge(), space, 3, luck())
+        CEM(20, 2, 4).plan(ChaoticCost(), space, 3, rng_of())
 
 
 def test_choices_between_choices_are_refused():
     with pytest.raises(ValueError, match=r"choices cannot be interpolated; .* spread must be 'hold', got 'linear'"):
-        CEM(knots=3, spread="linear").plan(lambda c: c.float().mean((1, 2)), gym.spaces.Discrete(3), 12, luck())
+        CEM(control_points=3, spread="linear").plan(
+            lambda c: c.float().mean((1, 2)), gym.spaces.Discrete(3), 12, rng_of()
+        )
 
 
-# -- the answer ----------------------------------------------------------------------------------------------------------
+# -- the result ----------------------------------------------------------------------------------------------------------
 
 
 @each_search
 @settings(max_examples=10)
 @given(seed=st.integers(0, 1000), lookahead=st.integers(1, 8), batch=st.sampled_from([None, 1, 7, 20, 99]))
-def test_the_answer_is_the_best_ever_asked_about(search, seed, lookahead, batch):
-    judge, watched = Judge(), []
+def test_the_result_is_the_best_candidate_ever_evaluated(search, seed, lookahead, batch):
+    cost, watched = ChaoticCost(), []
     warm: PlanResult | None = None
     for shift in (0, 2):
-        judge = Judge()
+        cost = ChaoticCost()
         watched.clear()
         warm = search.plan(
-            judge, BOX, lookahead, luck(seed), warm=warm, shift=shift, batch=batch, on_round=watched.append
+            cost,
+            BOX,
+            lookahead,
+            rng_of(seed),
+            start=WarmStart(warm, shift),
+            limits=SearchLimits(batch=batch),
+            on_iteration=watched.append,
         )
-        assert warm.cost == judge.least
-        assert any(torch.equal(warm.actions, c) for c in judge.candidates)
-        assert float(Judge()(warm.actions[None])) == warm.cost
-        assert warm.evaluations == len(judge.candidates) == sum(len(r.candidates) for r in watched)
+        assert warm.cost == cost.least
+        assert any(torch.equal(warm.actions, c) for c in cost.candidates)
+        assert float(ChaoticCost()(warm.actions[None])) == warm.cost
+        assert warm.evaluations == len(cost.candidates) == sum(len(r.candidates) for r in watched)
         assert warm.rounds == len(watched) == 3
         assert warm.history == tuple(np.minimum.accumulate([float(r.costs.min()) for r in watched]))
         assert [(r.number, r.best_cost) for r in watched] == list(enumerate(warm.history))
         assert torch.equal(watched[-1].best, warm.actions)
         assert (warm.elite_costs.diff() >= 0).all()
-        assert torch.equal(Judge()(warm.elites), warm.elite_costs)
-        assert max(len(c) for c in judge.seen) <= (batch or 20)
+        assert torch.equal(ChaoticCost()(warm.elites), warm.elite_costs)
+        assert max(len(c) for c in cost.evaluated) <= (batch or 20)
 
 
 @each_search
 def test_the_generator_settles_everything(search):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    one, two, other = (search.plan(Judge(), BOX, 6, luck(seed)) for seed in (1, 1, 2))
+    one, two, other = (search.plan(ChaoticCost(), BOX, 6, rng_of(seed)) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(one.actions, two.actions)
     assert torch.equal(one.elites, two.elites)
@@ -195,19 +213,19 @@ def test_the_generator_settles_everything(search):
 @each_search
 def test_the_unit_of_the_costs_does_not_matter(search):
     # A power of two, so that nothing is rounded otherwise.
-    one, other = (search.plan(Judge(scale), BOX, 6, luck()) for scale in (1.0, 1024.0))
+    one, other = (search.plan(ChaoticCost(scale), BOX, 6, rng_of()) for scale in (1.0, 1024.0))
     assert torch.equal(one.actions, other.actions)
     assert other.cost == 1024 * one.cost
 
 
 def test_costs_that_are_no_numbers_never_win():
     def half_broken(candidates):
-        costs = Judge()(candidates)
+        costs = ChaoticCost()(candidates)
         bad = torch.tensor([math.nan, -math.inf, math.inf])
         return torch.where(candidates[:, 0, 0] > 0, bad[torch.arange(len(costs)) % 3], costs)
 
     for search in SEARCHES.values():
-        plan = search.plan(half_broken, BOX, 4, luck())
+        plan = search.plan(half_broken, BOX, 4, rng_of())
         assert plan.actions[0, 0] <= 0
         assert math.isfinite(plan.cost)
         assert plan.elite_costs.isfinite().all()
@@ -222,31 +240,31 @@ def test_a_function_that_never_gives_a_number_is_named():
             return torch.full((len(candidates),), math.nan)
 
     with pytest.raises(FloatingPointError, match="a broken world: none of 20 candidate plans has a finite cost"):
-        CEM(20, 3, 4).plan(Broken(), BOX, 4, luck())
+        CEM(20, 3, 4).plan(Broken(), BOX, 4, rng_of())
 
 
 def test_numbers_that_fail_later_leave_the_first_answer():
-    judge = Judge()
+    cost = ChaoticCost()
 
     def failing(candidates):
-        return judge(candidates) if not judge.seen else torch.full((len(candidates),), math.nan)
+        return cost(candidates) if not cost.evaluated else torch.full((len(candidates),), math.nan)
 
-    plan = CEM(20, 3, 4).plan(failing, BOX, 4, luck())
-    assert plan.cost == judge.least
+    plan = CEM(20, 3, 4).plan(failing, BOX, 4, rng_of())
+    assert plan.cost == cost.least
     assert plan.rounds == 3
-    assert torch.equal(Judge()(plan.elites), plan.elite_costs)
+    assert torch.equal(ChaoticCost()(plan.elites), plan.elite_costs)
 
 
-def test_a_cost_for_each_candidate_is_asked_for():
+def test_a_cost_for_each_candidate_is_required():
     with pytest.raises(ValueError, match=r"expected a cost for each of 20 candidates, got shape \(\)"):
-        CEM(20, 3, 4).plan(lambda candidates: candidates.sum(), BOX, 4, luck())
+        CEM(20, 3, 4).plan(lambda candidates: candidates.sum(), BOX, 4, rng_of())
 
 
 # -- quality -------------------------------------------------------------------------------------------------------------
 
 
 def final_costs(search: Solver, seeds: range) -> tuple[np.ndarray, int]:
-    plans = [search.plan(PointMass(seed), BOX, 25, luck(seed)) for seed in seeds]
+    plans = [search.plan(PointMass(seed), BOX, 25, rng_of(seed)) for seed in seeds]
     return np.array([p.cost for p in plans]), max(p.evaluations for p in plans)
 
 
@@ -258,28 +276,33 @@ def test_icem_beats_random_shooting_at_equal_evaluations():
     assert icem.mean() < 0.2 * random.mean()  # 0.01 against 0.25
 
 
-def test_learning_how_actions_vary_together_beats_learning_each_for_itself():
-    together, evaluations = final_costs(ICEM(), range(12))
-    apart, same = final_costs(ICEM(correlated=False), range(12))
+def test_correlated_numbers_beat_independent_ones():
+    correlated, evaluations = final_costs(ICEM(), range(12))
+    independent, same = final_costs(ICEM(correlated=False), range(12))
     assert same == evaluations
-    assert together.mean() < 0.8 * apart.mean()
+    assert correlated.mean() < 0.8 * independent.mean()
 
 
 @pytest.mark.parametrize(
     "search",
-    [CEM(64, 8, 8), MPPI(64, 8, 24), MPPI(64, 8, 24, adapt_sigma=True), ICEM(64, 8, 8, knots=5, spread="cubic")],
+    [
+        CEM(64, 8, 8),
+        MPPI(64, 8, 24),
+        MPPI(64, 8, 24, adapt_sigma=True),
+        ICEM(64, 8, 8, control_points=5, spread="cubic"),
+    ],
     ids=str,
 )
 def test_every_search_finds_far_better_plans_than_its_first_round(search):
     for seed in range(3):
-        history = search.plan(PointMass(seed), BOX, 25, luck(seed)).history
+        history = search.plan(PointMass(seed), BOX, 25, rng_of(seed)).history
         assert history[-1] < 0.5 * history[0]
 
 
 def test_mppi_grows_greedier_as_it_cools():
     def nearness(temperature: float) -> float:
         search = MPPI(200, 1, 200, temperature=temperature)
-        plan = search.plan(PointMass(3), BOX, 10, luck())
+        plan = search.plan(PointMass(3), BOX, 10, rng_of())
         return float((plan.mean - plan.actions).norm())
 
     assert nearness(1e-3) < 1e-3 < nearness(0.5) < nearness(100.0)
@@ -290,57 +313,59 @@ def test_mppi_grows_greedier_as_it_cools():
 
 @each_search
 @pytest.mark.parametrize("shift", [0, 2, 6, 9])
-def test_what_is_left_of_the_last_plan_is_the_first_candidate(search, shift):
-    old = search.plan(Judge(), BOX, 6, luck())
-    judge = Judge()
-    plan = search.plan(judge, BOX, 6, luck(1), warm=old, shift=shift)
+def test_the_rest_of_the_last_plan_is_the_first_candidate(search, shift):
+    old = search.plan(ChaoticCost(), BOX, 6, rng_of())
+    cost = ChaoticCost()
+    plan = search.plan(cost, BOX, 6, rng_of(1), start=WarmStart(old, shift))
     rest = torch.zeros(min(shift, 6), 2)
     left, mean = (torch.cat([x[shift:], rest]) for x in (old.actions, old.mean))
-    assert torch.equal(judge.seen[0][0], left)
-    assert torch.equal(judge.seen[0][1], torch.zeros(6, 2))
-    assert torch.equal(judge.seen[0][2], mean)
-    assert plan.cost <= float(Judge()(left[None]))
+    assert torch.equal(cost.evaluated[0][0], left)
+    assert torch.equal(cost.evaluated[0][1], torch.zeros(6, 2))
+    assert torch.equal(cost.evaluated[0][2], mean)
+    assert plan.cost <= float(ChaoticCost()(left[None]))
 
 
 def test_icem_carries_its_elites_on():
     search = ICEM(20, 3, 4, keep=0.5)
-    old = search.plan(Judge(), BOX, 6, luck())
-    judge = Judge()
-    search.plan(judge, BOX, 6, luck(1), warm=old, shift=2)
+    old = search.plan(ChaoticCost(), BOX, 6, rng_of())
+    cost = ChaoticCost()
+    search.plan(cost, BOX, 6, rng_of(1), start=WarmStart(old, 2))
     carried = torch.cat([old.elites[:2, 2:], torch.zeros(2, 2, 2)], 1)
-    assert torch.equal(judge.seen[0][3:5], carried)
+    assert torch.equal(cost.evaluated[0][3:5], carried)
 
 
 def test_kept_elites_are_not_evaluated_twice_and_not_forgotten():
-    judge = Judge()
-    plan = ICEM(20, 4, 6, keep=1.0, gamma=1.0).plan(judge, BOX, 6, luck())
-    costs, order = torch.cat(judge.costs).topk(6, largest=False)
-    assert plan.evaluations == 80 == len(judge.candidates.flatten(1).unique(dim=0))
+    cost = ChaoticCost()
+    plan = ICEM(20, 4, 6, keep=1.0, gamma=1.0).plan(cost, BOX, 6, rng_of())
+    costs, order = torch.cat(cost.costs).topk(6, largest=False)
+    assert plan.evaluations == 80 == len(cost.candidates.flatten(1).unique(dim=0))
     assert torch.equal(plan.elite_costs, costs)
-    assert torch.equal(plan.elites, judge.candidates[order])
+    assert torch.equal(plan.elites, cost.candidates[order])
 
 
 def test_a_warm_search_needs_fewer_evaluations():
     whole, one_round = ICEM(64, 12, 16), ICEM(64, 1, 16)
     warm, cold = [], []
     for seed in range(4):
-        first = whole.plan(PointMass(seed), BOX, 25, luck(seed))
-        warm.append(one_round.plan(PointMass(seed), BOX, 25, luck(seed + 1), warm=first).cost)
-        cold.append(one_round.plan(PointMass(seed), BOX, 25, luck(seed + 1)).cost)
+        first = whole.plan(PointMass(seed), BOX, 25, rng_of(seed))
+        warm.append(one_round.plan(PointMass(seed), BOX, 25, rng_of(seed + 1), start=WarmStart(first)).cost)
+        cold.append(one_round.plan(PointMass(seed), BOX, 25, rng_of(seed + 1)).cost)
         assert warm[-1] <= first.cost
     assert np.mean(warm) < 0.3 * np.mean(cold)
 
 
 def test_proposals_are_candidates():
-    judge = Judge()
-    rl_task = torch.rand(3, 6, 2, generator=luck()) * 2 - 1
-    old = ICEM(20, 3, 4).plan(Judge(), BOX, 6, luck())
-    ICEM(20, 3, 4).plan(judge, BOX, 6, luck(), proposals=rl_task)
-    assert torch.equal(judge.seen[0][1:4], rl_task)
-    ICEM(20, 3, 4).plan(judge, BOX, 6, luck(), proposals=rl_task, warm=old, shift=1)
-    assert torch.equal(judge.seen[3][3:6], rl_task)
-    target = rl_task[1]
-    plan = CEM(20, 3, 4).plan(lambda c: (c - target).square().sum((1, 2)), BOX, 6, luck(), proposals=rl_task)
+    cost = ChaoticCost()
+    proposals = torch.rand(3, 6, 2, generator=rng_of()) * 2 - 1
+    old = ICEM(20, 3, 4).plan(ChaoticCost(), BOX, 6, rng_of())
+    ICEM(20, 3, 4).plan(cost, BOX, 6, rng_of(), start=WarmStart(proposals=proposals))
+    assert torch.equal(cost.evaluated[0][1:4], proposals)
+    ICEM(20, 3, 4).plan(cost, BOX, 6, rng_of(), start=WarmStart(old, 1, proposals))
+    assert torch.equal(cost.evaluated[3][3:6], proposals)
+    target = proposals[1]
+    plan = CEM(20, 3, 4).plan(
+        lambda c: (c - target).square().sum((1, 2)), BOX, 6, rng_of(), start=WarmStart(proposals=proposals)
+    )
     assert torch.equal(plan.actions, target)
 
 
@@ -354,7 +379,7 @@ def test_proposals_are_candidates():
 )
 def test_proposals_of_the_wrong_kind_are_refused(proposals, message):
     with pytest.raises(ValueError, match=f"proposals: .*{message}"):
-        CEM(20, 3, 4).plan(Judge(), BOX, 6, luck(), proposals=proposals)
+        CEM(20, 3, 4).plan(ChaoticCost(), BOX, 6, rng_of(), start=WarmStart(proposals=proposals))
 
 
 # -- time ----------------------------------------------------------------------------------------------------------------
@@ -365,48 +390,48 @@ def test_proposals_of_the_wrong_kind_are_refused(proposals, message):
 @given(seconds=st.floats(-5, 80), batch=st.sampled_from([4, 7, 20]))
 def test_the_deadline_is_overrun_by_one_batch_at_most(search, seconds, batch):
     now = [0.0]
-    judge = Judge()
+    cost = ChaoticCost()
 
     def slow(candidates):
         now[0] += 1.0
-        return judge(candidates)
+        return cost(candidates)
 
-    plan = search.plan(slow, BOX, 5, luck(), deadline=seconds, batch=batch, clock=lambda: now[0])
-    sizes = [search._size(i) for i in range(3)]
+    plan = search.plan(slow, BOX, 5, rng_of(), limits=SearchLimits(seconds, batch, lambda: now[0]))
+    sizes = [search._n_candidates(i) for i in range(3)]
     whole = sum(math.ceil(n / batch) for n in sizes)
-    assert len(judge.seen) == min(whole, max(1, math.ceil(seconds)))
+    assert len(cost.evaluated) == min(whole, max(1, math.ceil(seconds)))
     assert now[0] < max(seconds, 0) + 1 + 1e-9
-    assert plan.cost == judge.least
+    assert plan.cost == cost.least
     assert plan.seconds == now[0]
-    assert (plan.stopped == "budget") == (len(judge.seen) < whole)
+    assert (plan.stopped == "budget") == (len(cost.evaluated) < whole)
 
 
 def test_a_search_without_progress_ends_early():
     def flat(candidates):
         return torch.ones(len(candidates))
 
-    assert CEM(20, 9, 4).plan(flat, BOX, 5, luck()).rounds == 9
-    patient = CEM(20, 9, 4, patience=2).plan(flat, BOX, 5, luck())
+    assert CEM(20, 9, 4).plan(flat, BOX, 5, rng_of()).rounds == 9
+    patient = CEM(20, 9, 4, patience=2).plan(flat, BOX, 5, rng_of())
     assert (patient.rounds, patient.stopped) == (3, "patience")
-    alike = CEM(20, 9, 4, tolerance=1e-6).plan(flat, BOX, 5, luck())
+    alike = CEM(20, 9, 4, tolerance=1e-6).plan(flat, BOX, 5, rng_of())
     assert (alike.rounds, alike.stopped) == (1, "spread")
-    busy = CEM(64, 6, 8, patience=2, tolerance=1e-6).plan(PointMass(0), BOX, 25, luck())
+    busy = CEM(64, 6, 8, patience=2, tolerance=1e-6).plan(PointMass(0), BOX, 25, rng_of())
     assert (busy.rounds, busy.stopped) == (6, "rounds")
 
 
 def test_populations_shrink():
     rounds: list[SolverIteration] = []
-    ICEM(100, 6, 10, gamma=2.0).plan(Judge(), BOX, 5, luck(), on_round=rounds.append)
+    ICEM(100, 6, 10, gamma=2.0).plan(ChaoticCost(), BOX, 5, rng_of(), on_iteration=rounds.append)
     assert [len(r.candidates) for r in rounds] == [100, 50, 25, 20, 20, 20]
 
 
-# -- noise and knots -----------------------------------------------------------------------------------------------------
+# -- noise and control points -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0, 2.0, 3.0])
 @pytest.mark.parametrize("points", [1, 2, 5, 25])
 def test_coloured_noise_is_standard_normal_at_every_point(beta, points):
-    noise = coloured((4000, points, 2), beta, luck())
+    noise = coloured((4000, points, 2), beta, rng_of())
     assert noise.shape == (4000, points, 2)
     assert noise.mean((0, 2)).abs().max() < 0.06
     assert (noise.std((0, 2)) - 1).abs().max() < 0.05
@@ -415,7 +440,7 @@ def test_coloured_noise_is_standard_normal_at_every_point(beta, points):
 
 @pytest.mark.parametrize("beta", [0.0, 1.0, 2.0])
 def test_the_power_of_coloured_noise_falls_as_asked(beta):
-    noise = coloured((400, 256, 1), beta, luck())[:, :, 0]
+    noise = coloured((400, 256, 1), beta, rng_of())[:, :, 0]
     power = torch.fft.rfft(noise * torch.hann_window(256), dim=1).abs().square().mean(0)
     frequency = torch.arange(len(power))
     band = slice(4, 64)
@@ -434,16 +459,16 @@ def test_the_ends_of_a_coloured_plan_are_not_tied_together():
 @given(lookahead=st.integers(1, 40), share=st.floats(0, 1), spread=st.sampled_from(SPREADS), seed=st.integers(0, 99))
 def test_points_come_back_from_the_actions_they_make(lookahead, share, spread, seed):
     points = 1 + round(share * (lookahead - 1))
-    knots = place_control_points(lookahead, points, spread)
-    given_points = torch.rand(3, points, 2, generator=luck(seed)) * 2 - 1
-    actions = knots.spread(given_points)
+    spline = place_control_points(lookahead, points, spread)
+    given_points = torch.rand(3, points, 2, generator=rng_of(seed)) * 2 - 1
+    actions = spline.spread(given_points)
     assert actions.shape == (3, lookahead, 2)
-    assert torch.allclose(knots.gather(actions), given_points, atol=1e-3)
+    assert torch.allclose(spline.gather(actions), given_points, atol=1e-3)
     if spread != "cubic":
         assert actions.abs().max() <= given_points.abs().max() + 1e-6
     if spread == "hold":
         whole = place_control_points(lookahead, points, "hold")
-        choices = torch.randint(0, 9, (3, points, 2), generator=luck(seed))
+        choices = torch.randint(0, 9, (3, points, 2), generator=rng_of(seed))
         assert torch.equal(whole.gather(whole.spread(choices)), choices)
 
 
@@ -469,7 +494,7 @@ def test_how_points_are_spread():
         (lambda: CEM(candidates=0), "CEM: candidates must be a whole number of at least 1, got 0"),
         (lambda: CEM(rounds=True), "CEM: rounds"),
         (lambda: ICEM(elites=97), "ICEM: elites are the best of the candidates, expected at most 96 of them, got 97"),
-        (lambda: RandomShooting(knots=0), "knots"),
+        (lambda: RandomShooting(control_points=0), "control_points"),
         (lambda: MPPI(spread="quartic"), "spread must be one of hold, linear, cubic, got 'quartic'"),  # type: ignore[arg-type]
         (lambda: ICEM(beta=-1.0), "beta"),
         (lambda: ICEM(keep=1.5), "keep"),
