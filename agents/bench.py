@@ -7,6 +7,7 @@ best of several repeats (others on the machine can only slow it down), with the 
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import statistics
 import subprocess
@@ -25,24 +26,26 @@ import torch
 from rich.console import Console
 
 from neuralsim.agents.collection.collect import CollectConfig, collect
-from neuralsim.agents.evaluation.world import training_record
-from neuralsim.agents.policies.judges import find_judge
-from neuralsim.agents.policies.registry import SCRIPTED_POLICIES
 from neuralsim.agents.rl.algorithms import build
 from neuralsim.agents.rl.vec_envs import make_imagined_vec_env
-from neuralsim.data.episode import EpisodeStore, WindowSampler
-from neuralsim.envs.gym_adapter.env import real_env_of
+from neuralsim.data.store import EpisodeStore
+from neuralsim.data.windows import WindowSampler
 from neuralsim.envs.imagined.sb3_vec_env import ImaginedVecEnv
-from neuralsim.envs.tasks.rl_task import RL_TASKS, find_task
+from neuralsim.envs.registry import RealWorld, find_metrics, find_real_world
+from neuralsim.envs.tasks.gym_world import real_env_of
+from neuralsim.envs.tasks.real_world import load
+from neuralsim.envs.tasks.rl_task import find_task
 from neuralsim.envs.wrappers.features import FeatureEnv
 from neuralsim.evaluation.long_horizon import random_keys
-from neuralsim.evaluation.report import Metric, Report, Target, circumstances, resident_megabytes
+from neuralsim.evaluation.report import Metric, Report, Target
 from neuralsim.imagination import Imagination
 from neuralsim.models.latent_world import LatentWorld
 from neuralsim.noise import Noise
-from neuralsim.pretrained.world import World
-from neuralsim.runtime.device import pick_dtype
-from neuralsim.task import FunctionTask, LearnedTask, inference
+from neuralsim.pretrained.world import World, open_world, training_record
+from neuralsim.runtime.device import inference, pick_dtype
+from neuralsim.runtime.machine import circumstances, resident_megabytes
+from neuralsim.spec import WorldSpec
+from neuralsim.task import FunctionTask, LearnedTask
 
 REPEATS = 5
 WINDOW = 16
@@ -119,7 +122,9 @@ def run_bench(world: World, seconds: float = 2.0, store: EpisodeStore | None = N
             ("reading", lambda s: _reading(world, s, store)),
             ("import", lambda s: _import()),
         ):
-            if name == "learning" and not (isinstance(world.model, LatentWorld) and world.spec.name in RL_TASKS):
+            if name == "learning" and not (
+                isinstance(world.model, LatentWorld) and find_real_world(world.spec.name) is not None
+            ):
                 continue
             status.update(name)
             rows += part(seconds)
@@ -224,7 +229,7 @@ def _bare(world: World, seconds: float) -> Iterator[Metric]:
 
 
 def _snapshots(world: World, seconds: float) -> Iterator[Metric]:
-    imagination = Imagination(world.model, num_slots=1, starts=world.starts, horizon=None, uncertainty_limit=math.inf)
+    imagination = Imagination(world.model, num_envs=1, starts=world.starts, horizon=None, uncertainty_limit=math.inf)
     imagination.reset(seeds=0)
     snap = imagination.snapshot()
     fork, snapshot, restore = time_calls(
@@ -263,8 +268,9 @@ def _learning(world: World, seconds: float) -> Iterator[Metric]:
 
 def _true(world: World, seconds: float) -> Iterator[Metric]:
     """The true world, where it can be made."""
-    if world.spec.name == "pusht":
-        yield from _true_pusht(seconds)
+    real_world = find_real_world(world.spec.name)
+    if real_world is not None and real_world.bare_env is not None:
+        yield from _true_and_bare(real_world, world.spec, seconds)
         return
     try:
         env = real_env_of(world.spec, training_record(world).get("source"))
@@ -283,44 +289,38 @@ def _true(world: World, seconds: float) -> Iterator[Metric]:
     env.close()
 
 
-def _true_pusht(seconds: float) -> Iterator[Metric]:
-    """Our true Push-T against the bare simulator, the same pushes, frames of the same size, taking turns."""
-    from gym_pusht.envs.pusht import PushTEnv as GymPushT
+def _true_and_bare(real_world: RealWorld, spec: WorldSpec, seconds: float) -> Iterator[Metric]:
+    """The real environment and the bare one it is built on, under the same actions, frames of the same size, taking turns."""
+    assert real_world.bare_env is not None
+    envs = real_world.make_env(spec.height, "pixels"), load(real_world.bare_env)(spec.height)
+    keys = random_keys(np.random.default_rng(0), 4096, spec.action_size)
 
-    from neuralsim.envs.pusht.env import STEP_UNITS, PushTRealEnv
+    def stepper(env: gym.Env[Any, Any]) -> Callable[[], None]:
+        env.reset(seed=0)
+        actions = itertools.cycle(keys)
 
-    ours, bare = PushTRealEnv(), GymPushT(obs_type="pixels", observation_width=64, observation_height=64)
-    ours.reset(seed=0)
-    bare.reset(seed=0)
-    keys = random_keys(np.random.default_rng(0), 4096, 2)
-    count = {"ours": 0, "bare": 0}
+        def step() -> None:
+            env.step(next(actions))
 
-    def step_ours() -> None:
-        ours.step(keys[count["ours"] % len(keys)])
-        count["ours"] += 1
+        return step
 
-    def step_bare() -> None:
-        target = np.array(bare.agent.position) + STEP_UNITS * keys[count["bare"] % len(keys)]
-        bare.step(np.clip(target, 0, 512))
-        count["bare"] += 1
-
-    mine, theirs = time_calls([step_ours, step_bare], 2 * seconds)
+    mine, theirs = time_calls([stepper(env) for env in envs], 2 * seconds)
     yield _rate("true", "true simulator, step and frame", mine, 1, "steps/s")
-    yield _rate("bare", "bare gym-pusht, step and frame", theirs, 1, "steps/s")
+    yield _rate("bare", "bare environment, step and frame", theirs, 1, "steps/s")
     yield Metric(
         "true_ratio",
-        "true simulator over bare gym-pusht",
+        "true simulator over the bare environment",
         theirs.best / mine.best,
         median=theirs.median / mine.median,
         better="high",
         bar=BARS["true_ratio"],
     )
-    ours.close()
-    bare.close()
+    for env in envs:
+        env.close()
 
 
 def _reading(world: World, seconds: float, store: EpisodeStore | None) -> Iterator[Metric]:
-    judge = find_judge(world.spec)
+    judge = find_metrics(world.spec)
     with _episodes(world, store) as episodes:
         if episodes is None:
             return
@@ -346,7 +346,7 @@ def _episodes(world: World, store: EpisodeStore | None) -> Iterator[EpisodeStore
         yield store
     elif trained and (Path(trained) / "store.json").is_file():
         yield EpisodeStore(trained)
-    elif world.spec.name in SCRIPTED_POLICIES and world.spec.height == world.spec.width:
+    elif find_real_world(world.spec.name) is not None and world.spec.height == world.spec.width:
         with tempfile.TemporaryDirectory(prefix="neuralsim-bench-") as folder:
             config = CollectConfig(
                 world.spec.name, out=Path(folder), episodes=4, steps=40, seed=1, size=world.spec.height, workers=1
@@ -378,3 +378,26 @@ def _import() -> Iterator[Metric]:
         better="low",
         bar=BARS["import"],
     )
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Measure the speed of a world on this machine."""
+
+    world: str = "pusht"
+    """Name of a shipped world, or the folder of one of your own."""
+    seconds: float = 2.0
+    """Time spent on each figure."""
+    data: Path | None = None
+    """Episode store for the window sampler's figure; a few episodes are made without one."""
+    json: Path | None = None
+    """Also write the figures to this file."""
+    device: str = "auto"
+    """Device of the model: auto, cpu or cuda."""
+
+
+def bench_command(config: BenchConfig) -> tuple[Report, list[Path]]:
+    """Run `run_bench` on the config's world; return the report, and the files it wrote."""
+    store = None if config.data is None else EpisodeStore(config.data)
+    report = run_bench(open_world(config.world, config.device), config.seconds, store, show=True)
+    return report, [] if config.json is None else [report.save(config.json)]

@@ -16,16 +16,16 @@ from rich.table import Table
 
 from neuralsim.agents.collection.collect import CollectConfig, collect_episode
 from neuralsim.agents.collection.held_out import HELD_OUT_SEED
-from neuralsim.agents.evaluation.world import training_record
-from neuralsim.agents.policies.judges import find_judge
-from neuralsim.agents.policies.registry import SCRIPTED_POLICIES
 from neuralsim.agents.teleop.recorder import VideoWriter
-from neuralsim.data.episode import EpisodeStore, write_atomically
+from neuralsim.data.store import EpisodeStore
+from neuralsim.envs.registry import find_metrics, find_real_world
 from neuralsim.evaluation.plots import draw_strip
 from neuralsim.evaluation.rollouts import Rollouts, Windows, roll_out, sample_windows
-from neuralsim.evaluation.statistics import squared_error
+from neuralsim.evaluation.image_metrics import squared_error
 from neuralsim.evaluation.world_metrics import WorldMetrics, pixel_headlines
-from neuralsim.pretrained.world import World, open_world
+from neuralsim.pretrained.world import World, open_world, training_record
+from neuralsim.runtime.command import CommandOutput
+from neuralsim.runtime.files import write_atomically
 
 HORIZONS = (1, 5, 10, 20, 30, 45, 60)
 """Steps of the dream that the table and the picture show, as far as the episode goes."""
@@ -108,7 +108,7 @@ def demo(config: DemoConfig) -> DemoReport:
     """Dream, compare, write. The dream sees the episode's first frames, then only its actions. Raises ValueError where nothing says
     which episodes to show."""
     world = open_world(config.world, config.device)
-    judge = find_judge(world.spec)
+    judge = find_metrics(world.spec)
     with _candidates(config, world) as windows:
         chosen = _liveliest(windows)
         begin = time.perf_counter()
@@ -155,14 +155,14 @@ def _candidates(config: DemoConfig, world: World) -> Iterator[Windows]:
     """Windows of episodes that the world has not learned from."""
     spec, rng = world.spec, np.random.default_rng(config.seed)
     trained: str = training_record(world).get("store", "")
-    if config.data is None and spec.name in SCRIPTED_POLICIES and spec.height == spec.width:
+    if config.data is None and find_real_world(spec.name) is not None and spec.height == spec.width:
         with tempfile.TemporaryDirectory(prefix="neuralsim-demo-") as folder:
             steps = spec.context - 1 + config.steps
             collection = CollectConfig(spec.name, out=Path(folder), steps=steps, seed=HELD_OUT_SEED, size=spec.height)
-            collector = collection.collector
+            real_world = collection.real_world
             first = CANDIDATES * config.seed
             episodes = [collect_episode(collection, first + i) for i in range(CANDIDATES)]
-            store = EpisodeStore.create(folder, collector.spec(spec.height), collector.state_names)
+            store = EpisodeStore.create(folder, real_world.make_spec(spec.height), real_world.state_names)
             store.add(episodes)
             yield _windows(store, config.steps, spec.context, rng, all_held_out=True)
     elif config.data is not None or (trained and (Path(trained) / "store.json").is_file()):
@@ -232,3 +232,14 @@ def _figure(value: float) -> float | None:
 
 def _told(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
+
+
+def demo_command(config: DemoConfig) -> CommandOutput:
+    """Run `demo` and return its table and the places of its files."""
+    report = demo(config)
+    lines = (
+        f"{report.steps} steps, imagined and real, in {report.seconds:.1f} s",
+        f"video    {report.video}",
+        f"picture  {report.picture}",
+    )
+    return CommandOutput(tables=[report.table()], lines=lines)

@@ -1,51 +1,253 @@
-"""cli: the command ``neuralsim``. Each subcommand is a frozen config, filled in by tyro, and one function that takes it.
+"""The command ``neuralsim``: a table of subcommands, each a frozen config filled in by tyro and a function that takes it.
 
-This is the one module that looks across all layers. What a command needs is imported when it is called, so that ``--help`` and
-a wrong word are answered at once.
+The table names both by entry-point strings, which are imported when the command is called: ``--help`` and a wrong word are
+answered at once, and this module imports no layer above its own.
 """
 
 from __future__ import annotations
 
-import contextlib
 import difflib
+import importlib
+import inspect
 import itertools
 import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-Config = TypeVar("Config")
+from neuralsim.runtime.command import CommandOutput
 
 WRONG, INTERRUPTED = 2, 130
-"""Exit codes: what was asked for cannot be done; ctrl-C."""
+"""Exit codes: a request that cannot be fulfilled; ctrl-C."""
 LISTED = 20
 """Lines of a long list that are printed."""
+HEADINGS = ("everyday", "data", "worlds", "agents", "robots")
+"""Groups of commands, in the order of ``neuralsim --help``."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """One subcommand: how it is called, what it does, and what to say after ctrl-C."""
+    """One subcommand of the table."""
 
-    usage: str
+    heading: str
+    config: str
+    """``module:Class`` of its options."""
+    function: str
+    """``module:function`` that takes them; see `_call` for its other parameters, `_output` for its results."""
     about: str
-    run: Callable[[list[str]], None]
+    subject: str = ""
+    """Option that the first word fills in, ``name...`` for all words up to the first option."""
+    shown: str = ""
+    """The subject in the overview; its name in capitals, in brackets where it has a default, if nothing else is said."""
     after_interrupt: str = ""
+    """Line that ctrl-C prints."""
+    screen: bool = False
+    """Opens a window; the others draw into memory, also where there is no screen."""
+
+    def usage(self, name: str) -> str:
+        """Name and subject, as in ``play [WORLD]``."""
+        return f"{name} {self.shown or (self.subject and f'[{self.subject.upper()}]')}".rstrip()
+
+
+COMMANDS: Mapping[str, Command] = {
+    "demo": Command(
+        "everyday",
+        "neuralsim.agents.demo:DemoConfig",
+        "neuralsim.agents.demo:demo_command",
+        "an imagined episode beside the real one: a table, a video, a picture",
+        "world",
+    ),
+    "play": Command(
+        "everyday",
+        "neuralsim.agents.teleop.config:PlayConfig",
+        "neuralsim.agents.teleop.play:play",
+        "the keyboard: dream and real environment side by side",
+        "world",
+        screen=True,
+    ),
+    "plan": Command(
+        "everyday",
+        "neuralsim.agents.planning.config:PlanConfig",
+        "neuralsim.agents.planning.evaluate:plan",
+        "plan in the learned world, act in the real one: success, time per decision, a video",
+        "world",
+        after_interrupt="Finished trials are kept; the same command goes on.",
+    ),
+    "info": Command(
+        "everyday",
+        "neuralsim.info:InfoConfig",
+        "neuralsim.info:info_command",
+        "this installation, a world, or an episode store",
+        "what",
+        shown="[WORLD|STORE]",
+    ),
+    "bench": Command(
+        "everyday",
+        "neuralsim.agents.bench:BenchConfig",
+        "neuralsim.agents.bench:bench_command",
+        "speed of a world on this machine: a table, JSON",
+        "world",
+    ),
+    "collect": Command(
+        "data",
+        "neuralsim.agents.collection.collect:CollectConfig",
+        "neuralsim.agents.collection.collect:collect_command",
+        "episodes of a real environment, or of any Gymnasium environment (--env ID)",
+        "world",
+        after_interrupt="Finished episodes are kept; the same command goes on.",
+    ),
+    "record": Command(
+        "data",
+        "neuralsim.agents.teleop.record:RecordConfig",
+        "neuralsim.agents.teleop.record:record",
+        "drive a real environment by the keyboard and keep the episodes",
+        "real",
+        shown="WORLD|ID",
+        screen=True,
+    ),
+    "import": Command(
+        "data",
+        "neuralsim.formats.importer:ImportConfig",
+        "neuralsim.formats.importer:import_command",
+        "episodes from a dataset: minari, lerobot, robomimic, zarr, or a folder of video",
+        "source",
+        shown="KIND:PLACE",
+        after_interrupt="Finished episodes are kept; the same command goes on.",
+    ),
+    "export": Command(
+        "data",
+        "neuralsim.formats.exporter:ExportConfig",
+        "neuralsim.formats.exporter:export_command",
+        "episodes as a LeRobotDataset or a Minari dataset",
+        "store",
+        shown="STORE",
+    ),
+    "data": Command(
+        "data",
+        "neuralsim.data.inspect:DataConfig",
+        "neuralsim.data.inspect:data_command",
+        "contents of an episode store: ranges, coverage, oddities, a picture",
+        "store",
+        shown="STORE",
+    ),
+    "train": Command(
+        "worlds",
+        "neuralsim.training.config:TrainConfig",
+        "neuralsim.training.train:train_command",
+        "a world from episodes",
+        "recipe",
+        after_interrupt="The last checkpoint is whole; the same command with --resume goes on from it.",
+    ),
+    "measure": Command(
+        "worlds",
+        "neuralsim.agents.evaluation.world:MeasureConfig",
+        "neuralsim.agents.evaluation.world:measure_world",
+        "accuracy of a world: a table, curves, JSON",
+        "world",
+        after_interrupt="Episodes collected so far are kept; the measurement begins again.",
+    ),
+    "roles": Command(
+        "worlds",
+        "neuralsim.agents.evaluation.roles:RolesConfig",
+        "neuralsim.agents.evaluation.roles:measure_roles",
+        "one checkpoint in every role: simulate, act, infer, foresee, dream, with tests of each: a table, a picture",
+        "world",
+    ),
+    "card": Command(
+        "worlds",
+        "neuralsim.pretrained.card:CardConfig",
+        "neuralsim.pretrained.card:card_command",
+        "a world's card, from its training record and measured figures",
+        "world",
+        shown="WORLD",
+    ),
+    "rl": Command(
+        "agents",
+        "neuralsim.agents.rl.config:RLConfig",
+        "neuralsim.agents.rl.train:rl_command",
+        "train an agent inside a world, try it in the real one: its curve, its policy, a video",
+        "world",
+        after_interrupt="The last checkpoint is whole; the same command with --resume goes on from it.",
+    ),
+    "evaluate": Command(
+        "agents",
+        "neuralsim.agents.evaluation.policy:EvaluateConfig",
+        "neuralsim.agents.evaluation.policy:evaluate_transfer",
+        "a policy in the real environment and in imagination, from the same starts: a table, a video",
+        "world",
+    ),
+    "heads": Command(
+        "agents",
+        "neuralsim.agents.heads.evaluate:HeadsConfig",
+        "neuralsim.agents.heads.evaluate:evaluate_heads",
+        "policy heads side by side in the real environment: success, time per decision",
+        "world",
+        after_interrupt="Finished trials and trained heads are kept; the same command goes on.",
+    ),
+    "rank": Command(
+        "agents",
+        "neuralsim.agents.evaluation.ranking:RankConfig",
+        "neuralsim.agents.evaluation.ranking:rank",
+        "do imagined returns order policies as the real ones do? a table, a picture, JSON",
+        "world",
+    ),
+    "compare": Command(
+        "agents",
+        "neuralsim.agents.rl.compare:CompareConfig",
+        "neuralsim.agents.rl.compare:compare",
+        "runs of 'rl' by label, over seeds: learning curves, what imagination saved",
+        "runs...",
+        shown="RUNS",
+    ),
+    "drive": Command(
+        "robots",
+        "neuralsim.agents.robot.run:DriveConfig",
+        "neuralsim.agents.robot.run:drive_command",
+        "a policy on a robot: a dry run, unless --live",
+        "world",
+        after_interrupt="The robot rests and is let go; what was driven is kept.",
+    ),
+    "robot-sim": Command(
+        "robots",
+        "neuralsim.envs.pusht.robot_server:RobotSimConfig",
+        "neuralsim.envs.pusht.robot_server:robot_sim_command",
+        "Push-T as a robot in a process of its own, with real-life faults",
+    ),
+    "serve": Command(
+        "robots",
+        "neuralsim.agents.serving.serve:ServeConfig",
+        "neuralsim.agents.serving.serve:serve",
+        "a world's policy for robot clients: openpi's and RoboArena's protocols",
+        "world",
+    ),
+    "safety": Command(
+        "robots",
+        "neuralsim.agents.safety.evaluate:SafetyConfig",
+        "neuralsim.agents.safety.evaluate:measure_safety",
+        "does the safety monitor detect injected faults, and how often does it raise false alarms? a table, a picture",
+        "world",
+        after_interrupt="Episodes and thresholds are kept; the trials begin again.",
+    ),
+}
+OLD_COMMANDS: Mapping[tuple[str, str], str] = {
+    ("data", "export"): "'neuralsim data export STORE ID' is now 'neuralsim export STORE --to minari:ID'",
+    ("data", "import"): "'neuralsim data import ID STORE' is now 'neuralsim import minari:ID --out STORE'",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line (``sys.argv`` by default); returns the exit code."""
+    """Run the command line (``sys.argv`` by default) and return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = COMMANDS.get(words[0]) if words else None
     try:
         if command is not None:
-            command.run(words[1:])
+            _run(command, words[0], words[1:])
         elif not words or words[0] in ("-h", "--help", "help"):
             print(overview())
         elif words[0] == "--version":
-            from neuralsim import __version__
+            from neuralsim.version import __version__
 
             print(f"neuralsim {__version__}")
         else:
@@ -54,443 +256,125 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\ninterrupted. {command.after_interrupt if command else ''}".rstrip(), file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # whoever read us has seen enough
+    except BrokenPipeError:  # the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError, FloatingPointError) as error:
-        if os.environ.get("NEURALSIM_DEBUG") == "1":
+    except (ValueError, OSError, FloatingPointError, ImportError, NotImplementedError) as error:
+        message = _message(error)
+        if message is None or os.environ.get("NEURALSIM_DEBUG") == "1":
             raise
-        # The text of an OSError begins with its number; what we raise ourselves says all in strerror.
-        ours = error.strerror if isinstance(error, OSError) and error.filename is None else None
-        return _complain(ours or str(error))
+        return _complain(message)
     return 0
 
 
 def overview() -> str:
-    """What ``neuralsim --help`` prints."""
-    width = max(len(c.usage) for c in COMMANDS.values()) + 2
-    return "\n".join(
-        (
-            "usage: neuralsim COMMAND [OPTIONS]",
-            "",
-            "A learned world you can open with gym.make, play, measure and train.",
-            "",
-            *(f"  {c.usage:<{width}}{c.about}" for c in COMMANDS.values()),
-            "",
-            "'neuralsim COMMAND --help' tells a command's options. NEURALSIM_DEBUG=1 shows the traceback of an error.",
-        )
-    )
+    """Return the text of ``neuralsim --help``: every command in a line, under its heading."""
+    width = max(len(c.usage(name)) for name, c in COMMANDS.items()) + 2
+    lines = [
+        "usage: neuralsim COMMAND [OPTIONS]",
+        "",
+        "A learned world you can open with gym.make, play, measure and train.",
+    ]
+    for heading in HEADINGS:
+        lines += ["", heading]
+        lines += [f"  {c.usage(name):<{width}}{c.about}" for name, c in COMMANDS.items() if c.heading == heading]
+    lines += [
+        "",
+        "'neuralsim COMMAND --help' lists a command's options. NEURALSIM_DEBUG=1 shows the traceback of an error.",
+    ]
+    return "\n".join(lines)
 
 
-# -- commands ----------------------------------------------------------------------------------------------------------
-
-
-def _demo(words: list[str]) -> None:
-    from neuralsim.agents.demo import DemoConfig, demo
-
-    report = demo(_parse(DemoConfig, "demo", words, "world"))
-    _print(report.table())
-    print(f"{report.steps} steps of dream and truth in {report.seconds:.1f} s")
-    print(f"video    {report.video}\npicture  {report.picture}")
-
-
-def _play(words: list[str]) -> None:
-    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-    from neuralsim.agents.teleop.player import PlayConfig, play
-
-    play(_parse(PlayConfig, "play", words, "world"))
-
-
-def _collect(words: list[str]) -> None:
-    from neuralsim.agents.collection.collect import CollectConfig, collect
-    from neuralsim.data.episode import EpisodeStore
-
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # frames are drawn for nobody, also where there is no screen
-    config = _parse(CollectConfig, "collect", words, "world")
-    for remark in config.collector.remarks(config.size):
-        print(remark)
-    before, frames, seconds = -1, 0, 0.0
-    with _progress() as bar, contextlib.closing(collect(config)) as steps:
-        task = bar.add_task("episodes", total=config.episodes)
-        for step in steps:
-            done, wanted, seconds = step
-            if before < 0:
-                before, frames = done, _frames(EpisodeStore(config.folder))
-                bar.reset(task, total=wanted, completed=done)  # the rate counts what is made now
-            bar.update(task, completed=done)
-    store = EpisodeStore(config.folder)
-    made, now = len(store) - before, _frames(store) - frames
-    figures = {
-        "store": str(config.folder),
-        "episodes": len(store),
-        "frames": _frames(store),
-        "collected_now": made,
-        "seconds": round(seconds, 1),
-        "frames_per_second": round(now / seconds, 1) if made else None,
-    }
-    told = f"{made} of them now, {figures['frames_per_second']} frames/s" if made else "there was nothing to add"
-    print(f"{config.folder}: {figures['episodes']} episodes, {figures['frames']} frames; {told}")
-    _save(config.json, figures)
-
-
-def _record(words: list[str]) -> None:
-    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-    from neuralsim.agents.teleop.record import RecordConfig, record
-
-    report = record(_parse(RecordConfig, "record", words, "real"))
-    print(f"{report.store}: {report.kept} episodes kept, {report.steps_kept} steps; {report.episodes} episodes in all")
-
-
-def _draw_for_nobody() -> None:
-    """Many environments draw with pygame, also where there is no screen, and greet on stdout."""
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-
-
-def _frames(store: Any) -> int:
-    return int((store.lengths + 1).sum())
-
-
-def _train(words: list[str]) -> None:
-    from neuralsim.runtime.interrupt import Stopped
-    from neuralsim.training.recipes import TrainConfig
-    from neuralsim.training.time_estimate import estimate_time
-    from neuralsim.training.trainer import Trainer
-
-    config = _parse(TrainConfig, "train", words, "recipe")
-    try:
-        trainer = Trainer(config)
-        print(
-            f"{trainer.recipe.name} on {trainer.store.folder}: {len(trainer.store)} episodes; {estimate_time(trainer)}"
-        )
-        world = trainer.run()
-    except Stopped as stop:
-        print(stop, file=sys.stderr)
-        if config.stop_after == float("inf"):
-            raise KeyboardInterrupt from stop
-        return
-    print(f"world    {world}\nplay     neuralsim play {world}\nmeasure  neuralsim measure {world}")
-    print(f"curves   tensorboard --logdir {config.folder}")
-
-
-def _measure(words: list[str]) -> None:
-    from neuralsim.agents.evaluation.world import MeasureConfig, measure_world
-
-    report, files = measure_world(_parse(MeasureConfig, "measure", words, "world"))
-    _tell(report, files)
-
-
-def _plan(words: list[str]) -> None:
-    _draw_for_nobody()
-    from neuralsim.agents.planning.config import PlanConfig
-    from neuralsim.agents.planning.evaluate import plan
-
-    report, files = plan(_parse(PlanConfig, "plan", words, "world"), show=True)
-    _tell(report, files)
-
-
-def _rl(words: list[str]) -> None:
-    _draw_for_nobody()
-    from neuralsim.agents.rl.config import RLConfig
-    from neuralsim.agents.rl.learning_curve import summary
-    from neuralsim.agents.rl.train import train_agent
+def _run(command: Command, name: str, words: Sequence[str]) -> None:
+    """Parse ``words``, call the command's function with them, and print what it returns."""
     from neuralsim.runtime.interrupt import Stopped
 
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # pygame's greeting goes to stdout
+    if not command.screen:
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    moved = OLD_COMMANDS.get((name, words[0])) if len(words) > 1 else None
+    if moved is not None:
+        raise ValueError(moved)
+    config = _parse(command, name, words)
     try:
-        curve, files = train_agent(_parse(RLConfig, "rl", words, "world"), show=True)
+        _present(_call(_load(command.function), config))
     except Stopped as stop:
         print(stop, file=sys.stderr)
         raise KeyboardInterrupt from stop
-    _tell(summary(curve), files)
 
 
-def _evaluate(words: list[str]) -> None:
-    _draw_for_nobody()
-    from neuralsim.agents.evaluation.policy import EvaluateConfig, evaluate_transfer
-
-    report, files = evaluate_transfer(_parse(EvaluateConfig, "evaluate", words, "world"), show=True)
-    _tell(report, files)
+def _load(entry_point: str) -> Any:
+    module, _, name = entry_point.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
-def _rank(words: list[str]) -> None:
-    _draw_for_nobody()
-    from neuralsim.agents.evaluation.ranking import RankConfig, rank
-
-    ranking, report, files = rank(_parse(RankConfig, "rank", words, "world"), show=True)
-    _tell(report, files, ranking.tables(report))
-
-
-def _compare(words: list[str]) -> None:
-    from neuralsim.agents.rl.compare import CompareConfig, compare
-
-    folders = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
-    runs = ["--runs", *folders] if folders else []
-    comparison, report, files = compare(_parse(CompareConfig, "compare", [*runs, *words[len(folders) :]]))
-    _tell(report, files, comparison.tables(report))
+def _call(function: Callable[..., Any], config: Any) -> Any:
+    """Call ``function(config)``; one with a parameter ``show`` shows progress, one with ``say`` gets a printer of lines."""
+    offered = {"show": True, "say": lambda line: print(line, flush=True)}
+    wanted = inspect.signature(function).parameters
+    return function(config, **{name: value for name, value in offered.items() if name in wanted})
 
 
-def _roles(words: list[str]) -> None:
-    _draw_for_nobody()
-    from neuralsim.agents.evaluation.roles import RolesConfig, measure_roles
+def _output(result: Any) -> CommandOutput:
+    """Convert a function's result: a CommandOutput, an object with ``output()``, or a report, its files and a maker of tables.
 
-    report, files = measure_roles(_parse(RolesConfig, "roles", words, "world"), show=True)
-    _tell(report, files)
-
-
-def _safety(words: list[str]) -> None:
-    _draw_for_nobody()
-    from neuralsim.agents.safety.evaluate import SafetyConfig, measure_safety
-
-    report, files = measure_safety(_parse(SafetyConfig, "safety", words, "world"), show=True)
-    _tell(report, files)
-
-
-@dataclass(frozen=True)
-class BenchConfig:
-    """Measure how fast a world dreams on this machine."""
-
-    world: str = "pusht"
-    """Name of a shipped world, or the folder of one of your own."""
-    seconds: float = 2.0
-    """Time spent on each figure."""
-    data: Path | None = None
-    """Episode store for the window sampler's figure; a few episodes are made without one."""
-    json: Path | None = None
-    """Also write the figures to this file."""
-    device: str = "auto"
-    """Where the model runs: auto, cpu or cuda."""
+    Anything else, such as the figures of a server, prints nothing.
+    """
+    if isinstance(result, CommandOutput):
+        return result
+    if hasattr(result, "output"):
+        return result.output()
+    if isinstance(result, tuple):
+        *makers, report, files = result
+        tables = makers[0].tables(report) if makers else [report.table()]
+        return CommandOutput(tables, missed=report.missed, files=files)
+    return CommandOutput()
 
 
-def _bench(words: list[str]) -> None:
-    config = _parse(BenchConfig, "bench", words, "world")
-    from neuralsim.agents.bench import run_bench
-    from neuralsim.data.episode import EpisodeStore
-    from neuralsim.pretrained.world import open_world
-
-    store = None if config.data is None else EpisodeStore(config.data)
-    report = run_bench(open_world(config.world, config.device), config.seconds, store, show=True)
-    _tell(report, [] if config.json is None else [report.save(config.json)])
-
-
-def _card(words: list[str]) -> None:
-    from neuralsim.pretrained.card import CardConfig, write_card
-
-    print(f"wrote {write_card(_parse(CardConfig, 'card', words, 'world'))}")
-
-
-def _import(words: list[str]) -> None:
-    from neuralsim.data.episode import EpisodeStore
-    from neuralsim.formats.importer import ImportConfig, Importer
-
-    config = _parse(ImportConfig, "import", words, "source")
-    importer = Importer(config)
-    report = importer.report
-    told = [print(remark) for remark in report.remarks]
-    with _progress() as bar:
-        task = bar.add_task("recordings", total=importer.recordings)
-        for done in importer.run():
-            bar.update(task, completed=done)
-    for remark in report.remarks[len(told) :]:
-        print(remark)
-    store = EpisodeStore(report.store)
-    for item in report.left_out[:LISTED]:
-        print(f"left out: {item.where}: {item.why}")
-    if len(report.left_out) > LISTED:
-        print(f"left out: {len(report.left_out) - LISTED} more; store.json and --json name all")
-    frames = int((store.lengths + 1).sum())
-    print(f"{report.store}: {len(store)} episodes, {frames} frames; {report.now} recordings read now")
-    print(f"look at it with 'neuralsim data {report.store}'")
-    _save(config.json, report.figures() | {"episodes": len(store), "frames": frames})
-
-
-def _export(words: list[str]) -> None:
-    from neuralsim.formats.exporter import ExportConfig, export
-
-    config = _parse(ExportConfig, "export", words, "store")
-    store = config.open()
-    env_id = "neuralsim/PushTReal-v0" if store.spec.name == "pusht" else None
-    with _progress() as bar:
-        task = bar.add_task("episodes", total=len(store))
-        figures = export(config, store, env_id, lambda done: bar.update(task, completed=done))
-    print(f"wrote {figures['episodes']} episodes to {figures['folder']}")
-    if figures.get("psnr_db"):
-        print(f"frames went through mp4: {figures['psnr_db']:.1f} dB peak signal-to-noise ratio (first episode)")
-    _save(config.json, figures)
-
-
-def _data(words: list[str]) -> None:
-    from neuralsim.data.episode import EpisodeStore
-    from neuralsim.data.inspect import DataConfig, describe_data, draw_strips, find_store
-
-    if words[:1] == ["export"] and len(words) > 1:
-        raise ValueError("'neuralsim data export STORE ID' is now 'neuralsim export STORE --to minari:ID'")
-    if words[:1] == ["import"] and len(words) > 1:
-        raise ValueError("'neuralsim data import ID STORE' is now 'neuralsim import minari:ID --out STORE'")
-    config = _parse(DataConfig, "data", words, "store")
-    store = EpisodeStore(find_store(config.store))
-    facts = describe_data(store)
-    if len(store):
-        facts["picture"] = str(draw_strips(store, config.picture or store.folder / "strips.png"))
-    width = max(len(name) for name in facts) + 2
-    for name, value in facts.items():
-        lines = (value or ["none"]) if isinstance(value, list) else [value]
-        told = [*lines[:LISTED], *([f"and {len(lines) - LISTED} more; --json has all"] if len(lines) > LISTED else [])]
-        for i, line in enumerate(told):
+def _present(result: Any) -> None:
+    """Print a command's result, write its figures, and raise its reason to stop."""
+    output = _output(result)
+    for table in output.tables:
+        _print(table)
+    for line in output.lines:
+        print(line)
+    width = max((len(name) for name in output.facts), default=0) + 2
+    for name, value in output.facts.items():
+        for i, line in enumerate(_fact_lines(value)):
             print(f"{name.replace('_', ' ') if i == 0 else '':<{width}}{line}")
-    _save(config.json, facts)
+    for metric in output.missed:
+        after = "" if metric.step is None else f" after {metric.step} steps"
+        text = f"misses its target: {metric.label}{after}: {metric.value:.3g} {metric.unit}".rstrip()
+        print(f"{text} (target {metric.bar})")
+    for path in output.files:
+        print(f"wrote {path}")
+    if output.json is not None:
+        from neuralsim.runtime.files import write_atomically
+
+        output.json.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(output.json, json.dumps(output.figures, indent=1) + "\n")
+    if output.stop is not None:
+        raise output.stop
 
 
-def _drive(words: list[str]) -> None:
-    _draw_for_nobody()
-    from neuralsim.agents.robot.run import CTRL_C, DriveConfig, drive
-
-    driven = drive(_parse(DriveConfig, "drive", words, "world"), show=True)
-    _tell(driven.report, driven.files)
-    if driven.stopped == CTRL_C:
-        raise KeyboardInterrupt
-    if driven.stopped:
-        raise OSError(f"the robot was stopped: {driven.stopped}")
+def _fact_lines(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        return [value]
+    more = [f"and {len(value) - LISTED} more; --json has all"] if len(value) > LISTED else []
+    return [*value[:LISTED], *more] or ["none"]
 
 
-def _robot_sim(words: list[str]) -> None:
-    _draw_for_nobody()
-    from neuralsim.envs.pusht.robot_server import RobotSimConfig, robot_sim
-
-    config = _parse(RobotSimConfig, "robot-sim", words)
-    robot_sim(config, lambda address: print(f"robot pusht ({config.pace}) at {address} - ctrl-C ends it", flush=True))
-
-
-def _heads(words: list[str]) -> None:
-    _draw_for_nobody()
-    from neuralsim.agents.heads.evaluate import HeadsConfig, evaluate_heads
-
-    report, files = evaluate_heads(_parse(HeadsConfig, "heads", words, "world"), show=True)
-    _tell(report, files)
-
-
-def _serve(words: list[str]) -> None:
-    from neuralsim.agents.serving.serve import ServeConfig, serve
-
-    serve(_parse(ServeConfig, "serve", words, "world"), lambda line: print(line, flush=True))
-
-
-@dataclass(frozen=True)
-class InfoConfig:
-    """Tell about this installation, a world, or an episode store."""
-
-    what: str | None = None
-    """Name or folder of a world, or the folder of an episode store; the installation by default."""
-    json: Path | None = None
-    """Also write it to this file."""
-
-
-def _info(words: list[str]) -> None:
-    config = _parse(InfoConfig, "info", words, "what")
-    from neuralsim.data.inspect import describe
-
-    facts = describe(config.what)
-    width = max(len(name) for name in facts) + 2
-    for name, value in facts.items():
-        said = ", ".join(map(str, value)) or "none" if isinstance(value, list) else value
-        print(f"{name.replace('_', ' '):<{width}}{said}")
-    _save(config.json, facts)
-
-
-COMMANDS: Mapping[str, Command] = {
-    "demo": Command("demo [WORLD]", "dream an episode beside the true one: a table, a video, a picture", _demo),
-    "play": Command("play [WORLD]", "the keyboard: dream and truth side by side", _play),
-    "collect": Command(
-        "collect [WORLD]",
-        "episodes of the true world, or of any Gymnasium environment (--env ID)",
-        _collect,
-        "Whole shards are kept; the same command goes on.",
-    ),
-    "record": Command("record WORLD|ID", "drive a true world by the keyboard and keep the episodes", _record),
-    "train": Command(
-        "train [RECIPE]",
-        "a world from episodes",
-        _train,
-        "The last checkpoint is whole; the same command with --resume goes on from it.",
-    ),
-    "measure": Command(
-        "measure [WORLD]",
-        "how true the dream is: a table, curves, JSON",
-        _measure,
-        "Episodes collected so far are kept; the measurement begins anew.",
-    ),
-    "plan": Command(
-        "plan [WORLD]",
-        "plan in the learned world, act in the true one: success, time per decision, a video",
-        _plan,
-        "Finished attempts are kept; the same command goes on.",
-    ),
-    "rl": Command(
-        "rl [WORLD]",
-        "train an agent inside a world, try it in the true one: its curve, its policy, a video",
-        _rl,
-        "The last checkpoint is whole; the same command with --resume goes on from it.",
-    ),
-    "evaluate": Command(
-        "evaluate [WORLD]",
-        "a policy in the true world and in imagination, from the same starts: a table, a video",
-        _evaluate,
-    ),
-    "rank": Command(
-        "rank [WORLD]", "do imagined returns order policies as the true ones do? a table, a picture, JSON", _rank
-    ),
-    "compare": Command(
-        "compare RUNS", "runs of 'rl' by label, over seeds: learning curves, what imagination saved", _compare
-    ),
-    "roles": Command(
-        "roles [WORLD]",
-        "one checkpoint in every role: simulate, act, infer, foresee, dream, with tests of each: a table, a picture",
-        _roles,
-    ),
-    "safety": Command(
-        "safety [WORLD]",
-        "does the safety monitor notice faults made on purpose, and how often does it cry wolf? a table, a picture",
-        _safety,
-        "Episodes and thresholds are kept; the trials begin anew.",
-    ),
-    "card": Command("card WORLD", "a world's card, from its training record and measured figures", _card),
-    "bench": Command("bench [WORLD]", "how fast it is: a table, JSON", _bench),
-    "import": Command(
-        "import KIND:PLACE",
-        "episodes from a dataset: minari, lerobot, robomimic, zarr, or a folder of video",
-        _import,
-        "Whole shards are kept; the same command goes on.",
-    ),
-    "export": Command("export STORE", "episodes as a LeRobotDataset or a Minari dataset", _export),
-    "data": Command("data STORE", "what is in an episode store: ranges, coverage, what is odd, a picture", _data),
-    "drive": Command(
-        "drive [WORLD]",
-        "a policy on a robot: a dry run, unless --live",
-        _drive,
-        "The robot rests and is let go; what was driven is kept.",
-    ),
-    "robot-sim": Command("robot-sim", "Push-T as a robot in a process of its own, with real-life faults", _robot_sim),
-    "heads": Command(
-        "heads [WORLD]",
-        "policy heads side by side in the true world: success, time per decision",
-        _heads,
-        "Finished attempts and trained heads are kept; the same command goes on.",
-    ),
-    "serve": Command("serve [WORLD]", "a world's policy for robot clients: openpi's and RoboArena's protocols", _serve),
-    "info": Command("info [WORLD|STORE]", "this installation, a world, or an episode store", _info),
-}
-
-
-# -- what they share ---------------------------------------------------------------------------------------------------
-
-
-def _parse(kind: type[Config], name: str, words: Sequence[str], *subjects: str) -> Config:
-    """``words`` as a ``kind``; its first words, as far as they are no options, fill in ``subjects``. Exits with 2 on others."""
+def _parse(command: Command, name: str, words: Sequence[str]) -> Any:
+    """Parse ``words`` into the command's config; the first of them fill in its subject. Exits with 2 on others."""
     import tyro
 
+    kind = _load(command.config)
     rest, flags = _renamed(kind, words), []
-    for subject in subjects:
-        if rest and not rest[0].startswith("-"):
-            flags += [f"--{subject}", rest.pop(0)]
-    usage = " ".join((f"neuralsim {name}", *(f"[{subject.upper()}]" for subject in subjects)))
+    if command.subject.endswith("..."):
+        first = list(itertools.takewhile(lambda word: not word.startswith("-"), rest))
+        flags, rest = ([f"--{command.subject[:-3]}", *first] if first else []), rest[len(first) :]
+    elif command.subject and rest and not rest[0].startswith("-"):
+        flags = [f"--{command.subject}", rest.pop(0)]
+    usage = f"neuralsim {name}" + (f" [{command.subject.removesuffix('...').upper()}]" if command.subject else "")
     return tyro.cli(kind, prog=usage, args=[*flags, *rest])
 
 
@@ -511,8 +395,19 @@ def _nearest(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
+def _message(error: BaseException) -> str | None:
+    """Return an error's text as a line for the user; None for an error of ours, which keeps its traceback."""
+    if isinstance(error, ImportError | NotImplementedError):
+        from neuralsim.runtime.system_libraries import explain_missing_library
+
+        return explain_missing_library(error)
+    # The text of an OSError begins with its number; our own errors say all in strerror.
+    own = error.strerror if isinstance(error, OSError) and error.filename is None else None
+    return own or str(error)
+
+
 def _complain(message: str) -> int:
-    """One red line on stderr."""
+    """Print one red line on stderr and return the exit code."""
     from rich.console import Console
     from rich.text import Text
 
@@ -521,35 +416,10 @@ def _complain(message: str) -> int:
 
 
 def _print(table: Any) -> None:
-    """A rich table as wide as the terminal, or as it needs to be where there is none."""
+    """Print a rich table as wide as the terminal, or as it needs to be where there is none."""
     from rich.console import Console
 
     Console(width=None if sys.stdout.isatty() else 160).print(table)
-
-
-def _progress() -> Any:
-    from neuralsim.runtime.progress import progress
-
-    return progress(passing=False)
-
-
-def _tell(report: Any, files: Sequence[Path], tables: Sequence[Any] | None = None) -> None:
-    """What a command has measured, every row that does not reach its bar, and the files it wrote."""
-    for table in [report.table()] if tables is None else tables:
-        _print(table)
-    for row in report.missed:
-        after = "" if row.step is None else f" after {row.step} steps"
-        print(f"misses its bar: {row.label}{after}: {row.value:.3g} {row.unit}".rstrip() + f" (bar {row.bar})")
-    for path in files:
-        print(f"wrote {path}")
-
-
-def _save(path: Path | None, figures: Mapping[str, Any]) -> None:
-    from neuralsim.data.episode import write_atomically
-
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

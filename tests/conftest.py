@@ -22,10 +22,11 @@ from diffusers.configuration_utils import register_to_config
 from neuralsim.agents.collection.collect import CollectConfig, collect
 from neuralsim.models.video_wam import CodecConfig, StreamConfig, VideoWAM
 from neuralsim.noise import Noise
-from neuralsim.pretrained.world import Starts, World
+from neuralsim.pretrained.starts import Starts
+from neuralsim.pretrained.world import World
 from neuralsim.spec import WorldSpec
 from neuralsim.task import LearnedTask
-from neuralsim.training.recipes import TrainConfig
+from neuralsim.training.config import TrainConfig
 from neuralsim.training.trainer import train
 from neuralsim.world_model import State, WorldModel
 

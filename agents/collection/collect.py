@@ -22,7 +22,8 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 
-from neuralsim.agents.policies.policy_source import PolicySource
+from neuralsim.agents.policies.resolve import check_policy, policy_label, resolve_policy
+from neuralsim.agents.policies.rollout import RolloutConfig, rollout
 from neuralsim.data.episode import Episode, knows_actions
 from neuralsim.data.store import EpisodeStore
 from neuralsim.envs.registry import RealWorld, get_real_world
@@ -90,10 +91,9 @@ class CollectConfig:
                 raise ValueError(f"--{name}: expected {least} or more, got {value}")
         if self.near_goal is not None and not 0 <= self.near_goal <= 1:
             raise ValueError(f"--near-goal: expected a share from 0 to 1, got {self.near_goal:g}")
-        acting = PolicySource(self.policy)
         real_world = self.real_world
         real_world.make_spec(self.size)  # says what sizes there are
-        acting.check(real_world, self.world if self.env is None else self.env)
+        check_policy(self.policy, real_world)
         if self.near_goal is not None and real_world.seeded:
             raise ValueError(f"--near-goal: episodes of {self.env or self.world} begin by seed alone; leave it out")
 
@@ -124,7 +124,9 @@ class CollectConfig:
     @property
     def folder(self) -> Path:
         """Where the episodes go."""
-        return Path("data") / self.real_world.make_spec(self.size).name.replace("/", "-") if self.out is None else self.out
+        return (
+            Path("data") / self.real_world.make_spec(self.size).name.replace("/", "-") if self.out is None else self.out
+        )
 
     @property
     def near_share(self) -> float:
@@ -159,35 +161,20 @@ def collect_episode(config: CollectConfig, index: int, env: gym.Env[np.ndarray, 
     real_world = config.real_world
     made = real_world.make_env(config.size) if env is None else env
     try:
-        return _play(config, real_world, made, index)
+        return _run_episode(config, real_world, made, index)
     finally:
         if env is None:
             made.close()
 
 
-def _play(config: CollectConfig, real_world: RealWorld, env: gym.Env[np.ndarray, Any], index: int) -> Episode:
+def _run_episode(config: CollectConfig, real_world: RealWorld, env: gym.Env[np.ndarray, Any], index: int) -> Episode:
     rng, near_goal = _begin(config, index)
-    policy = PolicySource(config.policy).policy(real_world, env, int(rng.integers(2**31)))
+    policy = resolve_policy(config.policy, real_world, env, int(rng.integers(2**31)))
     if real_world.seeded:
-        observation, _ = env.reset(seed=int(rng.integers(2**31)))
+        reset: dict[str, Any] = {"seed": int(rng.integers(2**31))}
     else:
-        observation, _ = env.reset(options={"state": real_world.draw_state(rng, near_goal)})
-    frames, states = [np.asarray(env.render())], [observation]
-    actions: list[np.ndarray] = []
-    rewards, terminated, truncated = [], [], []
-    memory, ended = None, False
-    while len(actions) < config.most_steps and not ended:
-        action, memory = policy.predict(observation, memory)
-        observation, reward, done, cut, _ = env.step(action)
-        frames.append(np.asarray(env.render()))
-        if real_world.state_names:  # else they are frames once more
-            states.append(observation)
-        actions.append(action)
-        rewards.append(reward)
-        terminated.append(done)
-        truncated.append(cut)
-        ended = real_world.seeded and (done or cut)
-    truncated[-1] |= not ended
+        reset = {"options": {"state": real_world.draw_state(rng, near_goal)}}
+    settings = RolloutConfig(reset, config.most_steps, real_world.seeded, states=bool(real_world.state_names))
     provenance = {
         "seed": config.seed * 1_000_003 + index,
         "collection_seed": config.seed,
@@ -195,17 +182,8 @@ def _play(config: CollectConfig, real_world: RealWorld, env: gym.Env[np.ndarray,
         "policy": _policy_name(config, near_goal),
         "version": __version__,
     }
-    if config.video_only:
-        return Episode.of_video(np.stack(frames), provenance)
-    return Episode(
-        frames=np.stack(frames),
-        actions=np.stack(actions),
-        rewards=np.array(rewards, np.float32),
-        terminated=np.array(terminated),
-        truncated=np.array(truncated),
-        states=np.stack(states).astype(np.float32) if real_world.state_names else None,
-        provenance=provenance,
-    )
+    episode = rollout(policy, env, settings, provenance)
+    return Episode.of_video(episode.frames, provenance) if config.video_only else episode
 
 
 def collect(config: CollectConfig) -> Generator[tuple[int, int, float], None, None]:
@@ -290,7 +268,7 @@ def _begin(config: CollectConfig, index: int) -> tuple[np.random.Generator, bool
 
 
 def _policy_name(config: CollectConfig, near_goal: bool) -> str:
-    return PolicySource(config.policy).name + ("-near-goal" if near_goal else "")
+    return policy_label(config.policy) + ("-near-goal" if near_goal else "")
 
 
 def _indices(config: CollectConfig, shard: int) -> range:

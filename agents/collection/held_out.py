@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from neuralsim.agents.collection.collect import CollectConfig, collect
-from neuralsim.data.episode import EpisodeStore
+from neuralsim.data.store import EpisodeStore
 from neuralsim.envs.gym_adapter.env import GymEnvConfig
 from neuralsim.spec import WorldSpec
 
@@ -31,10 +31,18 @@ def demonstration_store(
     seed: int = HELD_OUT_SEED,
     workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
+    world: str = "pusht",
 ) -> EpisodeStore:
-    """The store of held-out demonstrations of Push-T in ``folder``, made or completed first where episodes are missing."""
+    """The store of held-out demonstrations of ``world``'s expert in ``folder``, made or completed first where episodes are missing."""
     config = CollectConfig(
-        out=Path(folder), episodes=episodes, seed=seed, size=size, policy="oracle", near_goal=0.0, workers=workers
+        world,
+        out=Path(folder),
+        episodes=episodes,
+        seed=seed,
+        size=size,
+        policy="oracle",
+        near_goal=0.0,
+        workers=workers,
     )
     return _collected(config, progress)
 

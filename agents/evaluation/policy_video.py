@@ -1,4 +1,4 @@
-"""PolicyFilm: a policy in truth and in the dream, from the same starts, side by side."""
+"""Video of a policy in the real environment and in imagination, from the same starts, side by side."""
 
 from __future__ import annotations
 
@@ -7,30 +7,31 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from neuralsim.agents.evaluation.eval_envs import EvalEnv, ImaginedEvalEnv, Observation, RealEvalEnv
+from neuralsim.agents.evaluation.eval_envs import EvalEnv, ImaginedEvalEnv, RealEvalEnv
 from neuralsim.agents.evaluation.rollout import evaluate
-from neuralsim.agents.policies.policy import Policy
+from neuralsim.agents.policies.policy import ObservationKind, Policy
 from neuralsim.agents.teleop.recorder import VideoWriter
 from neuralsim.envs.tasks.rl_task import RLTask
-from neuralsim.pretrained.world import Starts, World
+from neuralsim.pretrained.starts import Starts
+from neuralsim.pretrained.world import World
 
 SCALE = 4
-"""Pixels of film to a pixel of the world."""
+"""Pixels of video per pixel of the world."""
 GAP = 12
-"""Pixels between pictures, and of the line of words."""
+"""Pixels between pictures, and of the line of text."""
 GREEN, GREY, WHITE = (60, 150, 60), (130, 130, 130), (255, 255, 255)
 HOLD = 10
-"""Frames for which the end stands still."""
+"""Frames for which the last picture is shown."""
 
 
 def film_policy(
-    path: Path, policy: Policy, world: World, rl_task: RLTask, starts: Starts, observation: Observation = "features"
+    path: Path, policy: Policy, world: World, rl_task: RLTask, starts: Starts, observation: ObservationKind = "features"
 ) -> Path:
-    """Write ``path`` (mp4): one column per start, truth (where it is known) above, dream below; a picture's frame turns green when
-    the wish came true there, and grey when the episode ended otherwise."""
+    """Write ``path`` (mp4): one column per start, the real environment (where it is known) above, imagination below. A picture's
+    border turns green on success, and grey when the episode ended without."""
     n = len(starts)
     eval_envs: dict[str, EvalEnv] = (
-        {} if rl_task.truth is None else {"truth": RealEvalEnv(world, rl_task, starts, n, observation)}
+        {} if not rl_task.has_real_world else {"real": RealEvalEnv(world, rl_task, starts, n, observation)}
     )
     eval_envs["dream"] = ImaginedEvalEnv(world, rl_task, starts, n, observation, float("inf"))
     shots = {name: _play(eval_env, policy, rl_task.outcome == "success") for name, eval_env in eval_envs.items()}
@@ -45,19 +46,19 @@ def film_policy(
     return path
 
 
-def _play(eval_env: EvalEnv, policy: Policy, wins: bool) -> list[list[np.ndarray]]:
-    """The arena's pictures after each step, framed by what became of them."""
+def _play(eval_env: EvalEnv, policy: Policy, succeeds: bool) -> list[list[np.ndarray]]:
+    """Run the policy; returns one bordered picture per row, for the start and every step."""
     shots: list[list[np.ndarray]] = []
 
-    def look(live: np.ndarray, won: np.ndarray) -> None:
-        colours = [GREEN if w and wins else WHITE if alive else GREY for w, alive in zip(won, live, strict=True)]
-        shots.append([_framed(f, c) for f, c in zip(eval_env.frames(), colours, strict=True)])
+    def add_shot(live: np.ndarray, success: np.ndarray) -> None:
+        colours = [GREEN if s and succeeds else WHITE if a else GREY for s, a in zip(success, live, strict=True)]
+        shots.append([_with_border(f, c) for f, c in zip(eval_env.frames(), colours, strict=True)])
 
-    evaluate(policy, eval_env, eval_env.n_envs, watch=look)
+    evaluate(policy, eval_env, eval_env.n_envs, watch=add_shot)
     return shots
 
 
-def _framed(frame: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+def _with_border(frame: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
     large = cv2.resize(frame, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC)
     edge = GAP // 2
     return cv2.copyMakeBorder(large, edge, edge, edge, edge, cv2.BORDER_CONSTANT, value=colour)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from neuralsim.data.episode import EpisodeStore
+from neuralsim.data.store import EpisodeStore
 from neuralsim.models.flow_head import FlowHead
 from neuralsim.models.video_wam import VideoWAM
 from neuralsim.noise import Noise

@@ -130,7 +130,7 @@ def _until(rl_task: RLTask, episode: Episode, store: EpisodeStore) -> int:
 
 def _shown(world: World, rl_task: RLTask) -> VecEnv:
     """An environment that shows ``world``'s features; a learner asks it for its spaces alone."""
-    if rl_task.truth is None:
+    if not rl_task.has_real_world:
         return ImaginedVecEnv(world, 1, observation="features", task=rl_task.task)
     return FeatureVecEnv(DummyVecEnv([lambda: rl_task.env((world.spec.height, world.spec.width))]), world.model)
 

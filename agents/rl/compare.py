@@ -14,8 +14,9 @@ from rich.table import Table
 from neuralsim.agents.evaluation.plots import Line, draw_learning
 from neuralsim.agents.rl.config import ELSEWHERE, RLConfig
 from neuralsim.agents.rl.learning_curve import FILE, LearningCurve, MeanWithInterval, load_curve
-from neuralsim.evaluation.report import Metric, Report, Target, circumstances, metric_of
+from neuralsim.evaluation.report import Metric, Report, Target, metric_of
 from neuralsim.evaluation.statistics import Estimate, ratio, student
+from neuralsim.runtime.machine import circumstances
 
 IMAGINED = "imagined"
 """Label of the runs that there are bars for."""

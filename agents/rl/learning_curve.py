@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from neuralsim.agents.evaluation.rollout import PolicyEvalResult
-from neuralsim.data.episode import write_atomically
 from neuralsim.evaluation.report import Metric, Report
+from neuralsim.runtime.files import write_atomically
 
 FILE = "curve.json"
 FIGURES = ("imagined", "imagined_success", "true", "true_success")

@@ -14,19 +14,22 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 
 from neuralsim.agents.evaluation.policy_video import film_policy
-from neuralsim.agents.evaluation.rollout import RandomPolicy
+from neuralsim.agents.policies.random_policies import RandomPolicy
 from neuralsim.agents.policies.sb3_file import PolicyNote, load_policy, save_policy
 from neuralsim.agents.rl import dyna as refresh
 from neuralsim.agents.rl.algorithms import Decay, build
 from neuralsim.agents.rl.checkpoint import RLProgress, load_progress, save_progress
 from neuralsim.agents.rl.config import ELSEWHERE, RECORDED_AS, RLConfig
 from neuralsim.agents.rl.eval_callback import TRIAL_SEED, PolicyEvaluator
-from neuralsim.agents.rl.learning_curve import FIGURES, LearningCurve, Point, load_curve
+from neuralsim.agents.rl.learning_curve import FIGURES, LearningCurve, Point, load_curve, summary
 from neuralsim.agents.rl.vec_envs import make_imagined_vec_env, make_real_vec_env
-from neuralsim.data.episode import EpisodeStore, write_atomically
-from neuralsim.evaluation.report import circumstances
-from neuralsim.pretrained.world import Starts, open_world
+from neuralsim.data.store import EpisodeStore
+from neuralsim.evaluation.report import Report
+from neuralsim.pretrained.starts import Starts
+from neuralsim.pretrained.world import open_world
+from neuralsim.runtime.files import write_atomically
 from neuralsim.runtime.interrupt import GracefulInterrupt, Stopped
+from neuralsim.runtime.machine import circumstances
 from neuralsim.runtime.progress import progress
 
 SAVE_EVERY = 60.0
@@ -338,7 +341,7 @@ def fresh_curve(config: RLConfig) -> LearningCurve:
     """The curve of a run that was not looked at yet."""
     settings = {RECORDED_AS.get(k, k): v for k, v in asdict(config).items() if k not in ELSEWHERE}
     rl_task, about = config.rl_task, dict(circumstances())
-    if rl_task.truth is None:
+    if not rl_task.has_real_world:
         about["true_world"] = f"not known, figures are imagined alone: {rl_task.unknown}"
     return LearningCurve(
         config.kind, rl_task.world, rl_task.name, config.algo, config.seed, settings, about, outcome=rl_task.outcome
@@ -348,3 +351,9 @@ def fresh_curve(config: RLConfig) -> LearningCurve:
 def _told(point: Point) -> str:
     true = "" if point.true is None else f"true {point.true.value:.2f} "
     return f"{true}imagined {point.imagined.value:.2f}"
+
+
+def rl_command(config: RLConfig) -> tuple[Report, list[Path]]:
+    """Run `train_agent` behind a progress bar; return the report of its learning curve, and the files it wrote."""
+    curve, files = train_agent(config, show=True)
+    return summary(curve), files

@@ -11,14 +11,14 @@ import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvStepReturn, VecEnvWrapper
 
-from neuralsim.agents.evaluation.eval_envs import Observation
+from neuralsim.agents.policies.policy import ObservationKind
 from neuralsim.envs.imagined.sb3_vec_env import ImaginedVecEnv
 from neuralsim.envs.tasks.rl_task import RLTask
 from neuralsim.envs.wrappers.discrete_actions import DiscreteActionVecEnv
 from neuralsim.envs.wrappers.features import FeatureVecEnv
 from neuralsim.pretrained.starts import Starts
 from neuralsim.pretrained.world import World
-from neuralsim.task import UncertaintyPenaltyTask, Task
+from neuralsim.task import Task, UncertaintyPenaltyTask
 
 
 def make_imagined_vec_env(
@@ -26,7 +26,7 @@ def make_imagined_vec_env(
     rl_task: RLTask,
     starts: Starts,
     n_envs: int,
-    observation: Observation,
+    observation: ObservationKind,
     horizon: int | None = None,
     temperature: float = 1.0,
     doubt_limit: float | None = None,
@@ -50,7 +50,7 @@ def make_imagined_vec_env(
 
 
 def make_real_vec_env(
-    world: World, rl_task: RLTask, n_envs: int, observation: Observation, moves: bool = False, processes: bool = False
+    world: World, rl_task: RLTask, n_envs: int, observation: ObservationKind, moves: bool = False, processes: bool = False
 ) -> VecEnv:
     """``n_envs`` true simulators; ``world``'s encoder makes the features. ``processes``: each in a process of its own, which
     pays where there are as many processor cores."""

@@ -1,4 +1,4 @@
-"""RobotSource: which robot is meant by a word: the simulated one, an address, or your own code."""
+"""RobotSource: the robot that a word names: the simulated one, an address, or the caller's own code."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from neuralsim.envs.registry import find_real_world, real_worlds
 from neuralsim.envs.robots.faults import Faults
 from neuralsim.envs.robots.robot import Robot
+from neuralsim.envs.tasks.real_world import RobotSettings, load
 from neuralsim.runtime.imports import load_entry_point
 from neuralsim.spec import WorldSpec
 
 SIM = "sim"
-SIMULATED = "pusht"
-"""The world of which there is a simulated robot."""
+VERBS = ("connect", "get_observation", "send_action", "disconnect")
 
 
 @dataclass(frozen=True)
 class RobotSource:
-    """``word``: ``sim``, ``ws://host:port``, or ``module:function``, called without arguments, that returns a robot with LeRobot's
-    verbs. A ValueError for others."""
+    """Robot named by ``word``: ``sim``, ``ws://host:port``, or ``module:function``, called without arguments, that returns a robot
+    with LeRobot's verbs. Raises ValueError for other words."""
 
     word: str
 
@@ -30,41 +31,42 @@ class RobotSource:
 
     @property
     def remote(self) -> bool:
-        """Whether it is reached over a websocket."""
+        """True if it is reached over a websocket."""
         return self.word.startswith(("ws://", "wss://"))
 
     @contextlib.contextmanager
     def open(
         self, spec: WorldSpec, pace: Literal["real", "step"], hz: float, faults: Faults, seed: int
     ) -> Iterator[Robot]:
-        """The robot, not connected yet. A simulated one runs in a process of its own, or in lock-step in this one."""
+        """Yield the robot, not connected yet. A simulated one runs in a process of its own, or in lock-step in this one."""
         if self.word == SIM:
-            if spec.name != SIMULATED:
+            record = find_real_world(spec.name)
+            if record is None or record.robot.simulated is None:
+                known = ", ".join(repr(name) for name, world in real_worlds().items() if world.robot.simulated)
                 raise ValueError(
-                    f"--robot sim: there is a simulated robot for world {SIMULATED!r} alone, and this is {spec.name!r}; name yours"
+                    f"--robot sim: there is a simulated robot for world {known} alone, and this is {spec.name!r}; name yours"
                 )
-            yield from self._simulated(pace, hz, faults, seed)
+            yield from _simulated(record.robot, pace, hz, faults, seed)
         elif self.remote:
             from neuralsim.envs.robots.remote_robot import RemoteRobot
 
             yield RemoteRobot(self.word)
         else:
             robot = load_entry_point(self.word, "--robot")()
-            lacking = [v for v in ("connect", "get_observation", "send_action", "disconnect") if not hasattr(robot, v)]
-            if lacking:
+            missing = [verb for verb in VERBS if not hasattr(robot, verb)]
+            if missing:
                 raise ValueError(
-                    f"--robot {self.word}: expected a robot with LeRobot's verbs; it lacks {', '.join(lacking)}"
+                    f"--robot {self.word}: expected a robot with LeRobot's verbs; it lacks {', '.join(missing)}"
                 )
             yield robot
 
-    def _simulated(self, pace: str, hz: float, faults: Faults, seed: int) -> Iterator[Robot]:
-        if pace == "step":
-            from neuralsim.envs.pusht.robot import PushTRobot
 
-            yield PushTRobot(seed=seed, truth=True)
-            return
-        from neuralsim.envs.pusht.robot_server import RobotSimConfig, spawn_robot_sim
-        from neuralsim.envs.robots.remote_robot import RemoteRobot
+def _simulated(settings: RobotSettings, pace: str, hz: float, faults: Faults, seed: int) -> Iterator[Robot]:
+    if pace == "step" or settings.server is None:
+        assert settings.simulated is not None
+        yield load(settings.simulated)(seed=seed, truth=True)
+        return
+    from neuralsim.envs.robots.remote_robot import RemoteRobot
 
-        with spawn_robot_sim(RobotSimConfig(port=0, rate=hz, faults=faults, seed=seed, truth=True)) as address:
-            yield RemoteRobot(address)
+    with load(settings.server)(rate=hz, faults=faults, seed=seed) as address:
+        yield RemoteRobot(address)

@@ -23,7 +23,7 @@ from typing import Any, Self
 import numpy as np
 
 from neuralsim.agents.safety.transition_classifier import TransitionClassifier, Transitions
-from neuralsim.data.episode import write_atomically
+from neuralsim.runtime.files import write_atomically
 from neuralsim.storage.manifest import MANIFEST, SAFETY, WEIGHTS, FileEntry, read_object, seal
 
 BINS = 6

@@ -13,17 +13,17 @@ import numpy as np
 
 from neuralsim.agents.collection.held_out import demonstration_store, held_out_folder, held_out_store
 from neuralsim.agents.heads.chunk_policy import ObservationHistory
-from neuralsim.agents.planning.goal_trial import wilson
 from neuralsim.agents.safety.anomaly_detector import AnomalyDetector, AnomalyScores, Watched, fingerprint
 from neuralsim.agents.safety.fault_injection import Fault, FaultScene, pusht_faults, visible
 from neuralsim.agents.safety.limits import pusht_limits
 from neuralsim.agents.safety.monitor import SafetyMonitor
 from neuralsim.agents.safety.transition_classifier import TRAINING, WINDOW, TransitionClassifier, Transitions
-from neuralsim.data.episode import EpisodeStore
+from neuralsim.data.store import EpisodeStore
 from neuralsim.envs.pusht.env import PushTRealEnv
-from neuralsim.evaluation.report import Metric, Report, Target, circumstances
-from neuralsim.evaluation.statistics import Estimate
+from neuralsim.evaluation.report import Metric, Report, Target
+from neuralsim.evaluation.statistics import Estimate, wilson
 from neuralsim.pretrained.world import World, open_world
+from neuralsim.runtime.machine import circumstances
 from neuralsim.runtime.progress import progress
 from neuralsim.runtime.results_log import ResultsLog
 from neuralsim.storage.manifest import SAFETY, FileEntry

@@ -22,7 +22,8 @@ from neuralsim.agents.safety.transition_classifier import WINDOW, Transitions
 from neuralsim.models.action_encoding import encode_actions
 from neuralsim.noise import Noise
 from neuralsim.pretrained.world import World
-from neuralsim.task import View, inference
+from neuralsim.runtime.device import inference
+from neuralsim.state_view import View
 from neuralsim.world_model import State, WorldModel, stack_time
 
 __all__ = ["ImaginedChunk", "ImaginedFeatures", "Limits", "Rule", "SafetyMonitor", "Verdict", "pusht_limits"]
@@ -250,7 +251,7 @@ class SafetyMonitor:
         plan = torch.tensor(np.ascontiguousarray(actions), device=self.model.device).flatten(0, 1)
         noise = Noise.from_seeds([self.seed] * (b * n), self.model.device)
         before = state.map(lambda x: x[:, :-1].flatten(0, 1))
-        after = self.model.jump(before, plan[:, None], noise)
+        after = self.model.unroll_last(before, plan[:, None], noise)
 
         def told(tensor: torch.Tensor) -> np.ndarray:
             return tensor.float().cpu().numpy().reshape(b, -1, *tensor.shape[1:])
@@ -312,7 +313,7 @@ class SafetyMonitor:
         reasons += self._outside(view)
         for rule in self.rules:
             assert isinstance(rule, Rule)
-            with view.reading():
+            with view.inference():
                 kept = rule.kept(view)
             if not kept.all():
                 reasons.append(f"rule {rule.name!r} is broken after {_first(~kept)} actions")

@@ -9,11 +9,12 @@ import numpy as np
 
 from neuralsim.envs.carracing.state_estimator import CarRacingStateEstimate, CarRacingStateEstimator
 from neuralsim.evaluation.config import EvalConfig
-from neuralsim.evaluation.curves import middle
+from neuralsim.evaluation.image_metrics import mask_iou
+from neuralsim.evaluation.plots import quartiles
 from neuralsim.evaluation.report import Metric, Target, metric_of
 from neuralsim.evaluation.rollouts import Rollouts, Windows
 from neuralsim.evaluation.state_estimator import StateEstimate
-from neuralsim.evaluation.statistics import Bootstrap, mask_iou, median
+from neuralsim.evaluation.statistics import Bootstrap, median
 from neuralsim.evaluation.world_metrics import IntegrityMetric, SeriesMetric, WorldMetrics
 
 CHANGED = 0.5
@@ -72,9 +73,9 @@ class CarRacingMetrics(WorldMetrics):
         panels = {}
         for figure in self._figures(r):
             assert figure.copied is not None
-            lines = {"dream": middle(figure.values), "copy last": middle(figure.copied)}
+            lines = {"dream": quartiles(figure.values), "copy last": quartiles(figure.copied)}
             if figure.floor is not None:
-                lines["reader's floor"] = middle(figure.floor)
+                lines["reader's floor"] = quartiles(figure.floor)
             title = figure.label.removesuffix(", median")
             panels[title + (f" ({figure.unit})" if figure.unit else "")] = lines
         return panels

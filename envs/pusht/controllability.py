@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from neuralsim.data.episode import Clip
+from neuralsim.data.windows import Clip
 from neuralsim.envs.pusht.scene_metrics import has_moved
 from neuralsim.envs.pusht.state_estimator import PushTStateEstimate, PushTStateEstimator
 from neuralsim.evaluation.config import STRIDE, EvalConfig
+from neuralsim.evaluation.image_metrics import mask_iou
 from neuralsim.evaluation.report import Metric, metric_of
 from neuralsim.evaluation.rollouts import Rollouts, Ticker, Windows, dream
 from neuralsim.evaluation.state_estimator import GroundTruthEnv
-from neuralsim.evaluation.statistics import Bootstrap, mask_iou, mean, turn
-from neuralsim.runtime.device import pick_dtype
-from neuralsim.task import inference
+from neuralsim.evaluation.statistics import Bootstrap, mean, turn
+from neuralsim.runtime.device import inference, pick_dtype
 from neuralsim.world_model import WorldModel
 
 PLANS = 4

@@ -12,7 +12,7 @@ from neuralsim.envs.pusht.env import PushTRealEnv
 from neuralsim.envs.pusht.scene_metrics import AREA_SLACK, beyond, has_moved, scene_rows, scenes_of
 from neuralsim.envs.pusht.state_estimator import PushTStateEstimate, PushTStateEstimator
 from neuralsim.evaluation.config import STRIDE, EvalConfig
-from neuralsim.evaluation.curves import middle
+from neuralsim.evaluation.plots import quartiles
 from neuralsim.evaluation.report import Metric, Target
 from neuralsim.evaluation.rollouts import Rollouts, Ticker, Windows
 from neuralsim.evaluation.state_estimator import StateEstimate
@@ -81,7 +81,10 @@ class PushTMetrics(WorldMetrics):
         scene, copied, floor = scenes_of(r, self.reader)
         moved = np.where(has_moved(r, self.reader), 0.0, np.nan)
         panels: dict[str, Mapping[str, Any]] = {
-            "block IoU where it moved": {"dream": middle(scene.iou + moved), "copy last": middle(copied.iou + moved)}
+            "block IoU where it moved": {
+                "dream": quartiles(scene.iou + moved),
+                "copy last": quartiles(copied.iou + moved),
+            }
         }
         for name, title in (
             ("pusher", "pusher error (units)"),
@@ -89,9 +92,9 @@ class PushTMetrics(WorldMetrics):
             ("angle", "block angle error (°)"),
         ):
             panels[title] = {
-                "dream": middle(getattr(scene, name) + moved),
-                "copy last": middle(getattr(copied, name) + moved),
-                "reader's floor": middle(getattr(floor, name) + moved),
+                "dream": quartiles(getattr(scene, name) + moved),
+                "copy last": quartiles(getattr(copied, name) + moved),
+                "reader's floor": quartiles(getattr(floor, name) + moved),
             }
         share = np.array([mean(scene.shape[:, c]) for c in range(len(r.steps))])
         panels["share whose block is one piece of its size"] = {"dream": (share, share, share)}

@@ -11,10 +11,11 @@ import numpy as np
 
 from neuralsim.envs.pusht.state_estimator import PushTStateEstimate, PushTStateEstimator
 from neuralsim.evaluation.config import STRIDE, EvalConfig
+from neuralsim.evaluation.image_metrics import mask_iou
 from neuralsim.evaluation.report import Metric, metric_of
 from neuralsim.evaluation.rollouts import Rollouts
 from neuralsim.evaluation.state_estimator import StateEstimate
-from neuralsim.evaluation.statistics import Bootstrap, Estimate, mask_iou, mean, median, turn
+from neuralsim.evaluation.statistics import Bootstrap, Estimate, mean, median, turn
 
 MOVED = (5.0, 5.0)
 """The true block has moved when it is further than this from where it was: units, degrees."""

@@ -88,8 +88,8 @@ class RobotSettings:
     simulated: EntryPoint | None = None
     """``(seed=, truth=)`` -> a simulated Robot that steps when it is sent an action."""
     server: EntryPoint | None = None
-    """``(rate=, faults=, seed=, truth=)`` -> a context manager that runs the simulated robot in a process of its own, at ``rate``
-    actions a second, and gives its address."""
+    """``(rate=, faults=, seed=)`` -> a context manager that runs the simulated robot, ground truth shown, in a process of its own at
+    ``rate`` actions a second, and gives its address."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +147,8 @@ class RealWorld:
     robot: RobotSettings = RobotSettings()
     """Its robot, limits and simulation."""
     bare_env: EntryPoint | None = None
-    """``(size,)`` -> the environment that ``env`` wraps, to compare speeds with."""
+    """``(size,)`` -> the environment by others that ``env`` is built on, with frames of that size and ``env``'s actions, to compare
+    speeds with."""
     episodes_per_shard: int | None = None
     """Episodes in a shard of a store; None: as many as are good to write at once."""
     fresh_env: bool = False

@@ -15,8 +15,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvStepReturn, VecEnvWrapper
 
-from neuralsim.runtime.device import pick_dtype
-from neuralsim.task import inference
+from neuralsim.runtime.device import inference, pick_dtype
 from neuralsim.world_model import WorldModel
 
 

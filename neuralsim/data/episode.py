@@ -1,37 +1,16 @@
-"""Episode and EpisodeStore: whole episodes on disk, read back as training windows through memory maps.
+"""One episode: frames, the actions between them, rewards, ends and states.
 
 Alignment, everywhere in NeuralSim: ``actions[i]`` carries ``frames[i]`` to ``frames[i + 1]``; an episode has T actions
 and T + 1 frames.
-
-A store is a folder: ``store.json`` (format version, world spec, names of the state) and numbered shards, each a folder of
-plain ``.npy`` arrays with the episodes laid end to end plus ``episodes.json`` (length and provenance of each). A shard of
-video without actions has no ``actions.npy``. Shards appear by rename, so a killed writer leaves nothing half-written, and
-nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from neuralsim.spec import WorldSpec
-
-FORMAT_VERSION = 1
-DTYPES: dict[str, Any] = {
-    "frames": np.uint8,
-    "rewards": np.float32,
-    "terminated": np.bool_,
-    "truncated": np.bool_,
-    "states": np.float32,
-}
 HELD_OUT_EVERY = 20
 """Episodes whose seed is a multiple of this are held out: the split is by episode seed, never by window."""
 
@@ -43,7 +22,7 @@ class ActionsAbsent(ValueError, AttributeError):
         super().__init__("this is video without actions: learn from its frames alone, or use episodes with actions")
 
 
-class _Acted:
+class Acted:
     """What holds ``actions``, or was made with None for them: asking it then is an error, never a made-up number."""
 
     actions: np.ndarray
@@ -64,11 +43,11 @@ class _Acted:
 
 
 @dataclass(frozen=True)
-class Episode(_Acted):
+class Episode(Acted):
     """One whole episode of T steps.
 
     frames uint8 ``(T+1, h, w, 3)``; actions ``(T, a)`` float32 in [-1, 1] or int64 choices; rewards float32 ``(T,)``; terminated and
-    truncated bool ``(T,)`` (what the true task said after each step; a collector may go on after success); states float32
+    truncated bool ``(T,)`` (what the true task said after each step; collecting may go on after success); states float32
     ``(T+1, s)`` where the true state is known, else None; provenance: seed, policy, version and whatever else is known of
     its origin. Video without actions is made by ``Episode.of_video``; its ``actions`` raise ActionsAbsent.
     """
@@ -129,322 +108,3 @@ def knows_actions(provenance: dict[str, Any]) -> bool:
 def is_held_out(provenance: dict[str, Any]) -> bool:
     """The split law: by ``provenance["seed"]`` alone, so every window of an episode falls on the same side."""
     return int(provenance.get("seed", 0)) % HELD_OUT_EVERY == 0
-
-
-@dataclass(frozen=True)
-class StoreInfo:
-    """What a store says of itself in ``store.json``.
-
-    ``source`` is empty for collected episodes; imported ones say there where they come from, which dimensions were constant,
-    and what was left out. Stores that were imported before a spec knew of an offset have their ``action_offset`` there.
-    """
-
-    spec: WorldSpec
-    state_names: tuple[str, ...]
-    version: int = FORMAT_VERSION
-    source: dict[str, Any] = field(default_factory=dict, compare=False)
-
-    def __post_init__(self) -> None:
-        offset = self.source.get("action_offset")
-        if offset and not any(self.spec.action_offset):
-            object.__setattr__(self, "spec", replace(self.spec, action_offset=tuple(offset)))
-
-
-class EpisodeStore:
-    """A folder of episodes; see the module's text for the layout.
-
-    Open an existing one with ``EpisodeStore(folder)`` (its first ``limit`` episodes where that is given), make one with
-    ``EpisodeStore.create(folder, spec, names)``.
-    """
-
-    ARRAYS = ("frames", "actions", "rewards", "terminated", "truncated")
-
-    def __init__(self, folder: str | os.PathLike[str], limit: int | None = None) -> None:
-        self.folder, self._limit = Path(folder), limit
-        path = self.folder / "store.json"
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{self.folder}: no episode store here (store.json is missing); "
-                f"make one with 'neuralsim collect pusht --out {self.folder}'"
-            )
-        raw = json.loads(path.read_text())
-        if raw.get("version") != FORMAT_VERSION:
-            raise ValueError(
-                f"{path}: store version {raw.get('version')!r}, this NeuralSim reads version {FORMAT_VERSION}"
-            )
-        self.info = StoreInfo(WorldSpec(**raw["spec"]), tuple(raw["state_names"]), source=raw.get("source", {}))
-        self.refresh()
-
-    @property
-    def spec(self) -> WorldSpec:
-        """The world these episodes come from."""
-        return self.info.spec
-
-    @classmethod
-    def create(cls, folder: str | os.PathLike[str], spec: WorldSpec, state_names: Sequence[str] = ()) -> EpisodeStore:
-        """Open the store at ``folder``, made first where there is none; an existing one must have the same spec."""
-        root = Path(folder)
-        if not (root / "store.json").is_file():
-            root.mkdir(parents=True, exist_ok=True)
-            body = {"version": FORMAT_VERSION, "spec": asdict(spec), "state_names": list(state_names)}
-            write_atomically(root / "store.json", json.dumps(body, indent=1))
-        store = cls(root)
-        if store.spec != spec:
-            raise ValueError(f"{root}: holds episodes of {store.spec}, asked for {spec}; choose another folder")
-        return store
-
-    def set_source(self, source: dict[str, Any]) -> None:
-        """Put on record where the episodes come from, as plain JSON; see ``StoreInfo.source``."""
-        path = self.folder / "store.json"
-        body = json.loads(path.read_text()) | {"spec": asdict(self.spec), "source": source}
-        write_atomically(path, json.dumps(body, indent=1))
-        self.info = replace(self.info, source=source)
-
-    def refresh(self) -> None:
-        """Read the list of shards again (another process may have added some)."""
-        self.shards: list[dict[str, np.ndarray]] = []
-        self._entries: list[tuple[int, int, int, dict[str, Any]]] = []  # shard, first frame, first action, provenance
-        lengths: list[int] = []
-        for folder in sorted(self.folder.glob("shard-*")):
-            room = None if self._limit is None else self._limit - len(lengths)
-            if room == 0:
-                break
-            arrays, entries = _open_shard(folder, self.spec)
-            frame = action = 0
-            for entry in entries[:room]:
-                self._entries.append((len(self.shards), frame, action, entry["provenance"]))
-                lengths.append(entry["length"])
-                frame += entry["length"] + 1
-                action += entry["length"]
-            self.shards.append(arrays)
-        self.lengths = np.array(lengths, dtype=np.int64)
-
-    def shard_numbers(self) -> list[int]:
-        """Numbers of the shards on disk, in order."""
-        return sorted(int(path.name.split("-")[1]) for path in self.folder.glob("shard-*"))
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __getitem__(self, index: int) -> Episode:
-        shard, frame, action, provenance = self._entries[index]
-        t = int(self.lengths[index])
-        arrays = self.shards[shard]
-        per_step: dict[str, Any] = {
-            name: np.asarray(arrays[name][action : action + t]) if name in arrays else None
-            for name in self.ARRAYS
-            if name != "frames"
-        }
-        return Episode(
-            frames=np.asarray(arrays["frames"][frame : frame + t + 1]),
-            states=np.asarray(arrays["states"][frame : frame + t + 1]) if "states" in arrays else None,
-            provenance=provenance,
-            **per_step,
-        )
-
-    def __iter__(self) -> Iterator[Episode]:
-        return (self[i] for i in range(len(self)))
-
-    def provenance(self, index: int) -> dict[str, Any]:
-        """Where episode ``index`` comes from, without reading its arrays."""
-        return self._entries[index][3]
-
-    def offsets(self) -> tuple[np.ndarray, np.ndarray]:
-        """Where each episode begins in the frames and in the actions of all shards laid end to end, ``(n,)`` each."""
-        sizes = np.array([(len(s["frames"]), len(s["rewards"])) for s in self.shards]).reshape(-1, 2)
-        before = np.concatenate([np.zeros((1, 2), np.int64), sizes.cumsum(0)])
-        shard, frame, action = (np.array([e[k] for e in self._entries], np.int64) for k in range(3))
-        return before[shard, 0] + frame, before[shard, 1] + action
-
-    def first_frames(self, shard: int) -> np.ndarray:
-        """Where each episode of ``self.shards[shard]`` begins in its array of frames, in order."""
-        return np.array([frame for there, frame, _, _ in self._entries if there == shard], np.int64)
-
-    def split(self, held_out: bool) -> np.ndarray:
-        """Indices of the held-out episodes, or of the training ones."""
-        return np.array([i for i, e in enumerate(self._entries) if is_held_out(e[3]) == held_out], dtype=np.int64)
-
-    def acted(self, episodes: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Which of ``episodes`` (indices ``(n,)``) tell their actions, bool ``(n,)``."""
-        return np.array([knows_actions(self.provenance(int(i))) for i in episodes], bool)
-
-    def add(self, episodes: Sequence[Episode], shard: int | None = None) -> Path:
-        """Write ``episodes`` as one new shard; it appears whole or not at all. Returns its folder."""
-        target = self.folder / f"shard-{max(self.shard_numbers(), default=-1) + 1 if shard is None else shard:05d}"
-        if target.exists():
-            raise FileExistsError(f"{target}: this shard exists already")
-        return self._write(episodes, target)
-
-    def replace(self, shard: int, episodes: Sequence[Episode]) -> Path:
-        """Write ``episodes`` in place of shard ``shard``; killed between two renames, it leaves none. Returns its folder."""
-        return self._write(episodes, self.folder / f"shard-{shard:05d}")
-
-    def _write(self, episodes: Sequence[Episode], target: Path) -> Path:
-        if not episodes:
-            raise ValueError("EpisodeStore: got no episodes to write")
-        for i, episode in enumerate(episodes):
-            self.spec.check_frames(episode.frames, f"episode {i}: frames")
-            if episode.has_actions:
-                self.spec.check_actions(episode.actions, f"episode {i}: actions")
-        acted = {episode.has_actions for episode in episodes}
-        if len(acted) > 1:
-            raise ValueError("EpisodeStore: got episodes with and without actions for one shard; write them apart")
-        work = Path(tempfile.mkdtemp(prefix=".writing-", dir=self.folder))
-        try:
-            shard = work / "new"
-            shard.mkdir()
-            names = [name for name in self.ARRAYS if name != "actions" or acted == {True}]
-            names += ["states"] if all(e.states is not None for e in episodes) else []
-            for name in names:
-                dtype = self.spec.action_dtype if name == "actions" else DTYPES[name]
-                whole: np.ndarray = np.concatenate([getattr(e, name) for e in episodes]).astype(dtype, copy=False)
-                np.save(shard / f"{name}.npy", whole, allow_pickle=False)
-            entries = [{"length": len(e), "provenance": e.provenance} for e in episodes]
-            (shard / "episodes.json").write_text(json.dumps(entries))
-            if target.exists():
-                os.rename(target, work / "old")
-            os.rename(shard, target)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-        self.refresh()
-        return target
-
-
-class JoinedStore(EpisodeStore):
-    """Several stores of one world, read as one; not for writing. A ValueError where they are not of one world."""
-
-    def __init__(self, stores: Sequence[EpisodeStore]) -> None:
-        first = stores[0]
-        for store in stores[1:]:
-            if store.info != first.info:
-                raise ValueError(
-                    f"{store.folder} and {first.folder} are of different worlds ({store.info} and {first.info}): "
-                    "only stores of one world can be learned from together"
-                )
-        self.folder, self.info, self._stores = first.folder, first.info, tuple(stores)
-        self.refresh()
-
-    def refresh(self) -> None:
-        """See EpisodeStore."""
-        self.shards, self._entries = [], []
-        for store in self._stores:
-            store.refresh()
-            self._entries += [(len(self.shards) + shard, f, a, origin) for shard, f, a, origin in store._entries]
-            self.shards += store.shards
-        self.lengths = np.concatenate([store.lengths for store in self._stores])
-
-    def _write(self, episodes: Sequence[Episode], target: Path) -> Path:
-        raise TypeError(f"{[str(s.folder) for s in self._stores]} are read as one; write to one of them")
-
-
-@dataclass(frozen=True)
-class Clip(_Acted):
-    """A batch of windows: frames ``(b t h w c)`` uint8, actions ``(b t-1 a)`` (raise ActionsAbsent where they were not asked
-    for), rewards and terminated ``(b t-1)``, states ``(b t s)``, or None where not every episode of the batch knows them."""
-
-    frames: np.ndarray
-    actions: np.ndarray
-    rewards: np.ndarray
-    terminated: np.ndarray
-    states: np.ndarray | None
-
-
-class WindowSampler:
-    """Draws random windows of ``length`` frames from one split of a store; every valid window is equally likely.
-
-    Episodes without actions are passed over, unless ``actions`` is False, or a window is one frame, which needs none, or the
-    world has no actions at all.
-    """
-
-    def __init__(self, store: EpisodeStore, length: int, held_out: bool = False, actions: bool = True) -> None:
-        episodes = store.split(held_out)
-        if actions and length > 1 and store.spec.action_size:
-            known = store.acted(episodes)
-            if len(known) and not known.any():
-                raise ValueError(
-                    f"{store.folder}: all {len(known)} {'held-out' if held_out else 'training'} episodes are video without "
-                    "actions; ask for windows with actions=False, or for episodes with actions"
-                )
-            episodes = episodes[known]
-        counts = np.maximum(store.lengths[episodes] + 2 - length, 0)
-        if counts.sum() == 0:
-            raise ValueError(
-                f"{store.folder}: no {'held-out' if held_out else 'training'} episode has {length} frames "
-                f"(longest of {len(episodes)}: {int(store.lengths[episodes].max()) + 1 if len(episodes) else 0})"
-            )
-        self.store, self.length, self._actions = store, length, actions
-        self._episodes, self._ends = episodes, np.cumsum(counts)
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def locate(self, window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Window numbers -> (episode index, first step)."""
-        row = np.searchsorted(self._ends, window, side="right")
-        before = np.where(row > 0, self._ends[np.maximum(row - 1, 0)], 0)
-        return self._episodes[row], window - before
-
-    def sample(self, batch: int, rng: np.random.Generator) -> Clip:
-        """``batch`` windows drawn with ``rng``."""
-        return self.read(*self.locate(rng.integers(len(self), size=batch)))
-
-    def read(self, episodes: np.ndarray, starts: np.ndarray) -> Clip:
-        """The windows that begin at step ``starts[i]`` of ``episodes[i]``."""
-        store, t = self.store, self.length
-        entries = [store._entries[e] for e in episodes]
-        involved = {shard for shard, *_ in entries}
-        names = set.intersection(*(set(store.shards[shard]) for shard in involved))  # not every shard need know states
-        out: dict[str, np.ndarray] = {}
-        for name in names:
-            per_frame = name in ("frames", "states")
-            n = t if per_frame else t - 1
-            like = store.shards[entries[0][0]][name]
-            out[name] = np.empty((len(entries), n, *like.shape[1:]), like.dtype)
-            for row, (shard, frame, action, _) in enumerate(entries):
-                first = (frame if per_frame else action) + int(starts[row])
-                out[name][row] = store.shards[shard][name][
-                    first : first + n
-                ]  # in one piece: twice as fast as by indices
-        actions: Any = out.get("actions") if self._actions else None
-        if self._actions and (t == 1 or not store.spec.action_size):
-            actions = np.empty((len(episodes), t - 1, store.spec.action_size), store.spec.action_dtype)
-        return Clip(out["frames"], actions, out["rewards"], out["terminated"], out.get("states"))
-
-
-class Shard(dict[str, np.ndarray]):
-    """The arrays of one shard by name; to ask video for its actions is an error that says so."""
-
-    def __missing__(self, name: str) -> np.ndarray:
-        raise ActionsAbsent if name == "actions" else KeyError(name)
-
-
-def _open_shard(folder: Path, spec: WorldSpec) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-    """The arrays (memory-mapped) and the entries of one shard; a ValueError names a damaged one and its damage."""
-    try:
-        files = sorted(folder.glob("*.npy"))
-        arrays = Shard((path.stem, np.load(path, mmap_mode="r", allow_pickle=False)) for path in files)
-        entries = json.loads((folder / "episodes.json").read_text())
-        acted = {knows_actions(entry["provenance"]) for entry in entries} or {True}
-        missing = sorted(set(EpisodeStore.ARRAYS) - set(arrays) - ({"actions"} if acted == {False} else set()))
-        if missing:
-            raise ValueError(f"it lacks {', '.join(f'{name}.npy' for name in missing)}")
-        if "actions" in arrays and acted != {True}:
-            raise ValueError("it has actions.npy for episodes that episodes.json says have no actions")
-        row = (spec.action_dtype, (spec.action_size,))
-        if "actions" in arrays and (found := (arrays["actions"].dtype, arrays["actions"].shape[1:])) != row:
-            raise ValueError(f"its actions are {found[0]} {found[1]}, the world's {row[0]} {row[1]}")
-        actions = sum(entry["length"] for entry in entries)
-        wanted = {name: actions + (len(entries) if name in ("frames", "states") else 0) for name in arrays}
-        wrong = [f"{k}.npy has {len(v)} rows, not {wanted[k]}" for k, v in arrays.items() if len(v) != wanted[k]]
-        if wrong:
-            raise ValueError(f"by episodes.json {'; '.join(wrong)}")
-    except (ValueError, KeyError, TypeError, OSError, EOFError) as error:
-        raise ValueError(f"{folder}: damaged shard ({error}); delete this folder and collect it again") from error
-    return arrays, entries
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` to a temporary file beside ``path`` and rename it there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from neuralsim.formats.dataset_reader import CorruptDataError, Images
+from neuralsim.data.errors import CorruptDataError
+from neuralsim.formats.dataset_reader import Images
 
 
 @dataclass(frozen=True)

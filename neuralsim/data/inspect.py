@@ -1,10 +1,8 @@
-"""Inventory: what there is, in plain facts: this installation, a world, an episode store and all that is in it."""
+"""Facts about the episodes of a store: lengths, ranges, coverage, and what looks wrong; and a picture of them."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-import neuralsim
-from neuralsim.data.episode import EpisodeStore, WindowSampler
+from neuralsim.data.store import EpisodeStore, find_store
+from neuralsim.data.windows import WindowSampler
+from neuralsim.runtime.command import CommandOutput
 from neuralsim.spec import WorldSpec
 
-PACKAGES = ("torch", "diffusers", "gymnasium", "stable-baselines3", "gym-pusht", "minari", "numpy")
 WINDOW, BATCH = 16, 32
 """Frames in a window and windows in a batch with which a store's reading speed is told."""
 BINS = 20
@@ -39,84 +37,8 @@ class DataConfig:
     """Also write the facts to this file."""
 
 
-def find_store(what: str) -> Path:
-    """The folder of the store that is called ``what``, or lies there. Raises FileNotFoundError where there is none."""
-    for folder in (Path(what).expanduser(), Path("data") / what):
-        if (folder / "store.json").is_file():
-            return folder
-    there = sorted(p.parent.name for p in Path("data").glob("*/store.json"))
-    raise FileNotFoundError(
-        f"{what}: no episode store here (store.json is missing), and none of that name in data/; there: "
-        f"{', '.join(there) or 'none'}; 'neuralsim import' and 'neuralsim collect' make one"
-    )
-
-
-def describe(what: str | None = None) -> dict[str, Any]:
-    """Facts about ``what``: a store's folder, a world's name or folder, or (None) the installation; ready for JSON.
-
-    Raises FileNotFoundError for what is neither.
-    """
-    if what is None:
-        return _installation()
-    if (Path(what) / "store.json").is_file():
-        return _store(EpisodeStore(what))
-    return _world(what)
-
-
-def _installation() -> dict[str, Any]:
-    import torch
-
-    from neuralsim.pretrained.world import list_worlds
-    from neuralsim.runtime.device import pick_device, pick_dtype
-    from neuralsim.evaluation.report import cpu_model
-
-    device = pick_device()
-    return {
-        "neuralsim": neuralsim.__version__,
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
-        "processor": cpu_model(),
-        "threads": torch.get_num_threads(),
-        "device": str(device),
-        "precision": str(pick_dtype("auto", device)).removeprefix("torch."),
-        "worlds": list_worlds(),
-    }
-
-
-def _world(what: str) -> dict[str, Any]:
-    from neuralsim.pretrained.world import open_world
-
-    world = open_world(what, device="cpu")
-    spec, model, folder = world.spec, world.model, world.folder
-    facts = {
-        "world": what,
-        "folder": str(folder),
-        "model": type(model).__name__,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "megabytes": None if folder is None else round(sum(f.stat().st_size for f in folder.iterdir()) / 1e6, 2),
-        "frames": f"{spec.height} x {spec.width}",
-        "actions": [
-            f"{name}: one of {choices}"
-            if choices
-            else f"{name}: {offset - scale:g} to {offset + scale:g} {unit} per step"
-            for name, unit, scale, offset, choices in zip(
-                spec.action_names,
-                spec.action_units,
-                spec.action_scale,
-                spec.action_offset,
-                spec.action_choices or (0,) * spec.action_size,
-                strict=True,
-            )
-        ],
-        "rate_hz": spec.rate_hz,
-        "context": spec.context,
-        "reads": list(model.head_names),
-        "starts": 0 if world.starts is None else len(world.starts),
-    }
-    return facts | ({"card": str(folder / "README.md")} if folder is not None and world.card else {})
-
-
-def _store(store: EpisodeStore) -> dict[str, Any]:
+def summarize_store(store: EpisodeStore) -> dict[str, Any]:
+    """Counts, sizes, provenance and reading speed of a store; ready for JSON."""
     if not len(store):
         return {"store": str(store.folder), "world": store.spec.name, "episodes": 0}
     origins = [store.provenance(i) for i in range(len(store))]
@@ -269,3 +191,12 @@ def _odd_episodes(store: EpisodeStore) -> list[str]:
         if why:
             told.append(f"episode {i}: {', '.join(why)}")
     return told
+
+
+def data_command(config: DataConfig) -> CommandOutput:
+    """Describe the config's store, draw its frames, and return the facts."""
+    store = EpisodeStore(find_store(config.store))
+    facts = describe_data(store)
+    if len(store):
+        facts["picture"] = str(draw_strips(store, config.picture or store.folder / "strips.png"))
+    return CommandOutput(facts=facts, json=config.json, figures=facts)

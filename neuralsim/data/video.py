@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from neuralsim.formats.dataset_reader import CorruptDataError, blaming
+from neuralsim.data.errors import CorruptDataError
+from neuralsim.formats.dataset_reader import blaming
 
 STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
 """Decoder options: say that a stream is damaged, instead of painting over it."""

@@ -17,18 +17,17 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from neuralsim.data.episode import EpisodeStore
-from neuralsim.evaluation.ablations import variant_rows, variants_of
+from neuralsim.data.store import EpisodeStore
+from neuralsim.evaluation.ablations import heed_rows, variant_rows, variants_of
 from neuralsim.evaluation.config import STRIDE, EvalConfig
-from neuralsim.evaluation.control import heed_rows
-from neuralsim.evaluation.curves import curves_of, eventful_first
 from neuralsim.evaluation.head_metrics import ending_rows, reward_rows, state_rows, uncertainty_rows
-from neuralsim.evaluation.plots import draw_curves, draw_strip
-from neuralsim.evaluation.report import Metric, Report, circumstances, metric_of
+from neuralsim.evaluation.plots import curves_of, draw_curves, draw_strip, eventful_first
+from neuralsim.evaluation.report import Metric, Report, metric_of
 from neuralsim.evaluation.rollouts import Rollouts, held_out_episodes, roll_out, sample_windows
 from neuralsim.evaluation.statistics import Bootstrap, mean
 from neuralsim.evaluation.world_metrics import WorldMetrics
 from neuralsim.models.latent_world import LatentWorld
+from neuralsim.runtime.machine import circumstances
 from neuralsim.world_model import WorldModel
 
 __all__ = ["EvalConfig", "WorldEvaluation", "calibrate_uncertainty", "evaluate_world_model"]

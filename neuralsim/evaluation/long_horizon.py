@@ -11,14 +11,15 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from neuralsim.evaluation.report import Metric, Report, Target, circumstances, metric_of, resident_megabytes
+from neuralsim.evaluation.image_metrics import squared_error
+from neuralsim.evaluation.report import Metric, Report, Target, metric_of
 from neuralsim.evaluation.state_estimator import GroundTruthEnv
-from neuralsim.evaluation.statistics import Bootstrap, mean, squared_error
+from neuralsim.evaluation.statistics import Bootstrap, mean
 from neuralsim.evaluation.world_metrics import IntegrityMetric, WorldMetrics
 from neuralsim.noise import Noise
-from neuralsim.runtime.device import pick_dtype
+from neuralsim.runtime.device import inference, pick_dtype
+from neuralsim.runtime.machine import circumstances, resident_megabytes
 from neuralsim.spec import WorldSpec
-from neuralsim.task import inference
 from neuralsim.world_model import WorldModel
 
 LAST_SHARE = 0.2

@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Group
 from rich.table import Table
 
-from neuralsim.data.episode import write_atomically
 from neuralsim.evaluation.statistics import Estimate
+from neuralsim.runtime.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -210,36 +207,6 @@ class Report:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, self.to_json() + "\n")
         return target
-
-
-def circumstances() -> dict[str, Any]:
-    """When and on what this runs: date, processor, cores, load, torch and its threads."""
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "cpu": cpu_model(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def cpu_model() -> str:
-    """The processor's name as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def resident_megabytes() -> float:
-    """Memory this process holds now, in MB; NaN where the system does not tell."""
-    status = Path("/proc/self/statm")
-    if not status.is_file():
-        return math.nan
-    return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def _plain(value: object) -> bool:

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from neuralsim.data.episode import Clip, EpisodeStore
+from neuralsim.data.store import EpisodeStore
+from neuralsim.data.windows import Clip
+from neuralsim.evaluation.image_metrics import psnr, squared_error, ssim
 from neuralsim.evaluation.state_estimator import StateEstimate, StateEstimator
-from neuralsim.evaluation.statistics import psnr, squared_error, ssim
 from neuralsim.noise import Noise
-from neuralsim.runtime.device import pick_dtype
-from neuralsim.task import inference
+from neuralsim.runtime.device import inference, pick_dtype
 from neuralsim.world_model import State, WorldModel
 
 Ticker = Callable[[int], None]

@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from neuralsim.evaluation.config import EvalConfig
+from neuralsim.evaluation.image_metrics import psnr
 from neuralsim.evaluation.report import Metric, Target
 from neuralsim.evaluation.rollouts import Rollouts, Ticker, Windows
 from neuralsim.evaluation.state_estimator import GroundTruthEnv, StateEstimate, StateEstimator
-from neuralsim.evaluation.statistics import Bootstrap, mean, psnr
+from neuralsim.evaluation.statistics import Bootstrap, mean
 from neuralsim.world_model import WorldModel
 
 Statistic = Callable[[np.ndarray], float]

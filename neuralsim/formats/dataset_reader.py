@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from neuralsim.data.errors import CorruptDataError, SkippedRecording
 from neuralsim.formats.action_choices import Meaning
 from neuralsim.spec import WorldSpec
 
@@ -20,18 +21,6 @@ Item = TypeVar("Item")
 Found = TypeVar("Found")
 Images = tuple[np.ndarray, ...]
 """What the chosen cameras saw at one moment: uint8 ``(h, w, 3)`` each."""
-
-
-class CorruptDataError(ValueError):
-    """Something that cannot be read; the text begins with the file and the field."""
-
-
-@dataclass(frozen=True)
-class SkippedRecording:
-    """A recording that was not read: where it lies, and why."""
-
-    where: str
-    why: str
 
 
 @dataclass(frozen=True)
@@ -111,15 +100,6 @@ def each(
             yield SkippedRecording(place, str(error).removeprefix(f"{place}: "))
         else:
             yield found
-
-
-@contextmanager
-def extra(what: str) -> Iterator[None]:
-    """A library that is not installed becomes a ValueError that says how to get it."""
-    try:
-        yield
-    except ImportError as error:
-        raise ValueError(f"{what} needs {error.name}, which is not installed: pip install 'neuralsim[data]'") from error
 
 
 LAST_ROW = (

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from neuralsim.data.episode import EpisodeStore
-from neuralsim.data.inspect import find_store
+from neuralsim.data.store import EpisodeStore, find_store
+from neuralsim.runtime.command import CommandOutput
+from neuralsim.runtime.progress import progress
 
 TARGETS = {"lerobot": "lerobot:folder/", "minari": "minari:my/dataset-v0"}
 """What can be written, and how it is typed."""
@@ -61,3 +63,17 @@ def export(
     written = write_lerobot(store, Path(where).expanduser(), config.pixels, watch)
     psnr = None if written.psnr_db is None else round(written.psnr_db, 2)
     return figures | {"folder": str(written.folder), "psnr_db": psnr}
+
+
+def export_command(config: ExportConfig) -> CommandOutput:
+    """Run `export` behind a progress bar and return its figures."""
+    store = config.open()
+    real = importlib.import_module("neuralsim.envs.registry").find_real_world(store.spec.name)  # a layer above
+    with progress(passing=False) as bar:
+        task = bar.add_task("episodes", total=len(store))
+        env_id = None if real is None else real.env_id
+        figures = export(config, store, env_id, lambda done: bar.update(task, completed=done))
+    lines = [f"wrote {figures['episodes']} episodes to {figures['folder']}"]
+    if psnr := figures.get("psnr_db"):
+        lines.append(f"frames went through mp4: {psnr:.1f} dB peak signal-to-noise ratio (first episode)")
+    return CommandOutput(lines=lines, json=config.json, figures=figures)

@@ -21,12 +21,16 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from neuralsim.data.episode import Episode, EpisodeStore
+from neuralsim.data.episode import Episode
+from neuralsim.data.errors import CorruptDataError, SkippedRecording
 from neuralsim.data.framing import Framing
+from neuralsim.data.store import EpisodeStore
 from neuralsim.formats.action_choices import ActionChoices, Meaning
 from neuralsim.formats.action_mapping import ActionScale
-from neuralsim.formats.dataset_reader import CorruptDataError, Recording, SkippedRecording, blaming
+from neuralsim.formats.dataset_reader import Recording, blaming
 from neuralsim.formats.dataset_uri import DatasetURI
+from neuralsim.runtime.command import CommandOutput
+from neuralsim.runtime.progress import progress
 from neuralsim.spec import WorldSpec
 
 SIZE, CONTEXT, RATE_HZ = 64, 4, 10.0
@@ -419,3 +423,28 @@ def _alone_in(folder: Path) -> Iterator[None]:
         for leftover in folder.glob(".writing-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         yield
+
+
+LISTED = 20
+"""Recordings left out that the command names one by one."""
+
+
+def import_command(config: ImportConfig) -> CommandOutput:
+    """Run an `Importer` behind a progress bar and return its figures."""
+    importer = Importer(config)
+    report = importer.report
+    early = [print(remark) for remark in report.remarks]
+    with progress(passing=False) as bar:
+        task = bar.add_task("recordings", total=importer.recordings)
+        for done in importer.run():
+            bar.update(task, completed=done)
+    store, more = EpisodeStore(report.store), len(report.left_out) - LISTED
+    lines = [
+        *report.remarks[len(early) :],
+        *(f"left out: {item.where}: {item.why}" for item in report.left_out[:LISTED]),
+        *([f"left out: {more} more; store.json and --json name all"] if more > 0 else []),
+        f"{report.store}: {len(store)} episodes, {store.frames} frames; {report.now} recordings read now",
+        f"look at it with 'neuralsim data {report.store}'",
+    ]
+    figures = report.figures() | {"episodes": len(store), "frames": store.frames}
+    return CommandOutput(lines=lines, json=config.json, figures=figures)

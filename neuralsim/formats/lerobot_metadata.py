@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from neuralsim.data.errors import CorruptDataError, SkippedRecording
 from neuralsim.formats.action_mapping import ActionScale
-from neuralsim.formats.dataset_reader import CorruptDataError, SkippedRecording, blaming, each, extra, numbers
+from neuralsim.formats.dataset_reader import blaming, each, numbers
+from neuralsim.runtime.imports import require_extra
 
 ACTION, REWARD, DONE, TERMINATED, TRUNCATED = "action", "next.reward", "next.done", "next.terminated", "next.truncated"
 RECORD = "meta/neuralsim.json"
@@ -45,7 +47,7 @@ class LeRobotMetadata:
     """
 
     def __init__(self, folder: Path) -> None:
-        with extra("LeRobot's format"):
+        with require_extra("LeRobot's format", "data"):
             import pyarrow.parquet as pq
 
         self.folder, self._parquet = folder, pq

@@ -13,18 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from neuralsim.data.episode import StoreInfo
+from neuralsim.data.errors import CorruptDataError, SkippedRecording
+from neuralsim.data.store import StoreInfo
 from neuralsim.data.video import read_video
 from neuralsim.formats.action_choices import ActionChoices, Meaning, meaning_of
 from neuralsim.formats.action_mapping import ActionScale
 from neuralsim.formats.dataset_reader import (
     LAST_ROW,
-    CorruptDataError,
     DatasetInfo,
     Images,
     Recording,
     RowSpan,
-    SkippedRecording,
     blaming,
     each,
     flags,

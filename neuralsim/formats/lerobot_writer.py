@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from neuralsim.data.episode import Episode, EpisodeStore, knows_actions
+from neuralsim.data.episode import Episode, knows_actions
+from neuralsim.data.store import EpisodeStore
 from neuralsim.data.video import VideoFileWriter, read_video
 from neuralsim.formats.action_choices import meaning_of
-from neuralsim.formats.dataset_reader import extra
 from neuralsim.formats.lerobot_metadata import (
     ACTION,
     DATA_PATH,
@@ -37,6 +37,7 @@ from neuralsim.formats.lerobot_metadata import (
     sha256_of_record,
 )
 from neuralsim.formats.lerobot_stats import FeatureStats
+from neuralsim.runtime.imports import require_extra
 
 CAMERA, STATE = "observation.image", "observation.state"
 FILE_BYTES = 200 * 2**20
@@ -61,7 +62,7 @@ def write_lerobot(
     ``pixels`` is that of VideoFileWriter; ``watch`` is told how many episodes are written. Raises FileExistsError where the folder
     exists, ValueError for a store that is empty or knows the actions of only some episodes.
     """
-    with extra("LeRobot's format"):
+    with require_extra("LeRobot's format", "data"):
         import pyarrow  # noqa: F401 (said before anything is written)
     if folder.exists():
         raise FileExistsError(f"{folder}: exists already; choose a folder that does not")

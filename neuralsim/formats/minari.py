@@ -20,21 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gymnasium import spaces
 
-from neuralsim.data.episode import Episode, EpisodeStore, StoreInfo
+from neuralsim.data.episode import Episode
+from neuralsim.data.errors import CorruptDataError, SkippedRecording
+from neuralsim.data.store import EpisodeStore, StoreInfo
 from neuralsim.formats.action_choices import ActionChoices, Meaning, meaning_of
 from neuralsim.formats.action_mapping import ActionScale
-from neuralsim.formats.dataset_reader import (
-    CorruptDataError,
-    DatasetInfo,
-    Images,
-    Recording,
-    SkippedRecording,
-    blaming,
-    each,
-    extra,
-    flags,
-    numbers,
-)
+from neuralsim.formats.dataset_reader import DatasetInfo, Images, Recording, blaming, each, flags, numbers
+from neuralsim.runtime.imports import require_extra
 from neuralsim.spec import WorldSpec
 
 if TYPE_CHECKING:
@@ -60,7 +52,7 @@ def write_minari(
     are written. The dataset appears whole or not at all. Raises ValueError on a malformed id or video without actions,
     FileExistsError where the dataset exists.
     """
-    with extra("Minari's format"):
+    with require_extra("Minari's format", "data"):
         import h5py  # noqa: F401 (Minari asks for it when it is too late)
         import minari  # a quarter of a second, and few programs need it
 
@@ -117,7 +109,7 @@ class MinariReader:
     """
 
     def __init__(self, dataset_id: str, root: Path | None = None) -> None:
-        with extra("Minari's format"):
+        with require_extra("Minari's format", "data"):
             import h5py  # noqa: F401
             import minari
 

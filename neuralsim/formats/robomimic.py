@@ -18,20 +18,19 @@ from typing import Any
 
 import numpy as np
 
+from neuralsim.data.errors import CorruptDataError, SkippedRecording
 from neuralsim.formats.dataset_reader import (
     LAST_ROW,
-    CorruptDataError,
     DatasetInfo,
     Images,
     Recording,
     RowSpan,
-    SkippedRecording,
     blaming,
     each,
-    extra,
     flags,
     numbers,
 )
+from neuralsim.runtime.imports import require_extra
 
 FRAMES_AT_ONCE = 32
 """Images are read in blocks of this many."""
@@ -74,7 +73,7 @@ class RobomimicReader:
     """
 
     def __init__(self, path: Path) -> None:
-        with extra("robomimic's format"):
+        with require_extra("robomimic's format", "data"):
             import h5py
 
         if not path.is_file():

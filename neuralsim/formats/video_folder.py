@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from neuralsim.data.errors import CorruptDataError, SkippedRecording
 from neuralsim.data.video import VideoInfo, read_video, read_video_info
-from neuralsim.formats.dataset_reader import CorruptDataError, DatasetInfo, Images, Recording, SkippedRecording
+from neuralsim.formats.dataset_reader import DatasetInfo, Images, Recording
 
 SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif"})
 CAMERA = "video"

@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from neuralsim.formats.dataset_reader import CorruptDataError, SkippedRecording, blaming, each, extra, numbers
+from neuralsim.data.errors import CorruptDataError, SkippedRecording
+from neuralsim.formats.dataset_reader import blaming, each, numbers
+from neuralsim.runtime.imports import require_extra
 
 ENDS = "meta/episode_ends"
 
@@ -26,7 +28,7 @@ class ZarrArrays:
     """
 
     def __init__(self, path: Path) -> None:
-        with extra("zarr replay buffers"):
+        with require_extra("zarr replay buffers", "data"):
             import zarr
 
         if not path.exists():

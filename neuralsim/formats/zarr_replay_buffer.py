@@ -13,14 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
+from neuralsim.data.errors import CorruptDataError, SkippedRecording
 from neuralsim.formats.dataset_reader import (
     LAST_ROW,
-    CorruptDataError,
     DatasetInfo,
     Images,
     Recording,
     RowSpan,
-    SkippedRecording,
     blaming,
     each,
     flags,

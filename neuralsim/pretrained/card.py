@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neuralsim.data.episode import write_atomically
+from neuralsim.runtime.command import CommandOutput
+from neuralsim.runtime.files import write_atomically
 from neuralsim.storage.manifest import CARD, TRAINING, read_object, seal
 
 
@@ -133,3 +134,8 @@ def source_commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return short.stdout.strip()
+
+
+def card_command(config: CardConfig) -> CommandOutput:
+    """Write a world's card and name its file."""
+    return CommandOutput(files=[write_card(config)])

@@ -1,8 +1,9 @@
-"""Which arithmetic a machine should use."""
+"""Where and in which arithmetic models compute."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 
 import torch
 
@@ -35,3 +36,11 @@ def arithmetic(dtype: torch.dtype, device: torch.device | str = "cpu") -> contex
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(torch.device(device).type, dtype=dtype)
+
+
+@contextlib.contextmanager
+def inference(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Disable gradients and compute in ``dtype``, regardless of the autocast state outside."""
+    low = dtype is torch.bfloat16
+    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
+        yield

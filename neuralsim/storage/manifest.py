@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from neuralsim.version import __version__
+
 MANIFEST, CONFIG, CARD = "world.json", "config.json", "README.md"
 WEIGHTS, STARTS, TRAINING = "diffusion_pytorch_model.safetensors", "starts.npz", "training.json"
 SAFETY = "safety.json"
@@ -58,8 +60,6 @@ class Manifest:
     @classmethod
     def of(cls, folder: Path) -> Self:
         """The manifest that ``folder`` should have as it is now. Raises ValueError where config or weights are missing."""
-        from neuralsim import __version__
-
         check_files(folder)
         model, spec = _told(folder)
         entries = {name: FileEntry.of(folder / name) for name in SEALED if (folder / name).is_file()}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -15,16 +16,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 
 from neuralsim.spec import WorldSpec
 from neuralsim.storage.manifest import CONFIG, WEIGHTS, read_object
-from neuralsim.storage.quantization import SCALE, dequantize
-from neuralsim.world_model import WorldModel
+from neuralsim.storage.quantization import SCALE, dequantize, quantize
 
-Model = TypeVar("Model", bound=WorldModel)
+Model = TypeVar("Model", bound=ModelMixin)
 HIDDEN = {"_class_name", "_diffusers_version", "_name_or_path", "_commit_hash"}
 """What diffusers writes into a config beside the constructor's arguments."""
 LEAST_ALLOWANCE, ALLOWANCE = 64_000_000, 16
@@ -79,7 +80,7 @@ def read_packed(folder: Path, kind: type[Model]) -> Model | None:
     return read_model(folder, kind, read_object(folder / CONFIG))
 
 
-def check_config(path: Path, kind: type[WorldModel], config: Mapping[str, Any]) -> None:
+def check_config(path: Path, kind: type[ModelMixin], config: Mapping[str, Any]) -> None:
     """Raise a ValueError for keys that ``kind`` does not take, and values of another type than it and WorldSpec declare."""
     taken = [name for name in inspect.signature(kind.__init__).parameters if name != "self"]
     if unknown := sorted(config.keys() - HIDDEN - set(taken)):
@@ -170,3 +171,25 @@ class _Allowance(TorchFunctionMode):
                     f"asks for a model of more than {self.limit / 1e6:.0f} MB, which weights of this size do not explain"
                 )
         return func(*args, **given)
+
+
+def save_world(model: Any, folder: Path) -> None:
+    """What ``save_pretrained`` writes, with the parameters in half precision, and the parts that ``model.packed`` names in eight bits (see
+    neuralsim.storage.quantization): a half or a quarter of the size. They are rounded in ``model`` too, so what is used after
+    equals what is read back, to the bit."""
+    parameters = {name for name, _ in model.named_parameters()}
+    tensors = quantize(model.state_dict(), model.packed)
+    for name in parameters:
+        if tensors[name].is_floating_point():
+            tensors[name] = tensors[name].half()
+    model.load_state_dict(dequantize(tensors))
+    model.save_config(folder)
+    weights = folder / WEIGHTS
+    temporary = weights.with_suffix(".tmp")
+    save_file(cpu_copies(tensors), temporary, metadata={"format": "pt"})
+    os.replace(temporary, weights)
+
+
+def cpu_copies(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Contiguous copies: safetensors refuses shared or strided memory."""
+    return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}

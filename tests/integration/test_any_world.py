@@ -15,11 +15,11 @@ import torch
 
 from neuralsim import cli
 from neuralsim.agents.collection.collect import CollectConfig, collect
+from neuralsim.agents.evaluation.candidate import find_candidate
 from neuralsim.agents.evaluation.paired_evaluation import PairedEvaluation
 from neuralsim.agents.planning.config import PlanConfig
 from neuralsim.agents.planning.evaluate import plan
 from neuralsim.agents.planning.setup import resolve_goal_task
-from neuralsim.agents.policies.policy import load_driver
 from neuralsim.agents.policies.resolve import resolve_policy
 from neuralsim.agents.policies.sb3_file import read_note
 from neuralsim.agents.rl.behavior_cloning import clone
@@ -29,13 +29,14 @@ from neuralsim.agents.teleop.key_bindings import BoxKeyboard, keyboard_for
 from neuralsim.agents.teleop.legend import RAMP_SECONDS
 from neuralsim.agents.teleop.player import PlayConfig, Player, play
 from neuralsim.agents.teleop.recorder import Recorder
-from neuralsim.data.episode import EpisodeStore
+from neuralsim.data.store import EpisodeStore
 from neuralsim.envs.carracing.env import STATE_NAMES, car_racing_spec
 from neuralsim.envs.tasks.rl_task import find_task, task_for, task_of
 from neuralsim.models.video_wam import CodecConfig, StreamConfig, VideoWAM
-from neuralsim.pretrained.world import Starts, World, open_world
+from neuralsim.pretrained.starts import Starts
+from neuralsim.pretrained.world import World, open_world
 from neuralsim.spec import WorldSpec
-from neuralsim.training.recipes import TrainConfig
+from neuralsim.training.config import TrainConfig
 from neuralsim.training.trainer import train
 
 STEPS = 20
@@ -204,9 +205,9 @@ def test_who_drives_any_world(cartpole: Path, agent: Path, tmp_path: Path) -> No
         _, store = played(cartpole, tmp_path / Path(policy).stem, "0 tap p; 0.2 quit", policy=policy)
         assert store[0].provenance["policy"] == Path(policy).stem
         assert set(store[0].actions[:, 0].tolist()) <= {0, 1}
-    assert load_driver("driver", car_racing_spec(), 8).sees == "pixels"
-    with pytest.raises(FileNotFoundError, match="'explorer', 'driver' or the path"):
-        load_driver("nobody", car_racing_spec(), 8)
+    assert resolve_policy("driver", car_racing_spec()).observation == "pixels"
+    with pytest.raises(FileNotFoundError, match=r"no policy of that name; expected .*driver"):
+        resolve_policy("nobody", car_racing_spec())
 
 
 def test_the_benchmark_presses_the_keys_that_act(cartpole: Path, tmp_path: Path) -> None:
@@ -225,7 +226,7 @@ def test_a_world_is_played_at_its_own_pace(saved: Callable[..., Path], tmp_path:
         from neuralsim.agents.teleop.window import Window
 
         dream, (keyboard, legend) = ImaginedWorld(world), keys_and_legend(world.spec)
-        session = Session(dream, load_driver("explorer", world.spec, 8), keyboard)
+        session = Session(dream, resolve_policy("explorer", world), keyboard)
         window = Window(64, 64, 3, "test", legend, False)
         try:
             return Player(PlayConfig(fps=fps), session, window, Recorder(tmp_path, world.spec)).fps
@@ -278,13 +279,13 @@ def test_an_agent_learns_in_the_true_world_too(cartpole: Path, tmp_path: Path) -
 def test_both_sides_begin_at_the_same_resets(cartpole: Path) -> None:
     world, rl_task = open_world(cartpole, "cpu"), task_for(cartpole)
     assert rl_task.horizon == STEPS
-    contest = PairedEvaluation(rl_task, 3)
-    starts = contest.starts(world)
+    paired = PairedEvaluation(rl_task, 3)
+    starts = paired.starts(world)
     assert starts.seeds is not None
     env = rl_task.env((16, 24))
     for frames, seed in zip(starts.frames, starts.seeds, strict=True):
         np.testing.assert_array_equal(env.reset(seed=int(seed))[0], frames[-1])
-    still = contest.true(resolve_policy("still", str(cartpole)))
+    still = paired.real(find_candidate("still", str(cartpole)))
     assert (still.returns == still.lengths).all()
     assert still.success.all(), "pushed to one side alone it falls"
     few = PairedEvaluation(rl_task, 2).starts(world)
@@ -349,8 +350,8 @@ def test_choices_are_copied_from_demonstrations(cartpole: Path) -> None:
 
 def test_a_policy_of_another_world_is_refused(cartpole: Path, agent: Path) -> None:
     policy = str(sorted((agent / "policies").glob("*.zip"))[-1])
-    with pytest.raises(ValueError, match=r"trained in 'CartPole-v1'; asked to try it in 'tworoom'"):
-        resolve_policy(policy, "tworoom")
+    with pytest.raises(ValueError, match=r"trained in 'CartPole-v1'; asked to evaluate it in 'tworoom'"):
+        find_candidate(policy, "tworoom")
     with pytest.raises(ValueError, match=r"no task 'push' in world 'CartPole-v1'; there are own"):
         RLConfig(str(cartpole), task="push")
 

@@ -14,7 +14,7 @@ from gymnasium.utils.env_checker import check_env
 
 import neuralsim
 from neuralsim import cli
-from neuralsim.data.episode import EpisodeStore
+from neuralsim.data.store import EpisodeStore
 from neuralsim.noise import Noise
 from neuralsim.pretrained.world import open_world
 from neuralsim.world_checker import check_world

@@ -14,7 +14,7 @@ import pytest
 
 import neuralsim
 from neuralsim import cli
-from neuralsim.data.episode import EpisodeStore
+from neuralsim.data.store import EpisodeStore
 
 COMMANDS = tuple(cli.COMMANDS)
 
@@ -65,7 +65,7 @@ def test_every_option_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> Non
     from neuralsim.data.inspect import DataConfig
     from neuralsim.formats.exporter import ExportConfig
     from neuralsim.formats.importer import ImportConfig
-    from neuralsim.training.recipes import TrainConfig
+    from neuralsim.training.config import TrainConfig
 
     learning = (RLConfig, EvaluateConfig, RankConfig, CompareConfig, RecordConfig, ServeConfig)
     for config in (
@@ -114,7 +114,7 @@ def test_help_is_quick_and_loads_no_torch() -> None:
     [
         (["colect"], "did you mean 'collect'"),
         (["dance"], "'neuralsim --help' lists them"),
-        (["collect", "puhst"], "no collector for world 'puhst' (did you mean 'pusht'?)"),
+        (["collect", "puhst"], "no real world 'puhst' (did you mean 'pusht'?)"),
         (["collect", "--episodes", "-3"], "--episodes: expected 1 or more, got -3"),
         (["collect", "--episods", "3"], "--episodes"),
         (["collect", "--size", "65"], "multiple of 8"),
@@ -127,7 +127,7 @@ def test_help_is_quick_and_loads_no_torch() -> None:
         (["bench", "nowhere"], "world 'nowhere'"),
         (["train", "pusht-video", "--stages", "readings", "--data", "nowhere"], "no episode store here"),
         (["train", "pusht-video", "--effort", "0"], "--effort: expected a number above 0"),
-        (["rl", "puhst"], "no true world 'puhst'"),
+        (["rl", "puhst"], "no real world 'puhst'"),
         (["rl", "pusht", "--task", "puhs"], "did you mean 'push'"),
         (["rl", "pusht", "--steps", "0"], "--steps: expected 1 or more, got 0"),
         (

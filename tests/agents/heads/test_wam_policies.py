@@ -12,7 +12,7 @@ from neuralsim.agents.heads.chunk_policy import ActionChunkBroker, ObservationHi
 from neuralsim.agents.heads.evaluate import HeadsConfig, evaluate_heads
 from neuralsim.agents.heads.training import HeadBudget, train_head
 from neuralsim.agents.heads.wam_policies import WAYS, find_head
-from neuralsim.data.episode import EpisodeStore
+from neuralsim.data.store import EpisodeStore
 from neuralsim.models.flow_head import FlowHead
 from neuralsim.pretrained.world import World, open_world
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from neuralsim.agents.evaluation.candidate import CandidatePolicy
 from neuralsim.agents.evaluation.paired_evaluation import PairedEvaluation
-from neuralsim.agents.policies.resolve import CandidatePolicy
 from neuralsim.agents.policies.sb3_file import PolicyNote, load_policy, save_policy
 from neuralsim.agents.rl.behavior_cloning import Demonstrations, clone, demonstrations
-from neuralsim.data.episode import Episode, EpisodeStore
+from neuralsim.data.episode import Episode
+from neuralsim.data.store import EpisodeStore
 from neuralsim.envs.tasks.rl_task import RLTask, TaskEnv, find_task
 from neuralsim.envs.tworoom.env import GOAL, STATE_NAMES, STEP_UNITS, tworoom_spec
 from neuralsim.envs.tworoom.shortest_path import shortest_path
@@ -84,8 +85,8 @@ def test_a_clone_does_in_truth_what_it_was_shown(world: World, store: EpisodeSto
 
     save_policy(agent, tmp_path / "clone.zip", PolicyNote("ppo", "features", "tworoom", "reach"))
     loaded = load_policy(tmp_path / "clone.zip")
-    contest = PairedEvaluation(REACH, 30)
-    tally = contest.true(CandidatePolicy("clone", world, "features", lambda: loaded))
+    paired = PairedEvaluation(REACH, 30)
+    tally = paired.real(CandidatePolicy("clone", world, "features", lambda: loaded))
     assert tally.success.mean() > 0.7, "acting at random succeeds in one of ten"
 
 

@@ -16,16 +16,17 @@ import numpy as np
 import pytest
 
 from neuralsim.agents.heads.chunk_policy import ObservationHistory
+from neuralsim.agents.robot.action_selector import ControlLoopConfig
 from neuralsim.agents.robot.background_worker import NICE, BackgroundWorker
-from neuralsim.agents.robot.control_loop import ControlLoop, ControlLoopConfig, RobotEpisode, StopButton
+from neuralsim.agents.robot.control_loop import ControlLoop, LoopHooks, RobotEpisode
+from neuralsim.agents.robot.emergency_stop import StopButton
 from neuralsim.agents.robot.episode_recorder import EpisodeRecorder
 from neuralsim.agents.robot.interface import RobotInterface
-from neuralsim.agents.robot.latency import LatencyTracker
 from neuralsim.agents.robot.loop_statistics import LoopStatistics
-from neuralsim.agents.robot.timing import FixedRateTimer
+from neuralsim.agents.robot.timing import FixedRateTimer, LatencyTracker
 from neuralsim.agents.robot.trajectory import TimedObservation, TrajectoryBuffer
 from neuralsim.agents.robot.wrappers import DryRunRobot, TimeoutRobot
-from neuralsim.data.episode import EpisodeStore
+from neuralsim.data.store import EpisodeStore
 from neuralsim.envs.pusht.env import PushTRealEnv, pusht_spec
 from neuralsim.envs.pusht.robot import PushTRobot
 from neuralsim.envs.robots.robot import RobotLost, StaleFrame
@@ -40,7 +41,7 @@ LINE = WorldSpec("line", 8, 8, ("x", "y"), ("mm", "mm"), (10.0, 10.0), 10.0, 3)
 
 
 class FakeClock:
-    """Seconds that pass when somebody waits."""
+    """Seconds that pass when something waits."""
 
     def __init__(self) -> None:
         self.time = 100.0
@@ -53,8 +54,8 @@ class FakeClock:
             self.time = max(self.time, until)
 
 
-class Slowly:
-    """See Background; on a fake clock, each job taking ``seconds`` of it."""
+class Slowly(BackgroundWorker[Any, Any]):
+    """A worker on a fake clock, each job taking ``seconds`` of it."""
 
     def __init__(self, work: Callable[[Any], Any], clock: FakeClock, seconds: Callable[[], float]) -> None:
         self.work, self.clock, self.seconds = work, clock, seconds
@@ -177,34 +178,33 @@ class Rig:
         hz = given.pop("hz", 10.0)
         bound = given.pop("bound", 1 << 30)
         spec = self.policy.spec
-        self.pacemaker = FixedRateTimer(hz, self.clock)
-        self.box = EpisodeRecorder(tmp_path / "driven", spec, (), bound)
-        self.button, self.told = StopButton(), list[str]()
-        aside = (
+        self.timer = FixedRateTimer(hz, self.clock)
+        self.recorder = EpisodeRecorder(tmp_path / "driven", spec, (), bound)
+        self.button, self.logged = StopButton(), list[str]()
+        make_worker = (
             None
             if seconds is None
-            else lambda work, name: Slowly(work, self.clock, seconds if name == "thinker" else lambda: 0)
+            else lambda work, name: Slowly(work, self.clock, seconds if name == "inference" else lambda: 0)
         )
-        watch = given.pop("watch", lambda gauges: None)
-        body = RobotInterface(self.robot, spec, self.pacemaker.clock, stale=given.pop("stale", float("inf")))
-        rules = ControlLoopConfig(**{"steps": 40, **given})
-        self.loop = ControlLoop(
-            body, self.policy, self.guard, self.pacemaker, self.box, rules, self.button, self.told.append, watch, aside
-        )
+        on_tick = given.pop("on_tick", lambda statistics: None)
+        robot = RobotInterface(self.robot, spec, self.timer.clock, stale=given.pop("stale", float("inf")))
+        config = ControlLoopConfig(**{"steps": 40, **given})
+        hooks = LoopHooks(self.logged.append, on_tick, make_worker)
+        self.loop = ControlLoop(robot, self.policy, self.guard, self.timer, self.recorder, config, self.button, hooks)
 
     def run(self, episodes: int = 1, begin: Callable[[int], None] | None = None) -> RobotEpisode:
         try:
             return self.loop.run(episodes, begin)[-1]
         finally:
             self.loop.close()
-            self.box.close(10)
+            self.recorder.close(10)
 
     @property
-    def gauges(self) -> LoopStatistics:
-        return self.loop.gauges
+    def statistics(self) -> LoopStatistics:
+        return self.loop.statistics
 
     def store(self) -> EpisodeStore:
-        return EpisodeStore(self.box.store.folder)
+        return EpisodeStore(self.recorder.store.folder)
 
 
 def in_real_time(tmp_path: Path, seconds: Callable[[], float], **given: Any) -> Rig:
@@ -220,7 +220,7 @@ def test_deadlines_are_absolute_however_long_the_work_takes() -> None:
     pace, alarm = FixedRateTimer(10, clock), threading.Event()
     came = []
     for _ in range(50):
-        came.append(pace.wait(alarm).came)
+        came.append(pace.wait(alarm).time)
         clock.time += rng.uniform(0, 0.099)
     assert np.allclose(came, 100 + np.arange(50) / 10)
     assert pace.missed == 0
@@ -233,15 +233,15 @@ def test_a_late_tick_is_counted_and_the_next_one_is_on_time() -> None:
     clock.time += 0.14  # 40 ms after the next deadline
     assert pace.wait(alarm).late == pytest.approx(0.04)
     assert pace.missed == 1
-    assert pace.wait(alarm).came == pytest.approx(100.2)
+    assert pace.wait(alarm).time == pytest.approx(100.2)
 
 
 def test_after_a_long_stall_ticks_do_not_bunch() -> None:
     clock, alarm = FakeClock(), threading.Event()
     pace = FixedRateTimer(10, clock)
-    came = [pace.wait(alarm).came]
+    came = [pace.wait(alarm).time]
     clock.time += 0.87
-    came += [pace.wait(alarm).came for _ in range(5)]
+    came += [pace.wait(alarm).time for _ in range(5)]
     assert np.diff(came).min() > 0.05
     assert pace.missed == 8  # 100.1 to 100.8
     assert np.allclose(np.array(came[1:]) * 10 % 1, 0, atol=1e-6) or np.allclose(
@@ -267,7 +267,7 @@ def test_the_prefix_follows_from_latency_and_from_how_old_the_frame_is(tmp_path:
     rig.run()
     prefixes = [0 if p is None else p.shape[1] for _, p in rig.policy.asked]
     assert set(prefixes[1:]) == {5}
-    assert rig.gauges.late == 0
+    assert rig.statistics.late == 0
 
 
 def test_no_action_is_done_twice_or_left_out_where_chunks_meet(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_no_action_is_done_twice_or_left_out_where_chunks_meet(tmp_path: Path) -
     rig.run()
     moves, chunks = (np.round(np.array(rig.robot.sent[:-1]) * 1000).astype(int)).T
     first, second = np.flatnonzero(chunks)[0], np.flatnonzero(chunks == 2)[0]
-    assert rig.gauges.starved == first  # it rests until there is a first plan, and never again
+    assert rig.statistics.starved == first  # it rests until there is a first plan, and never again
     assert moves[first:second].tolist() == list(range(1, second - first + 1))  # which begins when it comes
     assert moves[second:].tolist() == list(range(second + 1, len(moves) + 1))  # each of the others at its own step
     assert len(set(chunks)) > 10
@@ -313,8 +313,8 @@ def test_a_model_too_slow_for_its_chunks_makes_the_robot_pause_between_them(tmp_
     assert not rig.run().stopped
     moves = [round(x * 1000) for x, _ in rig.robot.sent if x]
     assert len(moves) > 20
-    assert rig.gauges.late == 0
-    assert rig.gauges.starved > 200
+    assert rig.statistics.late == 0
+    assert rig.statistics.starved > 200
     chunks = [round(y * 1000) for x, y in rig.robot.sent if x]
     assert chunks == sorted(chunks)
 
@@ -323,8 +323,8 @@ def test_a_plan_from_too_old_a_frame_is_never_begun(tmp_path: Path) -> None:
     rig = in_real_time(tmp_path, lambda: 6.0, steps=150, oldest=5.0)
     rig.run()
     assert rig.robot.log.count("move") == 0
-    assert rig.gauges.expired == 2
-    assert any("too late" in line for line in rig.told)
+    assert rig.statistics.expired == 2
+    assert any("too late" in line for line in rig.logged)
 
 
 def test_the_first_latency_is_forgotten_for_it_warms_up() -> None:
@@ -405,12 +405,12 @@ def test_a_model_that_takes_30_s_leaves_the_robot_at_rest_and_the_stop_at_once(t
     assert set(rig.robot.log[:-1]) == {"rest"}
     assert rig.robot.log[-1] == "disconnect"
     if pace == "real":
-        assert rig.gauges.starved >= 5
+        assert rig.statistics.starved >= 5
 
 
 def test_a_stopped_loop_sends_rest_and_nothing_after_it(tmp_path: Path) -> None:
     rig = in_real_time(tmp_path, lambda: 0.1, steps=1000)
-    rig.loop.watch = lambda gauges: rig.button.press("emergency stop") if gauges.ticks == 30 else None
+    rig.loop.on_tick = lambda statistics: rig.button.press("emergency stop") if statistics.ticks == 30 else None
     outing = rig.run()
     assert outing.stopped == "emergency stop"
     assert rig.robot.log[28] == "move"
@@ -566,7 +566,7 @@ def test_a_robot_that_somebody_else_drives_is_let_go(tmp_path: Path) -> None:
             return told | {"step": told["step"] + 3 * (len(self.sent) > 10)}
 
     outing = Rig(tmp_path, robot=Shared(), pace="step").run()
-    assert "somebody else" in outing.stopped
+    assert "another program" in outing.stopped
 
 
 def test_a_robot_of_other_names_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
@@ -587,7 +587,7 @@ def test_actions_that_the_robot_does_not_take_are_sent_again(tmp_path: Path) -> 
     rig = Rig(tmp_path, robot=Busy(), pace="step", steps=24)
     rig.run()
     assert [round(x * 1000) for x, _ in rig.robot.sent[:24]] == list(range(1, 25))
-    assert rig.gauges.denied >= 10
+    assert rig.statistics.denied >= 10
 
 
 # -- what is sent ----------------------------------------------------------------------------------------------------------
@@ -616,7 +616,7 @@ def test_every_action_goes_through_the_limits_and_what_was_really_sent_is_record
     assert episode.actions[:, 0].max() == np.float32(0.01)
     limited = episode.provenance["ticks"]["limited"]
     assert limited == (np.arange(1, 31) > 10).tolist()
-    assert rig.gauges.limited == sum(limited)
+    assert rig.statistics.limited == sum(limited)
 
 
 def test_every_chunk_is_imagined_before_it_is_done_unless_that_is_switched_off(tmp_path: Path) -> None:
@@ -633,10 +633,10 @@ def test_every_chunk_is_imagined_before_it_is_done_unless_that_is_switched_off(t
 def test_refused_hold_rests_and_asks_anew(tmp_path: Path) -> None:
     rig = in_real_time(tmp_path, lambda: 0.1, guard=Guarding(refused=[3]), steps=60, on_refusal="hold")
     assert not rig.run().stopped
-    assert rig.gauges.refusals == 1
-    assert rig.gauges.held >= 1
+    assert rig.statistics.refusals == 1
+    assert rig.statistics.held >= 1
     assert rig.robot.log[55] == "move"
-    assert any("it would hit the wall" in line for line in rig.told)
+    assert any("it would hit the wall" in line for line in rig.logged)
     refused = rig.guard.imagined[2]
     prefix = rig.policy.asked[2][1]
     new = refused[0 if prefix is None else prefix.shape[1] :]
@@ -657,7 +657,7 @@ def test_refused_retreat_undoes_what_was_done_last_first(tmp_path: Path) -> None
     moves = [round(x * 1000) for x, _ in rig.robot.sent[:15]]
     assert moves[:8] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert moves[8:13] == [-8, -7, -6, -5, -4]
-    assert rig.gauges.retreats == 5
+    assert rig.statistics.retreats == 5
     assert moves[13] == 14  # then it goes on, from what it sees
 
 
@@ -665,13 +665,13 @@ def test_too_many_refusals_in_a_row_stop(tmp_path: Path) -> None:
     rig = Rig(tmp_path, guard=Guarding(refused=range(3, 100)), pace="step", refusals=4)
     outing = rig.run()
     assert "4 chunks in a row" in outing.stopped
-    assert rig.gauges.refusals == 4
+    assert rig.statistics.refusals == 4
 
 
 def test_a_world_that_does_not_follow_ends_the_chunk(tmp_path: Path) -> None:
     rig = Rig(tmp_path, guard=Guarding(left=[2]), pace="step", steps=32)
     assert not rig.run().stopped
-    assert rig.gauges.mismatches == 1
+    assert rig.statistics.mismatches == 1
     starts = [int(seen.frames[0, -1, 0, 0, 0]) for seen, _ in rig.policy.asked]
     assert starts == [0, 8, 10, 18, 26]  # the second chunk ended after two actions
 
@@ -679,7 +679,7 @@ def test_a_world_that_does_not_follow_ends_the_chunk(tmp_path: Path) -> None:
 def test_a_world_that_never_follows_stops(tmp_path: Path) -> None:
     rig = Rig(tmp_path, guard=Guarding(left=range(100)), pace="step", steps=100, refusals=3)
     assert "the block is elsewhere" in rig.run().stopped
-    assert rig.gauges.mismatches == 3
+    assert rig.statistics.mismatches == 3
 
 
 # -- recordings ------------------------------------------------------------------------------------------------------------
@@ -714,34 +714,36 @@ def test_recorded_actions_played_again_give_the_recorded_frames(tmp_path: Path) 
 
 
 def test_where_a_frame_was_lost_the_next_episode_begins() -> None:
-    tape = TrajectoryBuffer(LINE)
+    buffer = TrajectoryBuffer(LINE)
     for step in (0, 1, 2, 5, 6, 8):
-        tape.see(TimedObservation(step, np.full((8, 8, 3), step, np.uint8), float(step), 0.0))
+        buffer.add_observation(TimedObservation(step, np.full((8, 8, 3), step, np.uint8), float(step), 0.0))
     for step in range(9):
-        tape.did(step, np.full(2, step / 10, np.float32), {"n": step})
-    episodes = tape.episodes({"seed": 1})
+        buffer.add_action(step, np.full(2, step / 10, np.float32), {"n": step})
+    episodes = buffer.episodes({"seed": 1})
     assert [e.frames[:, 0, 0, 0].tolist() for e in episodes] == [[0, 1, 2], [5, 6]]
     assert [np.round(e.actions[:, 0] * 10).tolist() for e in episodes] == [[0, 1], [5]]
     assert [e.provenance["ticks"]["n"] for e in episodes] == [[0, 1], [5]]
 
 
 def test_frames_that_come_late_or_twice_shift_nothing() -> None:
-    tape = TrajectoryBuffer(LINE)
+    buffer = TrajectoryBuffer(LINE)
     for step, taken in ((0, 0.0), (2, 2.0), (1, 1.0), (2, 2.0), (1, 0.5), (3, 3.0)):
-        tape.see(TimedObservation(step, np.full((8, 8, 3), 10 * step + int(taken == 0.5), np.uint8), taken, 0.0))
+        buffer.add_observation(
+            TimedObservation(step, np.full((8, 8, 3), 10 * step + int(taken == 0.5), np.uint8), taken, 0.0)
+        )
     for step in range(3):
-        tape.did(step, np.full(2, step / 10, np.float32), {})
-    assert tape.newest is not None
-    assert tape.newest.step == 3
-    (episode,) = tape.episodes({"seed": 1})
+        buffer.add_action(step, np.full(2, step / 10, np.float32), {})
+    assert buffer.newest is not None
+    assert buffer.newest.step == 3
+    (episode,) = buffer.episodes({"seed": 1})
     assert episode.frames[:, 0, 0, 0].tolist() == [0, 10, 20, 30]
-    assert tape.seen(tape.newest).frames[0, :, 0, 0, 0].tolist() == [10, 20, 30]
+    assert buffer.history(buffer.newest).frames[0, :, 0, 0, 0].tolist() == [10, 20, 30]
 
 
 def test_long_runs_reach_the_disk_in_parts_that_do_not_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from neuralsim.agents.robot import control_loop as robot_loop
+    from neuralsim.agents.robot import control_loop
 
-    monkeypatch.setattr(robot_loop, "LONGEST", 20)
+    monkeypatch.setattr(control_loop, "LONGEST", 20)
     rig = Rig(tmp_path, pace="step", steps=100)
     rig.run()
     store = rig.store()

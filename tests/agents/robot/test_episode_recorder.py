@@ -1,4 +1,4 @@
-"""Promises of the black box: what was driven reaches the disk whole, off the tick; and a disk that is full loses nothing."""
+"""Promises of the black recorder: what was driven reaches the disk whole, off the tick; and a disk that is full loses nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 
 from neuralsim.agents.robot import episode_recorder as module
 from neuralsim.agents.robot.episode_recorder import EpisodeRecorder, run_folder
-from neuralsim.data.episode import Episode, EpisodeStore
+from neuralsim.data.episode import Episode
+from neuralsim.data.store import EpisodeStore
 from neuralsim.spec import WorldSpec
 
 SPEC = WorldSpec("line", 8, 8, ("x",), ("mm",), (10.0,), 10.0, 3)
@@ -51,13 +52,13 @@ def wait_for(promise: object, seconds: float = 5.0) -> None:
 
 
 def test_episodes_reach_the_store_with_and_without_actions(tmp_path: Path) -> None:
-    box = EpisodeRecorder(tmp_path, SPEC)
-    box.keep([episode(1), episode(2, acted=False), episode(3)])
-    box.keep([])
-    box.close()
+    recorder = EpisodeRecorder(tmp_path, SPEC)
+    recorder.keep([episode(1), episode(2, acted=False), episode(3)])
+    recorder.keep([])
+    recorder.close()
     store = EpisodeStore(tmp_path)
     assert sorted(store.provenance(i)["seed"] for i in range(3)) == [1, 2, 3]
-    assert box.written == box.kept == 3
+    assert recorder.written == recorder.kept == 3
 
 
 def test_keeping_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,27 +69,27 @@ def test_keeping_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.
         return add(store, episodes, shard)
 
     monkeypatch.setattr(EpisodeStore, "add", slow)
-    box = EpisodeRecorder(tmp_path, SPEC)
+    recorder = EpisodeRecorder(tmp_path, SPEC)
     begin = time.monotonic()
     for number in range(10):
-        box.keep([episode(number)])
+        recorder.keep([episode(number)])
     assert time.monotonic() - begin < 0.5
     go.set()
-    box.close()
+    recorder.close()
     assert len(EpisodeStore(tmp_path)) == 10
 
 
 def test_a_full_disk_is_tried_again_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = Disk(monkeypatch)
-    box = EpisodeRecorder(tmp_path, SPEC)
-    box.keep([episode(1)])
+    recorder = EpisodeRecorder(tmp_path, SPEC)
+    recorder.keep([episode(1)])
     wait_for(lambda: disk.tried >= 3)
-    assert box.trouble == "No space left on device"
-    box.keep([episode(2)])
+    assert "the disk is full" in recorder.trouble
+    recorder.keep([episode(2)])
     disk.full = False
-    wait_for(lambda: box.written == 2)
-    assert box.trouble == ""
-    box.close()
+    wait_for(lambda: recorder.written == 2)
+    assert recorder.trouble == ""
+    recorder.close()
     assert len(EpisodeStore(tmp_path)) == 2
 
 
@@ -96,10 +97,10 @@ def test_a_disk_that_stays_full_is_told_and_nothing_is_half_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Disk(monkeypatch)
-    box = EpisodeRecorder(tmp_path, SPEC)
-    box.keep([episode(1), episode(2)])
-    with pytest.raises(OSError, match="2 of 2 episodes could not be written: No space left"):
-        box.close(5)
+    recorder = EpisodeRecorder(tmp_path, SPEC)
+    recorder.keep([episode(1), episode(2)])
+    with pytest.raises(OSError, match=r"2 of 2 episodes could not be written: .*the disk is full"):
+        recorder.close(5)
     assert [p.name for p in tmp_path.iterdir()] == ["store.json"]
 
 
@@ -108,25 +109,25 @@ def test_a_disk_that_takes_them_at_the_end_gets_them_at_the_end(
 ) -> None:
     disk = Disk(monkeypatch)
     monkeypatch.setattr(module, "RETRY_SECONDS", 60)
-    box = EpisodeRecorder(tmp_path, SPEC)
-    box.keep([episode(1)])
+    recorder = EpisodeRecorder(tmp_path, SPEC)
+    recorder.keep([episode(1)])
     wait_for(lambda: disk.tried >= 1)
     disk.full = False
-    box.close()
+    recorder.close()
     assert len(EpisodeStore(tmp_path)) == 1
 
 
 def test_the_box_says_when_more_waits_than_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = Disk(monkeypatch)
-    box = EpisodeRecorder(tmp_path, SPEC, bound=3 * episode(1).frames.nbytes)
+    recorder = EpisodeRecorder(tmp_path, SPEC, most_bytes=3 * episode(1).frames.nbytes)
     for number in range(3):
-        box.keep([episode(number)])
-    assert not box.full
-    box.keep([episode(3)])
-    assert box.full
+        recorder.keep([episode(number)])
+    assert not recorder.full
+    recorder.keep([episode(3)])
+    assert recorder.full
     disk.full = False
-    box.close()
-    assert not box.full
+    recorder.close()
+    assert not recorder.full
 
 
 def test_a_store_of_another_world_is_refused_before_driving(tmp_path: Path) -> None:

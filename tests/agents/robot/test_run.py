@@ -23,7 +23,7 @@ from neuralsim import cli
 from neuralsim.agents.collection.collect import CollectConfig, collect
 from neuralsim.agents.heads.chunk_policy import ObservationHistory
 from neuralsim.agents.robot.emergency_stop import EmergencyStopKey
-from neuralsim.agents.robot.run import DriveConfig, Driven, drive
+from neuralsim.agents.robot.run import DriveConfig, DriveResult, drive
 from neuralsim.data.episode import Episode
 from neuralsim.data.store import EpisodeStore, JoinedStore
 from neuralsim.data.windows import WindowSampler
@@ -91,7 +91,7 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ROBOTS.clear()
 
 
-def driven(tmp_path: Path, **given: Any) -> tuple[Driven, EpisodeStore]:
+def driven(tmp_path: Path, **given: Any) -> tuple[DriveResult, EpisodeStore]:
     config: dict[str, Any] = {
         "world": WORLD,
         "policy": "test_run_parts:Wander",
@@ -103,7 +103,7 @@ def driven(tmp_path: Path, **given: Any) -> tuple[Driven, EpisodeStore]:
     return result, EpisodeStore(config["out"])
 
 
-def figures(result: Driven) -> dict[str, float]:
+def figures(result: DriveResult) -> dict[str, float]:
     return {row.key: row.value for row in result.report.rows}
 
 

@@ -21,13 +21,13 @@ from neuralsim.agents.safety.fault_injection import Fault, push_block, pusht_fau
 from neuralsim.agents.safety.limits import Limits, keep_limits, pusht_limits
 from neuralsim.agents.safety.monitor import Rule, SafetyMonitor
 from neuralsim.agents.safety.transition_classifier import CLIP, TransitionClassifier, Transitions
-from neuralsim.data.episode import EpisodeStore
+from neuralsim.data.store import EpisodeStore
 from neuralsim.envs.pusht.env import PushTRealEnv, block_inside, pusht_spec
 from neuralsim.models.video_wam import VideoWAM
 from neuralsim.pretrained.world import World, open_world
 from neuralsim.spec import WorldSpec
 from neuralsim.storage.manifest import seal
-from neuralsim.task import View
+from neuralsim.state_view import View
 
 SPEC = pusht_spec()
 STEP = SPEC.action_scale[0]

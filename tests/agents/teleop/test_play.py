@@ -16,7 +16,8 @@ import numpy as np
 import pygame
 import pytest
 
-from neuralsim.agents.policies.policy import NamedPolicy, load_driver
+from neuralsim.agents.policies.policy import NamedPolicy
+from neuralsim.agents.policies.resolve import resolve_policy
 from neuralsim.agents.teleop import recorder as recorder_module
 from neuralsim.agents.teleop.imagined_world import ImaginedWorld
 from neuralsim.agents.teleop.keyboard import Keyboard
@@ -28,7 +29,7 @@ from neuralsim.agents.teleop.scripted_keys import parse_script
 from neuralsim.agents.teleop.session import Session, SessionFrame
 from neuralsim.agents.teleop.timing import InputLatency, Rate
 from neuralsim.agents.teleop.window import Window
-from neuralsim.data.episode import EpisodeStore
+from neuralsim.data.store import EpisodeStore
 from neuralsim.envs.pusht.env import PushTRealEnv, pusht_spec
 from neuralsim.pretrained.world import open_world
 
@@ -77,7 +78,7 @@ def run(tiny_world: Path, tmp_path: Path) -> Iterator[Callable[..., Watched]]:
     def start(script: str, policy: str = "explorer", **config: object) -> Watched:
         dream = ImaginedWorld(open_world(tiny_world, "cpu"), "float32")
         twin = find_reference_env(dream.spec, dream.starts)
-        driver = load_driver(policy, dream.spec, dream.feature_size, twin)
+        driver = resolve_policy(policy, open_world(tiny_world, "cpu"), twin.env)
         keyboard, legend = keys_and_legend(dream.spec)
         session = Session(dream, driver, keyboard, twin=twin)
         window = Window(dream.spec.height, dream.spec.width, SCALE, "test", legend)
@@ -242,10 +243,10 @@ def test_a_stable_baselines3_policy_drives(run: Callable[..., Watched], tmp_path
 
 def test_policies_that_cannot_drive_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file"):
-        load_driver("nobody.zip", pusht_spec(), 8)
+        resolve_policy("nobody.zip", pusht_spec())
     (tmp_path / "x.zip").write_text("no zip")
     with pytest.raises(ValueError, match="not a file that Stable-Baselines3"):
-        load_driver(str(tmp_path / "x.zip"), pusht_spec(), 8)
+        resolve_policy(str(tmp_path / "x.zip"), pusht_spec())
 
 
 def test_denoising_steps_change_while_playing(run: Callable[..., Watched]) -> None:

@@ -13,13 +13,14 @@ import pytest
 
 from neuralsim import cli
 from neuralsim.agents.collection.collect import CollectConfig, collect
-from neuralsim.agents.policies.registry import find_scripted_policies
 from neuralsim.agents.teleop import record as module
 from neuralsim.agents.teleop.key_bindings import BoxKeyboard, keyboard_for, layout
 from neuralsim.agents.teleop.record import RecordConfig, RecordPlayer, RecordReport, record
-from neuralsim.data.episode import EpisodeStore
-from neuralsim.envs.gym_adapter.env import GymRealEnv, real_env_of
+from neuralsim.data.store import EpisodeStore
+from neuralsim.envs.gym_adapter.env import GymRealEnv
 from neuralsim.envs.pusht.env import pusht_spec
+from neuralsim.envs.registry import get_real_world
+from neuralsim.envs.tasks.gym_world import real_env_of
 from neuralsim.spec import WorldSpec
 
 
@@ -45,7 +46,7 @@ def spec_of(**fields: Any) -> WorldSpec:
 
 
 def test_keys_are_laid_out_by_what_the_spec_says() -> None:
-    car = find_scripted_policies("carracing").spec(64)
+    car = get_real_world("carracing").make_spec(64)
     assert layout(car) == {"left": (0, -1.0), "right": (0, 1.0), "up": (1, 1.0), "down": (2, 1.0)}
     assert layout(pusht_spec()) == {"left": (0, -1.0), "right": (0, 1.0), "up": (1, -1.0), "down": (1, 1.0)}
     assert layout(spec_of(action_names=("torque",))) == {"left": (0, -1.0), "right": (0, 1.0)}
@@ -56,7 +57,7 @@ def test_keys_are_laid_out_by_what_the_spec_says() -> None:
 
 
 def test_held_keys_lift_what_rests_and_shift_goes_a_third_of_the_way() -> None:
-    keyboard = BoxKeyboard(find_scripted_policies("carracing").spec(64))
+    keyboard = BoxKeyboard(get_real_world("carracing").make_spec(64))
     np.testing.assert_array_equal(keyboard.predict()[0], [0, -1, -1])
     keyboard.hold("left")
     keyboard.hold("up")
@@ -97,7 +98,7 @@ def test_what_was_driven_and_kept_is_what_the_true_world_does(tmp_path: Path) ->
     assert not episode.held_out
     assert episode.truncated.tolist() == [False] * (len(episode) - 1) + [True]
     assert episode.states is not None
-    env = find_scripted_policies("carracing").env(16)
+    env = get_real_world("carracing").make_env(16)
     state, _ = env.reset(seed=episode.provenance["reset_seed"])
     for i, action in enumerate(acts):
         np.testing.assert_array_equal(state, episode.states[i])

@@ -15,7 +15,7 @@ from gymnasium.utils.env_checker import check_env
 from neuralsim.agents.collection.collect import CollectConfig, collect, collect_episode
 from neuralsim.agents.collection.held_out import held_out_store
 from neuralsim.agents.policies.carracing_explorer import CarRacingExplorer
-from neuralsim.data.episode import EpisodeStore
+from neuralsim.data.store import EpisodeStore
 from neuralsim.envs.carracing.env import FPS, STATE_NAMES, TICKS, CarRacingRealEnv
 
 NONE, GAS = np.array([0, -1, -1], np.float32), np.array([0, 1, -1], np.float32)

@@ -15,8 +15,9 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from neuralsim.agents.evaluation.eval_envs import ImaginedEvalEnv, RealEvalEnv
-from neuralsim.agents.evaluation.rollout import RandomPolicy, evaluate
+from neuralsim.agents.evaluation.rollout import evaluate
 from neuralsim.agents.policies.pusht_expert import PushTExpert
+from neuralsim.agents.policies.random_policies import RandomPolicy
 from neuralsim.envs.imagined.sb3_vec_env import ImaginedVecEnv
 from neuralsim.envs.oracle import Oracle, OracleState
 from neuralsim.envs.pusht.env import GOAL_POSE, distance_to_block

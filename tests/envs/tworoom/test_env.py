@@ -35,7 +35,7 @@ from neuralsim.envs.tworoom.env import (
 )
 from neuralsim.envs.tworoom.shortest_path import shortest_path, shortest_path_length
 from neuralsim.envs.tworoom.state_estimator import TwoRoomStateEstimator
-from neuralsim.pretrained import world as catalog
+from neuralsim.storage.resolve import list_worlds
 
 FREE = np.array([120.0, 300.0])
 """A place with much room around it."""
@@ -101,7 +101,7 @@ def test_the_learned_world_is_registered_and_says_so_where_none_ships(
 ) -> None:
     monkeypatch.setattr("neuralsim.storage.resolve.assets", lambda: tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert catalog.list_worlds() == []
+    assert list_worlds() == []
     with pytest.raises(FileNotFoundError, match="world 'tworoom': neither a shipped world"):
         make("neuralsim/TwoRoom-v0")  # type: ignore[operator]
 
@@ -111,7 +111,7 @@ def test_its_plain_name_opens_the_compact_world(
 ) -> None:
     (tmp_path / "tworoom-latent").symlink_to(tiny_world)
     monkeypatch.setattr("neuralsim.storage.resolve.assets", lambda: tmp_path)
-    assert catalog.list_worlds() == ["tworoom", "tworoom-latent"]
+    assert list_worlds() == ["tworoom", "tworoom-latent"]
 
 
 # -- starts ------------------------------------------------------------------------------------------------------------------------

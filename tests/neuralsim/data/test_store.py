@@ -17,7 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuralsim.data.episode import HELD_OUT_EVERY, Episode, EpisodeStore, JoinedStore, WindowSampler
+from neuralsim.data.episode import HELD_OUT_EVERY, Episode
+from neuralsim.data.store import EpisodeStore, JoinedStore
+from neuralsim.data.windows import WindowSampler
 from neuralsim.spec import WorldSpec
 
 SPEC = WorldSpec("coded", 8, 8, ("number", "step"), ("episodes", "steps"), (100.0, 100.0), 10.0, 2)
@@ -129,7 +131,7 @@ WRITER = """
 import sys
 sys.path.insert(0, {tests!r})
 from test_store import coded_episode
-from neuralsim.data.episode import EpisodeStore
+from neuralsim.data.store import EpisodeStore
 store = EpisodeStore({folder!r})
 big = [coded_episode(n, 99) for n in range(100)] * 4
 print("writing", flush=True)

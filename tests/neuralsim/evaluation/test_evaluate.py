@@ -15,7 +15,8 @@ from rich.console import Console
 
 from neuralsim.agents.collection.held_out import HELD_OUT_SEED, held_out_store
 from neuralsim.agents.policies.pusht_explorer import PushTExplorer
-from neuralsim.data.episode import HELD_OUT_EVERY, Episode, EpisodeStore
+from neuralsim.data.episode import HELD_OUT_EVERY, Episode
+from neuralsim.data.store import EpisodeStore
 from neuralsim.envs.pusht.env import GOAL_POSE, STATE_NAMES, PushTRealEnv, pusht_spec, random_state
 from neuralsim.envs.pusht.metrics import PushTMetrics
 from neuralsim.envs.pusht.state_estimator import PushTStateEstimator
@@ -23,7 +24,8 @@ from neuralsim.evaluation.evaluate import MeasureConfig, WorldEvaluation, calibr
 from neuralsim.evaluation.long_horizon import LongHorizonConfig, evaluate_long_horizon, random_keys
 from neuralsim.evaluation.report import Metric, Report, Target
 from neuralsim.evaluation.rollouts import sample_windows
-from neuralsim.evaluation.statistics import Bootstrap, auroc, mask_iou, mean, psnr, rank_correlation, ssim
+from neuralsim.evaluation.image_metrics import mask_iou, psnr, ssim
+from neuralsim.evaluation.statistics import Bootstrap, auroc, mean, rank_correlation
 from neuralsim.noise import Noise
 from neuralsim.world_model import State, WorldModel
 

@@ -24,7 +24,8 @@ from foreign_datasets import (
     write_robomimic,
 )
 
-from neuralsim.data.episode import Episode, EpisodeStore
+from neuralsim.data.episode import Episode
+from neuralsim.data.store import EpisodeStore
 from neuralsim.formats.action_choices import meaning_of
 from neuralsim.formats.action_mapping import ActionScale
 from neuralsim.formats.importer import ImportConfig, Importer

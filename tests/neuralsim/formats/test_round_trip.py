@@ -25,9 +25,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from neuralsim import cli
-from neuralsim.data.episode import ActionsAbsent, Episode, EpisodeStore, JoinedStore, WindowSampler
+from neuralsim.data.episode import ActionsAbsent, Episode
 from neuralsim.data.framing import Framing
 from neuralsim.data.inspect import describe_data, draw_strips
+from neuralsim.data.store import EpisodeStore, JoinedStore
+from neuralsim.data.windows import WindowSampler
 from neuralsim.formats import importer as importing
 from neuralsim.formats.action_choices import meaning_of
 from neuralsim.formats.action_mapping import ActionScale

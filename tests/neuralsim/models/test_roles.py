@@ -20,11 +20,10 @@ from neuralsim.agents.evaluation.roles import RolesConfig, measure_roles
 from neuralsim.data.episode import ActionsAbsent, Episode
 from neuralsim.data.store import EpisodeStore, JoinedStore
 from neuralsim.envs.pusht.env import STATE_NAMES, PushTRealEnv, random_state
-from neuralsim.envs.pusht.replay import heeded, replay
-from neuralsim.evaluation.moments import RoleQueries, choose_windows
+from neuralsim.envs.pusht.executability import had_full_effect, replay
 from neuralsim.evaluation.report import Metric, Target
-from neuralsim.evaluation.role_metrics import act_rows, infer_rows, looked_at, wrong
-from neuralsim.evaluation.role_predictions import RolePredictions
+from neuralsim.evaluation.role_metrics import act_rows, action_error, infer_rows, reported_steps
+from neuralsim.evaluation.role_predictions import RolePredictions, RoleQueries, choose_windows
 from neuralsim.evaluation.statistics import Bootstrap
 from neuralsim.models.roles import (
     ROLES,
@@ -322,7 +321,7 @@ def test_an_action_against_the_rim_is_told_by_no_frame() -> None:
     state = random_state(np.random.default_rng(0))
     state[:2], state[2:4] = (490.0, 30.0), (200.0, 300.0)
     actions = np.array([[[1.0, 0.0], [-1.0, 0.5]]], np.float32)
-    assert heeded(replay(env, state[None], actions), actions).tolist() == [[False, True]]
+    assert had_full_effect(replay(env, state[None], actions), actions).tolist() == [[False, True]]
     env.close()
 
 
@@ -363,8 +362,8 @@ def test_windows_underway_end_before_success(demonstrations: Path, tmp_path: Pat
 class Knowing(RolePredictions):
     """Answers with the truth, or with what it is told to."""
 
-    acted = property(lambda self: self.moments.actions * 0)  # type: ignore[assignment]
-    inferred = property(lambda self: self.moments.actions.clone())  # type: ignore[assignment]
+    acted = property(lambda self: self.queries.actions * 0)  # type: ignore[assignment]
+    inferred = property(lambda self: self.queries.actions.clone())  # type: ignore[assignment]
 
 
 class Blind(Knowing):
@@ -393,7 +392,7 @@ def test_resting_is_no_better_than_resting(model: VideoWAM, moments: RoleQueries
 def test_errors_count_only_where_an_action_can_be_told() -> None:
     true, found = torch.zeros(2, 3, 2), torch.tensor([[0.0, 9, 1], [9, 9, 9]])[..., None].expand(2, 3, 2)
     counts = np.array([[True, False, True], [False, False, False]])
-    assert wrong(found, true, counts).tolist() == pytest.approx([0.5, np.nan], nan_ok=True)
+    assert action_error(found, true, counts).tolist() == pytest.approx([0.5, np.nan], nan_ok=True)
 
 
 def test_a_sure_bar_wants_the_whole_interval() -> None:
@@ -476,7 +475,7 @@ def test_the_table_tells_every_role_with_its_interval(told: Path) -> None:
         assert row["low"] <= row["value"] <= row["high"], row["key"]
         assert 0 < row["n"] <= 12
     steps = {row["step"] for row in body["rows"] if row["key"] == "foresee"}
-    assert steps == set(looked_at(6)) == {2, 4, 6}
+    assert steps == set(reported_steps(6)) == {2, 4, 6}
     assert rows["prefix/act"]["passed"] is True
     assert (told / "figures.json").read_text() == (told / "roles.json").read_text()
     assert (told / "roles-strip.png").stat().st_size > 1000

@@ -26,7 +26,8 @@ from safetensors.torch import load_file, save_file
 import neuralsim
 from neuralsim.imagination import Imagination
 from neuralsim.models.video_wam import VideoWAM
-from neuralsim.pretrained.world import Starts, World, list_worlds, open_world, register_model
+from neuralsim.pretrained.starts import Starts
+from neuralsim.pretrained.world import World, open_world, register_model
 from neuralsim.storage.manifest import (
     CARD,
     CONFIG,
@@ -41,8 +42,8 @@ from neuralsim.storage.manifest import (
     Manifest,
     seal,
 )
-from neuralsim.storage.resolve import assets
-from neuralsim.training.recipes import TrainConfig
+from neuralsim.storage.resolve import assets, list_worlds
+from neuralsim.training.config import TrainConfig
 from neuralsim.training.trainer import train
 from neuralsim.world_model import WorldModel
 
@@ -132,7 +133,7 @@ def test_training_leaves_a_whole_world_that_no_longer_needs_its_run(store: Path,
     world = open_world(moved, "cpu")
     assert world.starts is not None
     assert "Not measured yet" in world.card
-    dreams = Imagination(world.model, starts=world.starts, num_slots=2)
+    dreams = Imagination(world.model, starts=world.starts, num_envs=2)
     dreams.reset(seeds=[0, 1])
     assert np.isfinite(dreams.step(np.zeros((2, 2), np.float32)).reward).all()  # its heads came along
 
@@ -548,7 +549,7 @@ def test_starts_that_would_fill_the_memory_are_refused_before_they_do(
     loose: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = open_world(whole, "cpu")
-    monkeypatch.setattr("neuralsim.pretrained.world.LARGEST_STARTS", 10**7)
+    monkeypatch.setattr("neuralsim.pretrained.starts.LARGEST_STARTS", 10**7)
     with zipfile.ZipFile(loose / STARTS, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("frames.npy", bytes(10**7 + 1))
     assert (loose / STARTS).stat().st_size < 20_000

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from neuralsim.models.video_wam import VideoWAM
-from neuralsim.pretrained.world import WEIGHTS, open_world
-from neuralsim.storage.manifest import seal
+from neuralsim.pretrained.world import open_world
+from neuralsim.storage.manifest import WEIGHTS, seal
 from neuralsim.storage.quantization import GROUP, LEAST, SCALE, STEPS, dequantize, quantize
-from neuralsim.training.checkpoint import save_world
+from neuralsim.storage.weights import save_world
 
 
 @settings(max_examples=40, deadline=None)

@@ -106,7 +106,7 @@ def test_codec_learns_to_redraw(store: Path, finished: Path) -> None:
     pixels = to_pixels(frames)
     moving = ((pixels - codec.background).abs().amax(1) > 0.15).float()
     with torch.inference_mode():
-        redrawn = codec.paint(codec.places(pixels))
+        redrawn = codec.paint(codec.positions(pixels))
     wrong, lazy = (((x - pixels).square().mean(1) * moving).sum() / moving.sum() for x in (redrawn, codec.background))
     assert wrong < 0.7 * lazy, f"moving pixels are off by {wrong:.4f}; the background alone by {lazy:.4f}"
 
