@@ -1,0 +1,1 @@
+"""Episodes, stores, windows, images and video files."""
