@@ -5,6 +5,9 @@ Importing this module registers them, with their Gymnasium ids; simulators and m
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
 from neuralsim.envs.tasks.real_world import (
     RealWorld,
     RobotSettings,
@@ -19,6 +22,9 @@ from neuralsim.envs.tasks.real_world import (
     register_real_world,
 )
 
+if TYPE_CHECKING:
+    from neuralsim.envs.robots.faults import Faults
+
 __all__ = [
     "RealWorld",
     "RobotSettings",
@@ -32,6 +38,13 @@ __all__ = [
     "real_worlds",
     "register_real_world",
 ]
+
+
+def _pusht_robot_server(rate: float, faults: Faults, seed: int) -> AbstractContextManager[str]:
+    from neuralsim.envs.pusht.robot_server import RobotSimConfig, spawn_robot_sim
+
+    return spawn_robot_sim(RobotSimConfig(port=0, rate=rate, faults=faults, seed=seed, truth=True))
+
 
 PUSHT = RealWorld(
     name="pusht",
@@ -68,7 +81,7 @@ PUSHT = RealWorld(
     robot=RobotSettings(
         limits="neuralsim.agents.safety.limits:pusht_limits",
         simulated="neuralsim.envs.pusht.robot:PushTRobot",
-        server="neuralsim.envs.pusht.robot_server:simulated_robot",
+        server=_pusht_robot_server,
     ),
     bare_env="neuralsim.envs.pusht.env:make_bare_env",
     episodes_per_shard=100,

@@ -1,10 +1,10 @@
-"""PushTRealEnv: the true Push-T simulator (gym-pusht) behind NeuralSim's spaces.
+"""Push-T: the real simulator (gym-pusht) behind NeuralSim's spaces.
 
 Physics, collision shapes, drawing and coverage are gym-pusht's own (pymunk). Four things are ours. The action is the
 pusher's displacement, moved at constant speed over the step. Every step begins at rest, so the five numbers of the
 state are all there is, a frame shows them, and a step repeats from them to the bit. The pusher stalls at a block that a
 wall holds (gym-pusht's has endless strength and presses the block out of the workspace). And frames are area-averaged
-rather than point-sampled, so a 64-pixel frame keeps sub-pixel places.
+rather than point-sampled, so a 64-pixel frame keeps sub-pixel positions.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ PUSHER_RADIUS = 15.0
 WALLS = (7.0, 504.0)
 """Inner faces of the walls."""
 WALL_GIVES = 2.0
-"""How far into a wall the block may be pressed, in units."""
+"""Units that the block may be pressed into a wall."""
 PUSHER_GIVES = 4.0
-"""How far into a block that is held by a wall the pusher may reach before it stalls."""
+"""Units that the pusher may reach into a block held by a wall before it stalls."""
 BLOCK_OUTSIDE = 128.0
-"""How far outside the workspace a given state may put the block's origin: episodes of gym-pusht itself go that far."""
+"""Units outside the workspace that a given state may put the block's origin: episodes of gym-pusht itself go that far."""
 GOAL_POSE = (256.0, 256.0, np.pi / 4)
-"""Where the block should end: x, y in units, angle in radians."""
+"""Goal pose of the block: x, y in units, angle in radians."""
 SUCCESS_COVERAGE = 0.95
 BLOCK_OUTLINE = np.array(
     [(-60, 0), (60, 0), (60, 30), (15, 30), (15, 120), (-15, 120), (-15, 30), (-60, 30)], np.float64
@@ -48,7 +48,7 @@ STATE_NAMES = ("pusher_x", "pusher_y", "block_x", "block_y", "block_angle")
 
 
 def pusht_spec(size: int = 64, context: int = 4) -> WorldSpec:
-    """The WorldSpec that the true and the learned Push-T share."""
+    """The WorldSpec that the real and the learned Push-T share."""
     return WorldSpec(
         name="pusht",
         height=size,
@@ -62,7 +62,7 @@ def pusht_spec(size: int = 64, context: int = 4) -> WorldSpec:
 
 
 class PushTRealEnv(RealEnv):
-    """True Push-T: push the grey T onto the green one with the blue pusher.
+    """Real Push-T: push the grey T onto the green one with the blue pusher.
 
     Observation: uint8 ``(size, size, 3)``, or with ``observation="state"`` float32 ``(5,)``: pusher x, y, block x, y
     in units of a 512-wide workspace and block angle in radians. Action: float32 ``(2,)`` in [-1, 1], the pusher's
@@ -83,8 +83,9 @@ class PushTRealEnv(RealEnv):
         least = np.array([0, 0, 0, 0, -np.pi], np.float32)
         most = np.array([WORKSPACE, WORKSPACE, WORKSPACE, WORKSPACE, np.pi], np.float32)
         super().__init__(pusht_spec(size), spaces.Box(least, most), observation, render_mode)
-        self._sim = GymPushT(obs_type="state", observation_width=size, observation_height=size)
+        self._sim = _make_simulator(size)
         self._ready = False
+        self._exact: np.ndarray | None = None
 
     # -- Gymnasium
 
@@ -112,8 +113,24 @@ class PushTRealEnv(RealEnv):
 
     # -- the simulator's own state
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the simulator, which holds C objects: its five numbers are the whole state."""
+        return {k: v for k, v in self.__dict__.items() if k != "_sim"} | {
+            "_exact": self.state() if self._ready else None
+        }
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        self.__dict__.update(saved)
+        self._sim = _make_simulator(self.spec_world.height)
+        if self._ready:
+            exact = saved["_exact"]
+            self._place(exact)
+            self._exact = exact  # the body's rotation rounds the last bits
+
     def state(self) -> np.ndarray:
-        """float64 ``(5,)``: pusher x, y, block x, y in units, angle in radians within [-pi, pi)."""
+        """Return the state, float64 ``(5,)``: pusher x, y, block x, y in units, angle in radians within [-pi, pi)."""
+        if self._exact is not None:
+            return self._exact.copy()
         block = self._sim.block
         angle = (block.angle + np.pi) % (2 * np.pi) - np.pi
         return np.array([*self._sim.agent.position, *block.position, angle])
@@ -133,40 +150,40 @@ class PushTRealEnv(RealEnv):
         self._ready = True
 
     def advance(self, state: np.ndarray, action: np.ndarray) -> bool:
-        """The physics of a step alone, from any valid ``state`` ``(5,)`` to the bit; whether the pusher touched the block."""
+        """Run the physics of a step from any valid ``state`` ``(5,)``, to the bit; returns whether the pusher touched the block."""
         # The simulator would carry velocities and the contact solver's memory from step to step, which no frame shows.
         # A fresh one makes places and angle the whole state, and every step repeatable from them to the bit.
         self._place(state)
         sim = self._sim
-        here = np.array(sim.agent.position)
-        there = np.clip(here + STEP_UNITS * action.astype(np.float64), *PUSHER_RANGE)
+        position = np.array(sim.agent.position)
+        target = np.clip(position + STEP_UNITS * action.astype(np.float64), *PUSHER_RANGE)
         sim.n_contact_points = 0
         substeps = round(1 / (sim.dt * sim.control_hz))
-        sim.agent.velocity = tuple((there - here) / (substeps * sim.dt))
+        sim.agent.velocity = tuple((target - position) / (substeps * sim.dt))
         stalled = False
         for _ in range(substeps):
-            place = sim.agent.position
+            before = sim.agent.position
             sim.space.step(sim.dt)
             # The pusher has endless strength in gym-pusht and would press the block through a wall; a robot stalls.
             if sim.n_contact_points and self._keep_inside() and self._overlap() > PUSHER_GIVES:
-                sim.agent.position = place
+                sim.agent.position = before
                 sim.space.reindex_shapes_for_body(sim.agent)
                 stalled = True
         if not stalled:
-            sim.agent.position = tuple(there)  # cancels the rounding of ten additions
+            sim.agent.position = tuple(target)  # cancels the rounding of ten additions
         return bool(sim.n_contact_points > 0)
 
     def coverage(self) -> float:
-        """The share of the goal that the block covers now, 0..1."""
+        """Return the share of the goal that the block covers now, 0..1."""
         return float(np.clip(self._sim._get_coverage(), 0.0, 1.0))
 
     def frame(self, size: int) -> np.ndarray:
-        """The scene as uint8 ``(size, size, 3)``, area-averaged from gym-pusht's 512-pixel drawing."""
+        """Draw the scene, uint8 ``(size, size, 3)``, area-averaged from gym-pusht's 512-pixel drawing."""
         surface = pygame.surfarray.pixels3d(self._sim._draw()).transpose(1, 0, 2)
         return cv2.resize(surface, (size, size), interpolation=cv2.INTER_AREA)
 
     def _keep_inside(self) -> bool:
-        """Move the block back where it reaches more than ``WALL_GIVES`` into a wall; whether it touches one at all."""
+        """Move the block back where it reaches more than ``WALL_GIVES`` into a wall; returns whether it touches one."""
         block, low, high = self._sim.block, WALLS[0] - WALL_GIVES, WALLS[1] + WALL_GIVES
         boxes = [shape.bb for shape in self._sim._block_shapes]
         left, right = min(b.left for b in boxes), max(b.right for b in boxes)
@@ -178,12 +195,13 @@ class PushTRealEnv(RealEnv):
         return min(left, bottom) < WALLS[0] or max(right, top) > WALLS[1]
 
     def _overlap(self) -> float:
-        """How far the pusher reaches into the block, in units; negative where they are apart."""
+        """Units that the pusher reaches into the block; negative where they are apart."""
         place = self._sim.agent.position
         return PUSHER_RADIUS - min(shape.point_query(place).distance for shape in self._sim._block_shapes)
 
     def _place(self, state: np.ndarray) -> None:
-        """A fresh simulator at ``state``, everything at rest."""
+        """Reset the simulator to ``state``, everything at rest."""
+        self._exact = None
         sim = self._sim
         sim._setup()
         sim.agent.position = tuple(state[:2])
@@ -206,8 +224,24 @@ class PushTRealEnv(RealEnv):
         }
 
 
+def _make_simulator(size: int) -> GymPushT:
+    return GymPushT(obs_type="state", observation_width=size, observation_height=size)
+
+
+class _DisplacementActions(gym.ActionWrapper[np.ndarray, np.ndarray, np.ndarray]):
+    """gym-pusht, whose actions are places, under PushTRealEnv's actions."""
+
+    def action(self, action: np.ndarray) -> np.ndarray:
+        return np.clip(np.array(self.get_wrapper_attr("agent").position) + STEP_UNITS * action, 0, WORKSPACE)
+
+
+def make_bare_env(size: int) -> gym.Env[Any, Any]:
+    """gym-pusht's own environment in frames of ``size`` under PushTRealEnv's actions, to compare speeds with."""
+    return _DisplacementActions(GymPushT(obs_type="pixels", observation_width=size, observation_height=size))
+
+
 def block_polygons(block_pose: np.ndarray) -> list[np.ndarray]:
-    """The T's two rectangles in workspace units: two arrays ``(4, 2)`` for a pose x, y, angle."""
+    """Return the T's two rectangles at a pose x, y, angle: two arrays ``(4, 2)`` in workspace units."""
     x, y, angle = (float(v) for v in block_pose)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     bar = np.array([[-60, 30], [60, 30], [60, 0], [-60, 0]], dtype=np.float64)
@@ -216,7 +250,7 @@ def block_polygons(block_pose: np.ndarray) -> list[np.ndarray]:
 
 
 def distance_to_block(point: np.ndarray, block_pose: np.ndarray) -> float:
-    """Distance in units from a point to the T's outline; 0 inside."""
+    """Return the distance in units from a point to the T's outline; 0 inside."""
     body = pymunk.Body(1, 1)
     body.angle, body.position = float(block_pose[2]), (float(block_pose[0]), float(block_pose[1]))
     origin = np.zeros(3)
@@ -227,14 +261,13 @@ def distance_to_block(point: np.ndarray, block_pose: np.ndarray) -> float:
 
 
 def block_inside(block_pose: np.ndarray, margin: float = 8.0) -> bool:
-    """Whether the whole T lies at least ``margin`` units inside the workspace."""
+    """Report that the whole T lies at least ``margin`` units inside the workspace."""
     corners = np.concatenate(block_polygons(block_pose))
     return bool((corners >= margin).all() and (corners <= WORKSPACE - margin).all())
 
 
 def random_state(rng: np.random.Generator, near_goal: bool = False) -> np.ndarray:
-    """A random start ``(5,)``: block wholly inside, pusher not touching it; ``near_goal`` puts the block close to its
-    goal."""
+    """Draw a random state ``(5,)``: block wholly inside, pusher not touching it; ``near_goal`` puts the block close to its goal."""
     while True:
         if near_goal:
             spread = 10 ** rng.uniform(-1.0, 1.6)  # from 0.1 to 40 units away, so that both sides of success are seen

@@ -1,4 +1,4 @@
-"""Score: the plain numbers of measuring. Likeness of frames, rank statistics, and confidence intervals by bootstrap."""
+"""Statistics: rank correlation, means, and confidence intervals by bootstrap, Student and Wilson."""
 
 from __future__ import annotations
 
@@ -7,53 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-
-ROUNDING_ERROR = 1 / 12
-"""Mean squared error of rounding to whole grey levels: frames nearer than this count as this near, which caps PSNR at 58.9 dB."""
-
-
-def squared_error(frames: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Mean squared difference in grey levels of uint8 ``(..., h, w, 3)``, float64 ``(...)``."""
-    difference = frames.astype(np.int16) - other.astype(np.int16)
-    return np.square(difference, dtype=np.int32).mean((-3, -2, -1))
-
-
-def psnr(error: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio in dB of a mean squared error in grey levels; at most 58.9."""
-    return 10 * np.log10(255.0**2 / np.maximum(error, ROUNDING_ERROR))
-
-
-def ssim(frames: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Structural similarity of uint8 ``(n, h, w, 3)`` pairs, ``(n,)`` in -1..1, 1 for equal frames.
-
-    Wang et al. 2004: Gaussian window of 11 pixels with sigma 1.5, K1 = 0.01, K2 = 0.03, per channel, mean over whole windows; what
-    scikit-image gives with ``gaussian_weights=True, use_sample_covariance=False`` away from the border.
-    """
-    x, y = (
-        torch.from_numpy(np.ascontiguousarray(f)).movedim(-1, 1).flatten(0, 1)[:, None].double()
-        for f in (frames, other)
-    )
-    line = torch.exp(-0.5 * ((torch.arange(11) - 5) / 1.5) ** 2).double()
-    line = line / line.sum()
-
-    def blur(image: torch.Tensor) -> torch.Tensor:
-        return F.conv2d(F.conv2d(image, line.view(1, 1, 11, 1)), line.view(1, 1, 1, 11))
-
-    mean_x, mean_y = blur(x), blur(y)
-    var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
-    cov = blur(x * y) - mean_x * mean_y
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    likeness = (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
-    return likeness.mean((1, 2, 3)).view(len(frames), -1).mean(1).numpy()
-
-
-def mask_iou(mask: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Intersection over union of bool ``(..., h, w)``; NaN where both are empty, so that nothing is scored for showing nothing."""
-    union = (mask | other).sum((-2, -1))
-    with np.errstate(invalid="ignore"):
-        return np.where(union > 0, (mask & other).sum((-2, -1)) / np.maximum(union, 1), np.nan)
 
 
 def turn(angle: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -194,6 +147,20 @@ def student(values: np.ndarray) -> Estimate:
     doubt = _quantile(n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
     middle = float(values.mean()) if n else math.nan
     return Estimate(middle, middle - doubt, middle + doubt, n)
+
+
+def wilson(successes: int, n: int) -> Estimate:
+    """Share ``successes / n`` with its Wilson 95 % interval; NaN for n = 0.
+
+    Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
+    """
+    if not n:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    z = 1.959963984540054  # the standard normal's 97.5 % quantile
+    share = successes / n
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return Estimate(share, max(0.0, middle - half), min(1.0, middle + half), n)
 
 
 def ratio(over: np.ndarray, under: np.ndarray) -> Estimate:

@@ -131,10 +131,11 @@ def test_every_page_is_in_the_navigation_and_every_entry_is_a_page() -> None:
 
 
 def test_the_keys_of_play_are_on_the_teleoperation_page() -> None:
-    from neuralsim.agents.teleop.window import KEYS
+    from neuralsim.agents.teleop.window import COMMANDS
+    from neuralsim.envs.registry import PUSHT
 
     described = " ".join(re.findall(r"^\| (.*) \|$", TEXTS["teleoperation.md"], re.MULTILINE)).lower()
-    for key, _ in KEYS:
+    for key, _ in (*PUSHT.teleop.keys, *COMMANDS):
         for name in key.lower().replace(",", " ").split():
             assert name in described or name in "+-" or name == "esc", key
 

@@ -11,7 +11,8 @@ from neuralsim.agents.policies.carracing_lane_follower import CarRacingLaneFollo
 from neuralsim.envs.carracing.env import CarRacingRealEnv
 from neuralsim.envs.carracing.metrics import CarRacingMetrics
 from neuralsim.envs.carracing.state_estimator import CarRacingStateEstimate, CarRacingStateEstimator
-from neuralsim.evaluation.statistics import mask_iou, pearson
+from neuralsim.evaluation.image_metrics import mask_iou
+from neuralsim.evaluation.statistics import pearson
 
 Drive = tuple[np.ndarray, np.ndarray, np.ndarray]
 

@@ -18,7 +18,8 @@ from neuralsim.envs.pusht.env import (
 )
 from neuralsim.envs.pusht.state_estimator import PushTStateEstimator
 from neuralsim.evaluation.state_estimator import StateEstimate
-from neuralsim.evaluation.statistics import mask_iou, turn
+from neuralsim.evaluation.image_metrics import mask_iou
+from neuralsim.evaluation.statistics import turn
 
 
 @pytest.fixture(scope="module")
