@@ -163,7 +163,7 @@ def rank(config: RankConfig, show: bool = False) -> tuple[Ranking, Report, list[
         "doubt_limit": config.uncertainty_limit,
         "seed": config.seed,
         "intervals": "policies and starts drawn anew",
-        **({"beware": f"fewer than {ENOUGH} policies say little"} if len(candidates) < ENOUGH else {}),
+        **({"beware": f"fewer than {ENOUGH} policies tell little"} if len(candidates) < ENOUGH else {}),
         **circumstances(),
         "policies": dict(zip(short_names(config.policies), config.policies, strict=True)),
     }

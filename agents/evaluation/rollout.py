@@ -1,29 +1,28 @@
-"""Evaluation: how a policy fares from given starts, each once, in whichever arena."""
+"""Evaluate a policy from given starts, many episodes side by side, with one success and one return per start."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
 from neuralsim.agents.evaluation.eval_envs import EvalEnv
 from neuralsim.agents.policies.policy import Policy
-from neuralsim.envs.wrappers.discrete_actions import as_actions
+from neuralsim.agents.policies.rollout import run
 from neuralsim.evaluation.statistics import Bootstrap, Estimate, mean
-from neuralsim.spec import WorldSpec
 
 Watch = Callable[[np.ndarray, np.ndarray], None]
-"""Told at the start and after every step, per slot: which episodes go on, and whose wishes have come true so far."""
-SLOTS = 64
-"""Episodes tried side by side at most."""
+"""Called at the start and after every step with two bool arrays ``(n,)``: the rows that go on, and the rows that have succeeded."""
+MAX_ENVS = 64
+"""Episodes run side by side at most."""
 
 
 @dataclass(frozen=True)
 class PolicyEvalResult:
-    """What happened in n episodes, by start: sum of rewards, steps taken, whether the wish came true, whether its world
-    came to doubt its dream. All ``(n,)``."""
+    """The outcome of n episodes by start, each ``(n,)``: sum of rewards, steps taken, success, and whether the world model's
+    uncertainty ever exceeded its limit (``doubted``)."""
 
     returns: np.ndarray
     lengths: np.ndarray
@@ -35,29 +34,16 @@ class PolicyEvalResult:
 
     @classmethod
     def join(cls, parts: list[PolicyEvalResult]) -> Self:
-        """Tallies one after the other."""
+        """Concatenate results."""
         return cls(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)})
 
     def mean_return(self, seed: int = 0) -> Estimate:
-        """The mean of the returns, with its interval."""
+        """The mean return with its interval."""
         return Bootstrap(np.arange(len(self)), seed=seed)(mean, self.returns.astype(np.float64))
 
     def success_share(self, seed: int = 0) -> Estimate:
-        """The share of wishes that came true, with its interval."""
+        """The share of successful episodes with its interval."""
         return Bootstrap(np.arange(len(self)), seed=seed).share(self.success.astype(np.float64))
-
-
-class RandomPolicy:
-    """Any actions ``(n, a)`` of ``spec``'s world, all equally likely."""
-
-    def __init__(self, spec: WorldSpec, seed: int = 0) -> None:
-        self.spec, self.rng = spec, np.random.default_rng(seed)
-
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[np.ndarray, Any]:
-        """See Stable-Baselines3's predict."""
-        return self.spec.random_actions(self.rng, len(observation)), None
 
 
 def evaluate(
@@ -68,39 +54,37 @@ def evaluate(
     tick: Callable[[int], None] | None = None,
     watch: Watch | None = None,
 ) -> PolicyEvalResult:
-    """``policy`` from starts 0 to ``episodes`` - 1 of ``eval_env``, once each; actions are clipped to [-1, 1], and whole numbers
-    are moves (see neuralsim.envs.wrappers.discrete_actions) or the world's own choices. ``tick`` is told of each wave's episodes; ``watch``
-    of every step."""
+    """Run ``policy`` once from each of the starts 0 to ``episodes`` - 1 of ``eval_env``.
+
+    Actions are clipped to [-1, 1]; whole numbers are indices of discrete actions (see
+    neuralsim.envs.wrappers.discrete_actions). ``tick`` gets the number of episodes that just ended; ``watch`` see Watch.
+    """
     parts = []
     for first in range(0, episodes, eval_env.n_envs):
         count = min(eval_env.n_envs, episodes - first)
-        parts.append(_wave(policy, eval_env, np.arange(first, first + count), deterministic, watch))
+        parts.append(_evaluate_starts(policy, eval_env, np.arange(first, first + count), deterministic, watch))
         if tick:
             tick(count)
     return PolicyEvalResult.join(parts)
 
 
-def _wave(
+def _evaluate_starts(
     policy: Policy, eval_env: EvalEnv, starts: np.ndarray, deterministic: bool, watch: Watch | None
 ) -> PolicyEvalResult:
+    """Run as many episodes as there are rows, or fewer; rows without a start of their own never go live."""
     n = eval_env.n_envs
-    which = np.concatenate([starts, np.full(n - len(starts), starts[0])])
     live = np.arange(n) < len(starts)
-    observation = eval_env.begin(which)
+    eval_env.begin(np.concatenate([starts, np.full(n - len(starts), starts[0])]))
     returns, lengths = np.zeros(n), np.zeros(n, np.int64)
     success, doubted = np.zeros(n, bool), np.zeros(n, bool)
-    memory, begun = None, np.ones(n, bool)
     if watch:
         watch(live, success)
-    while live.any():
-        chosen, memory = policy.predict(observation, memory, begun, deterministic)
-        heard = eval_env.step(as_actions(chosen, eval_env.spec.action_size, eval_env.spec.action_choices), live)
-        returns += np.where(live, heard.reward, 0)
+    for result, still_live in run(policy, eval_env, live, deterministic):
+        returns += np.where(live, result.reward, 0)
         lengths += live
-        success |= live & heard.success
-        doubted |= live & heard.doubted
-        live = live & ~(heard.terminated | heard.truncated)
-        observation, begun = eval_env.observe(), np.zeros(n, bool)
+        success |= live & result.success
+        doubted |= live & result.doubted
+        live = still_live
         if watch:
             watch(live, success)
     kept = slice(0, len(starts))

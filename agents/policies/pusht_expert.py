@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from neuralsim.agents.policies.scripted import Segment
-from neuralsim.envs.oracle import PushTSimulator
 from neuralsim.envs.pusht.env import (
     BLOCK_OUTLINE,
     GOAL_POSE,
@@ -25,6 +24,7 @@ from neuralsim.envs.pusht.env import (
     SUCCESS_COVERAGE,
     WORKSPACE,
 )
+from neuralsim.envs.pusht.simulator import PushTSimulator
 
 MIDDLE = np.array([0.0, 45.0])
 """The T's centre of mass in its own frame."""
@@ -98,7 +98,7 @@ class PushTExpert:
 
     def _there(self, state: np.ndarray) -> bool:
         if np.array_equal(self.goal[2:], GOAL_POSE):
-            return self.simulator.judge(state)[0] > SUCCESS_COVERAGE
+            return self.simulator.reward_and_end(state)[0] > SUCCESS_COVERAGE
         return bool(self.distance(state[None])[0] < 2.0)
 
     def _propose(self, now: float) -> Push:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
+import gymnasium as gym
 import numpy as np
 
 
@@ -47,6 +48,11 @@ class ScriptedPolicy(ABC):
 
     def __init__(self, seed: int = 0) -> None:
         self.rng = np.random.default_rng(seed)
+
+    @classmethod
+    def for_env(cls, env: gym.Env[Any, Any], seed: int) -> Self:
+        """Make the policy of ``seed``; of ``env`` it needs nothing but its states."""
+        return cls(seed)
 
     def predict(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from neuralsim.agents.evaluation.eval_envs import ImaginedEvalEnv, RealEvalEnv
-from neuralsim.agents.evaluation.rollout import SLOTS, evaluate
+from neuralsim.agents.evaluation.rollout import MAX_ENVS, evaluate
 from neuralsim.agents.rl.config import RLConfig
 from neuralsim.agents.rl.learning_curve import Point, figures_of
 from neuralsim.pretrained.world import World
@@ -22,9 +22,9 @@ class PolicyEvaluator:
     def __init__(self, config: RLConfig, world: World) -> None:
         rl_task = config.rl_task
         starts = rl_task.starts_in(world, config.trials, TRIAL_SEED)
-        n_envs = min(config.trials, SLOTS)
+        n_envs = min(config.trials, MAX_ENVS)
         self.config, self.rl_task = config, rl_task
-        self.true = None if rl_task.truth is None else RealEvalEnv(world, rl_task, starts, n_envs, config.observation)
+        self.true = None if not rl_task.has_real_world else RealEvalEnv(world, rl_task, starts, n_envs, config.observation)
         self.dream = ImaginedEvalEnv(world, rl_task, starts, n_envs, config.observation, float("inf"))
 
     def __call__(self, policy: Any, steps: int, true_steps: int, seconds: float, file: str = "") -> Point:

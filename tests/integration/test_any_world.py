@@ -25,10 +25,14 @@ from neuralsim.agents.policies.sb3_file import read_note
 from neuralsim.agents.rl.behavior_cloning import clone
 from neuralsim.agents.rl.config import RLConfig
 from neuralsim.agents.rl.learning_curve import load_curve
-from neuralsim.agents.teleop.key_bindings import BoxKeyboard, keyboard_for
-from neuralsim.agents.teleop.legend import RAMP_SECONDS
-from neuralsim.agents.teleop.player import PlayConfig, Player, play
+from neuralsim.agents.teleop.config import PlayConfig
+from neuralsim.agents.teleop.key_bindings import RAMP_SECONDS, BoxKeyboard, keyboard_and_labels, keyboard_for
+from neuralsim.agents.teleop.panels import PanelRenderer
+from neuralsim.agents.teleop.play import play
+from neuralsim.agents.teleop.player import Player
 from neuralsim.agents.teleop.recorder import Recorder
+from neuralsim.agents.teleop.session import Session, open_imagination
+from neuralsim.agents.teleop.window import Window
 from neuralsim.data.store import EpisodeStore
 from neuralsim.envs.carracing.env import STATE_NAMES, car_racing_spec
 from neuralsim.envs.tasks.rl_task import find_task, task_for, task_of
@@ -176,7 +180,7 @@ def test_the_window_shows_the_dream_beside_its_readings(cartpole: Path, tmp_path
         import pygame
 
         pixels = pygame.surfarray.array3d(self.window.surface).transpose(1, 0, 2)
-        shown.append((self.moment.dream, self.window.panel(0), pixels))
+        shown.append((self.frame.imagined, self.window.panel(0), pixels))
 
     monkeypatch.setattr(Player, "draw", watched)
     played(cartpole, tmp_path, "0 down 1; 0.1 tap h; 0.12 quit")
@@ -188,7 +192,7 @@ def test_the_window_shows_the_dream_beside_its_readings(cartpole: Path, tmp_path
     assert (helped != pixels).any(-1).mean() > 0.5
 
 
-def test_tworoom_has_the_truth_beside_it(tmp_path: Path) -> None:
+def test_tworoom_has_its_real_environment_beside_it(tmp_path: Path) -> None:
     report = play(
         PlayConfig("tworoom", script="0 down LEFT; 0.5 quit", headless=True, record=True, out=tmp_path, scale=3)
     )
@@ -220,14 +224,9 @@ def test_a_world_is_played_at_its_own_pace(saved: Callable[..., Path], tmp_path:
     world = open_world(saved(car_racing_spec()), "cpu")
 
     def pace(fps: float | None) -> float:
-        from neuralsim.agents.teleop.imagined_world import ImaginedWorld
-        from neuralsim.agents.teleop.legend import keys_and_legend
-        from neuralsim.agents.teleop.session import Session
-        from neuralsim.agents.teleop.window import Window
-
-        dream, (keyboard, legend) = ImaginedWorld(world), keys_and_legend(world.spec)
-        session = Session(dream, resolve_policy("explorer", world), keyboard)
-        window = Window(64, 64, 3, "test", legend, False)
+        keyboard, labels = keyboard_and_labels(world.spec)
+        session = Session(open_imagination(world), resolve_policy("explorer", world), keyboard)
+        window = Window((64, 64), 3, "test", PanelRenderer(labels), False)
         try:
             return Player(PlayConfig(fps=fps), session, window, Recorder(tmp_path, world.spec)).fps
         finally:

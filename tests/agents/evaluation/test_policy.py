@@ -17,9 +17,9 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from neuralsim import cli
+from neuralsim.agents.evaluation.candidate import CandidatePolicy, find_candidate, short_names
 from neuralsim.agents.evaluation.paired_evaluation import PairedEvaluation
 from neuralsim.agents.evaluation.policy import EvaluateConfig, evaluate_transfer
-from neuralsim.agents.policies.resolve import WORDS, CandidatePolicy, resolve_policy, short_names
 from neuralsim.agents.policies.sb3_file import PolicyNote, save_policy
 from neuralsim.agents.rl.algorithms import build
 from neuralsim.envs.oracle import Oracle
@@ -65,14 +65,14 @@ def policy(model: PPO, tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-# -- contests ----------------------------------------------------------------------------------------------------------
+# -- paireds ----------------------------------------------------------------------------------------------------------
 
 
 def test_where_the_model_is_exact_a_policy_fares_in_truth_as_in_imagination(exact: World) -> None:
     """But for the reading of the start off its frame, two units at most, of which a reward counts fifty as one."""
-    contest = PairedEvaluation(REACH, episodes=24)
+    paired = PairedEvaluation(REACH, episodes=24)
     homing = CandidatePolicy("homing", exact, "features", Homing)
-    imagined, true = contest.imagined(homing), contest.true(homing)
+    imagined, true = paired.imagined(homing), paired.real(homing)
     assert imagined.success.all()
     assert true.success.all()
     assert np.abs(imagined.lengths - true.lengths).max() <= 1
@@ -82,16 +82,16 @@ def test_where_the_model_is_exact_a_policy_fares_in_truth_as_in_imagination(exac
 
 def test_trials_do_not_depend_on_one_another(policy: str) -> None:
     """Chance comes from the seed alone, whoever was tried before, and torch's own generator is left as it was."""
-    contest = PairedEvaluation(replace(REACH, horizon=6), episodes=5, seed=3, deterministic=False)
+    paired = PairedEvaluation(replace(REACH, horizon=6), episodes=5, seed=3, deterministic=False)
     for source in ("random", policy):
-        contender = resolve_policy(source, "tworoom", seed=3)
-        first = contest.imagined(contender)
+        candidate = find_candidate(source, "tworoom", seed=3)
+        first = paired.imagined(candidate)
         torch.rand(1)
         before = torch.get_rng_state()
-        again = contest.imagined(contender)
+        again = paired.imagined(candidate)
         np.testing.assert_array_equal(first.returns, again.returns)
         assert np.ptp(first.returns) > 0
-    likeliest = replace(contest, deterministic=True).imagined(contender)
+    likeliest = replace(paired, deterministic=True).imagined(candidate)
     assert (likeliest.returns != first.returns).all()
     assert torch.equal(before, torch.get_rng_state())
 
@@ -107,21 +107,21 @@ def test_starts_are_the_seeds_and_the_first_of_many_are_the_few() -> None:
 
 
 def test_doubt_cuts_imagined_episodes_only_where_it_is_asked_to() -> None:
-    contender = resolve_policy("random", "tworoom")
-    contest = PairedEvaluation(replace(REACH, horizon=8), 4)
-    free, cut = contest.imagined(contender), replace(contest, doubt_limit=1e-9).imagined(contender)
+    candidate = find_candidate("random", "tworoom")
+    paired = PairedEvaluation(replace(REACH, horizon=8), 4)
+    free, cut = paired.imagined(candidate), replace(paired, uncertainty_limit=1e-9).imagined(candidate)
     assert cut.doubted.all()
     assert not free.doubted.all()
     assert (cut.lengths < free.lengths).all()
 
 
 def test_still_does_nothing(exact: World) -> None:
-    tally = PairedEvaluation(replace(REACH, horizon=5), 3).true(resolve_policy("still", "tworoom", exact))
+    tally = PairedEvaluation(replace(REACH, horizon=5), 3).real(find_candidate("still", "tworoom", exact))
     np.testing.assert_array_equal(tally.returns, 0)
     np.testing.assert_array_equal(tally.lengths, 5)
 
 
-# -- contenders --------------------------------------------------------------------------------------------------------
+# -- candidates --------------------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.lists(st.sampled_from(["a", "b", "c", "runs"]), min_size=1, max_size=4), min_size=1, max_size=6))
@@ -140,23 +140,23 @@ def test_short_names_leave_out_what_all_have() -> None:
 def test_a_policy_of_frames_is_shown_frames(tmp_path: Path) -> None:
     agent, _ = build("ppo", DummyVecEnv([REACH.env]), True, 0, "cpu")
     save_policy(agent, tmp_path / "seer.zip", PolicyNote())
-    contender = resolve_policy(str(tmp_path / "seer.zip"), "tworoom")
-    assert contender.sees == "pixels"
-    tally = PairedEvaluation(replace(REACH, horizon=3), 2).true(contender)
+    candidate = find_candidate(str(tmp_path / "seer.zip"), "tworoom")
+    assert candidate.observation == "pixels"
+    tally = PairedEvaluation(replace(REACH, horizon=3), 2).real(candidate)
     assert tally.lengths.tolist() == [3, 3]
 
 
 def test_a_file_that_sb3_saved_itself_will_do(model: PPO, tmp_path: Path) -> None:
     model.save(tmp_path / "plain.zip")
-    contender = resolve_policy(str(tmp_path / "plain.zip"), "tworoom")
-    assert contender.sees == "features"
-    assert contender.world.folder == open_world("tworoom-latent").folder
+    candidate = find_candidate(str(tmp_path / "plain.zip"), "tworoom")
+    assert candidate.observation == "features"
+    assert candidate.world.folder == open_world("tworoom-latent").folder
 
 
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"world": "pusht"}, "trained in 'tworoom'; asked to try it in 'pusht'"),
+        ({"world": "pusht"}, "trained in 'tworoom'; asked to evaluate it in 'pusht'"),
         ({"policy": "nowhere.zip"}, "no such file; expected a .zip"),
         ({"task": "rech"}, "did you mean 'reach'"),
         ({"model": "pusht-latent"}, "is a world of 'pusht', asked for 'tworoom'"),
@@ -171,7 +171,7 @@ def test_what_does_not_fit_is_said(policy: str, change: dict[str, Any], line: st
 
 def test_a_policy_of_other_features_is_refused(policy: str, exact: World) -> None:
     with pytest.raises(ValueError, match=r"observations of shape \(\d+,\); .* has features \(2,\)"):
-        resolve_policy(policy, "tworoom", exact)
+        find_candidate(policy, "tworoom", exact)
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ def test_one_side_alone(policy: str, side: str, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"real": True, "imagined": True}, {"episodes": 0}, {"doubt_limit": 0.0}, {"seed": -1}]
+    "wrong", [{"real": True, "imagined": True}, {"episodes": 0}, {"uncertainty_limit": 0.0}, {"seed": -1}]
 )
 def test_impossible_wishes_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="--"):
@@ -207,4 +207,4 @@ def test_impossible_wishes_are_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_the_words_are_all_known() -> None:
-    assert [resolve_policy(word, "tworoom").name for word in WORDS] == list(WORDS)
+    assert [find_candidate(word, "tworoom").name for word in ("random", "noop", "still")] == ["random", "noop", "still"]

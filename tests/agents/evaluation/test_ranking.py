@@ -217,7 +217,7 @@ def test_two_policies_will_do_and_are_said_to_tell_little(policies: list[str], t
         ({"policies": ("random",)}, "2 or more that differ"),
         ({"policies": ("random", "random")}, "2 or more that differ"),
         ({"policies": ("random", "still"), "episodes": 0}, "--episodes"),
-        ({"policies": ("random", "still"), "doubt_limit": -1.0}, "--doubt-limit"),
+        ({"policies": ("random", "still"), "uncertainty_limit": -1.0}, "--uncertainty-limit"),
     ],
 )
 def test_impossible_wishes_are_refused(settings: dict[str, Any], line: str) -> None:
