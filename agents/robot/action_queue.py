@@ -1,109 +1,113 @@
-"""ActionQueue: which action is due at which step of the robot, and what of a chunk is settled already.
+"""ActionQueue: maps each step of the robot to an action of the current chunk.
 
-Real-time chunking (Black, Galliker and Levine 2025, arXiv 2506.07339): while the robot goes on with one chunk, the next is thought
-from what is seen now. What will be done in the meantime is given to it as its prefix, so that it goes on from there, whichever
-moment it arrives at. Where nothing is left to do the robot rests, and the new chunk waits for as long as that took.
+Real-time chunking (Black, Galliker and Levine 2025, arXiv 2506.07339): while the robot carries out one chunk, the next is inferred
+from the newest frame. The actions that will be done in the meantime are given to the policy as a prefix, so that its chunk
+continues them whenever it arrives. Where nothing is left to do the robot rests, and the new chunk is delayed by as many steps.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from neuralsim.agents.robot.trajectory import TrajectoryBuffer
+from neuralsim.agents.safety.monitor import ImaginedChunk
 
 
 @dataclass(frozen=True, eq=False)
 class ActionChunk:
-    """A chunk ``(k, a)`` thought from the frame of step ``start``: ``actions[i]`` belongs to step ``start + i``. The first ``given``
-    of them were settled when it was asked for. ``foresight`` is what was imagined of it, None where nobody did; ``asked``: when the
-    frame came, in seconds of the loop's clock; ``seconds``: how long it took."""
+    """Chunk of actions inferred from the frame of one step."""
 
     number: int
     start: int
-    given: int
+    """Step of the frame: ``actions[i]`` belongs to step ``start + i``."""
+    prefix_length: int
+    """Leading actions that were settled when the chunk was requested."""
     actions: np.ndarray
-    foresight: Any
-    asked: float
+    """``(k, a)``."""
+    imagined: ImaginedChunk | None
+    """Imagined future of the chunk; None where nothing is imagined."""
+    frame_time: float
+    """Seconds of the loop's clock when the frame arrived."""
     seconds: float
+    """Time that inference took."""
 
     @property
     def end(self) -> int:
-        """The first step it says nothing of."""
+        """First step after its last action."""
         return self.start + len(self.actions)
 
 
 class ActionQueue:
-    """The plan in force, and the steps at which the robot rested for want of one."""
+    """The current chunk, and the steps at which the robot rested for want of one."""
 
     def __init__(self) -> None:
-        self.plan: ActionChunk | None = None
-        self.force = 0
-        """The step at which the plan came into force."""
+        self.chunk: ActionChunk | None = None
+        self.begun_at = 0
+        """Step at which the chunk took over."""
         self.late = 0
-        """Plans that came after the actions they were given had run out, with other actions done since."""
-        self._waited = 0
-        self._strayed = False
-        self._until: int | None = None
+        """Chunks that arrived after their prefix had run out, with other actions done since."""
+        self._delay = 0
+        self._diverged = False
+        self._stop_at: int | None = None
         self._rests: set[int] = set()
 
     @property
     def end(self) -> int | None:
-        """The first step that the plan has no action for; None without a plan."""
-        if self.plan is None:
+        """First step without an action; None without a chunk."""
+        if self.chunk is None:
             return None
-        end = self.plan.end + self._waited
-        return end if self._until is None else min(end, self._until)
+        end = self.chunk.end + self._delay
+        return end if self._stop_at is None else min(end, self._stop_at)
 
     def index(self, step: int) -> int | None:
-        """Which of the plan's actions is due at ``step``, or was; None where it says nothing."""
-        if self.plan is None or self.end is None or step >= self.end:
+        """Return the index in the chunk of the action at ``step``; None without one."""
+        if self.chunk is None or self.end is None or step >= self.end:
             return None
-        index = step - self.plan.start - self._waited
+        index = step - self.chunk.start - self._delay
         return index if index >= 0 else None
 
     def index_of_frame(self, step: int) -> int | None:
-        """How many of the plan's actions lead to the frame of ``step``: 1 to k; None where it was seen before they began, or other
-        actions led to it."""
-        if self.plan is None or self._strayed or (self._waited and step <= self.force):
+        """Return the number of the chunk's actions (1 to k) that lead to the frame of ``step``; None for a frame from before
+        they began, or after other actions."""
+        if self.chunk is None or self._diverged or (self._delay and step <= self.begun_at):
             return None
-        index = step - self.plan.start - self._waited
-        return index if 1 <= index <= len(self.plan.actions) else None
+        index = step - self.chunk.start - self._delay
+        return index if 1 <= index <= len(self.chunk.actions) else None
 
     def action(self, step: int) -> np.ndarray | None:
-        """What is due at ``step``, ``(a,)``; None: nothing, so that the robot rests."""
+        """Return the action ``(a,)`` of ``step``; None where the robot is to rest."""
         index = self.index(step)
-        return None if index is None or self.plan is None else self.plan.actions[index]
+        return None if index is None or self.chunk is None else self.chunk.actions[index]
 
-    def rested(self, step: int) -> None:
-        """There was nothing due at ``step``."""
+    def add_rest(self, step: int) -> None:
+        """Note that the robot rested at ``step``."""
         self._rests.add(step)
 
-    def settled(self, first: int, step: int, until: int, tape: TrajectoryBuffer) -> np.ndarray:
-        """What is done from step ``first`` on, as far as it can no longer be changed, ``(p, a)``: what was sent up to ``step``, then
-        what the plan has before ``until``."""
-        sent = tape.done(first, step)
-        planned = [action for i in range(step, until) if (action := self.action(i)) is not None]
-        return np.concatenate([sent, np.stack(planned)]) if planned else sent
+    def settled(self, first: int, step: int, until: int, trajectory: TrajectoryBuffer) -> np.ndarray:
+        """Return the actions from ``first`` on that cannot change any more, ``(p, a)``: those sent before ``step``, then those
+        queued before ``until``."""
+        sent = trajectory.actions(first, step)
+        queued = [action for i in range(step, until) if (action := self.action(i)) is not None]
+        return np.concatenate([sent, np.stack(queued)]) if queued else sent
 
     def stop_at(self, step: int) -> None:
-        """The plan in force ends before ``step``: the next cannot be there in time, and goes on from there."""
-        self._until = step
+        """End the current chunk before ``step``: the next cannot arrive in time, and begins there."""
+        self._stop_at = step
 
-    def swap(self, plan: ActionChunk, step: int) -> bool:
-        """Put ``plan`` in force for what is sent from ``step`` on; False if it has nothing left to say then."""
-        settled = plan.start + plan.given
-        waited = sum(settled <= i < step for i in self._rests)
-        if step - plan.start - waited >= len(plan.actions):
+    def replace(self, chunk: ActionChunk, step: int) -> bool:
+        """Use ``chunk`` for the actions from ``step`` on; False if it has none left by then."""
+        settled = chunk.start + chunk.prefix_length
+        delay = sum(settled <= i < step for i in self._rests)
+        if step - chunk.start - delay >= len(chunk.actions):
             return False
-        self._strayed = step - waited > settled
-        self.late += self._strayed
-        self.plan, self.force, self._waited, self._until = plan, step, waited, None
+        self._diverged = step - delay > settled
+        self.late += self._diverged
+        self.chunk, self.begun_at, self._delay, self._stop_at = chunk, step, delay, None
         self._rests = {i for i in self._rests if i >= step}
         return True
 
     def drop(self) -> None:
-        """Do nothing more of the plan in force."""
-        self.plan = self._until = None
+        """Drop the rest of the current chunk."""
+        self.chunk = self._stop_at = None

@@ -1,102 +1,84 @@
-"""Thinker: what happens between a frame and a plan: the policy proposes a chunk, and it is imagined before anybody may do it."""
+"""AsyncInference: turns an observation into a checked chunk; the policy predicts it, and its future is imagined before it is used."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 
 from neuralsim.agents.heads.chunk_policy import ActionChunkPolicy, ObservationHistory
 from neuralsim.agents.robot.action_queue import ActionChunk
-
-
-class MonitorVerdict(Protocol):
-    """Whether something is allowed, and if not, why."""
-
-    @property
-    def allowed(self) -> bool: ...
-
-    @property
-    def reasons(self) -> tuple[str, ...]: ...
-
-
-class Guard(Protocol):
-    """What stands between policy and robot; ``agents.safety.SafetyMonitor`` is one."""
-
-    def limit(self, action: np.ndarray, previous: np.ndarray | None, place: Mapping[str, float] | None) -> np.ndarray:
-        """What of ``action`` ``(a,)`` may really be sent after ``previous``, where the robot is at ``place``."""
-
-    def imagine(self, seen: ObservationHistory, chunk: np.ndarray) -> Any:
-        """What comes of ``chunk`` ``(k, a)`` after ``seen`` (one row); its ``verdict`` is a Verdict."""
-
-    def compare(self, foresight: Any, step: int, seen: ObservationHistory) -> MonitorVerdict:
-        """Whether the newest frame of ``seen``, ``step`` actions into the chunk, is what was imagined."""
+from neuralsim.agents.safety.monitor import SafetyMonitor
 
 
 @dataclass(frozen=True, eq=False)
 class InferenceRequest:
-    """Think from ``seen`` (one row), whose newest frame is of step ``start``, going on from ``prefix`` ``(p, a)``. ``asked`` and
-    ``frame_came``: seconds of the loop's clock; ``round``: which run of the loop wants to know."""
+    """Request for a chunk that continues ``prefix``."""
 
-    round: int
     number: int
-    seen: ObservationHistory
+    history: ObservationHistory
+    """One row."""
     start: int
+    """Step of its newest frame."""
     prefix: np.ndarray
+    """Settled actions ``(p, a)`` from ``start`` on."""
     seed: int
-    asked: float
-    frame_came: float
+    requested: float
+    """Seconds of the loop's clock."""
+    frame_time: float
+    """Seconds of the loop's clock when the newest frame arrived."""
 
 
 @dataclass(frozen=True, eq=False)
 class InferenceResult:
-    """A plan, and why it is refused (empty: it is not). ``proposed`` and ``imagined``: seconds that either took."""
+    """Chunk, and the reasons to refuse it."""
 
     request: InferenceRequest
-    plan: ActionChunk
+    chunk: ActionChunk
     refused: tuple[str, ...]
-    proposed: float
-    imagined: float
+    """Empty where it is allowed."""
+    predict_s: float
+    imagine_s: float
 
     @property
     def seconds(self) -> float:
-        """How long the decision took."""
-        return self.proposed + self.imagined
+        """Time that the whole inference took."""
+        return self.predict_s + self.imagine_s
 
 
 class AsyncInference:
-    """``policy``, and ``guard`` to imagine what it proposes (None: nothing is imagined)."""
+    """Work of the inference thread: ``policy`` predicts, ``monitor`` imagines (None: nothing is imagined)."""
 
-    def __init__(self, policy: ActionChunkPolicy, guard: Guard | None) -> None:
-        self.policy, self.guard = policy, guard
+    def __init__(self, policy: ActionChunkPolicy, monitor: SafetyMonitor | None) -> None:
+        self.policy, self.monitor = policy, monitor
 
     def __call__(self, request: InferenceRequest) -> InferenceResult:
-        """A ValueError says what is wrong with what the policy proposes."""
+        """Answer ``request``. Raises ValueError for a chunk of the wrong shape, without its prefix, or with NaN."""
         begin = time.perf_counter()
         prefix = request.prefix
-        proposed = self.policy.predict_action_chunk(request.seen, [request.seed], prefix[None] if len(prefix) else None)
-        actions = self._checked(np.asarray(proposed), prefix)
-        middle = time.perf_counter()
-        foresight, refused = None, ()
-        if self.guard is not None:
-            foresight = self.guard.imagine(request.seen, actions)
-            refused = () if foresight.verdict.allowed else tuple(foresight.verdict.reasons) or ("no reason given",)
-        end = middle if self.guard is None else time.perf_counter()
-        plan = ActionChunk(
-            request.number, request.start, len(prefix), actions, foresight, request.frame_came, end - begin
+        predicted = self.policy.predict_action_chunk(
+            request.history, [request.seed], prefix[None] if len(prefix) else None
         )
-        return InferenceResult(request, plan, refused, middle - begin, end - middle)
+        actions = self._check(np.asarray(predicted), prefix)
+        middle = time.perf_counter()
+        imagined, refused = None, ()
+        if self.monitor is not None:
+            imagined = self.monitor.imagine(request.history, actions)
+            refused = () if imagined.verdict.allowed else tuple(imagined.verdict.reasons) or ("no reason given",)
+        end = middle if self.monitor is None else time.perf_counter()
+        chunk = ActionChunk(
+            request.number, request.start, len(prefix), actions, imagined, request.frame_time, end - begin
+        )
+        return InferenceResult(request, chunk, refused, middle - begin, end - middle)
 
-    def _checked(self, proposed: np.ndarray, prefix: np.ndarray) -> np.ndarray:
+    def _check(self, predicted: np.ndarray, prefix: np.ndarray) -> np.ndarray:
         spec, expected = self.policy.spec, (1, self.policy.chunk, self.policy.spec.action_size)
-        if proposed.shape != expected:
-            raise ValueError(f"policy: expected actions {expected}, got {proposed.shape}")
-        actions = proposed[0]
+        if predicted.shape != expected:
+            raise ValueError(f"policy: expected actions {expected}, got {predicted.shape}")
+        actions = predicted[0]
         if not spec.discrete:
-            actions = np.where(np.isnan(actions), np.nan, np.clip(actions, -1, 1))  # NaN is told, too much is cut
+            actions = np.where(np.isnan(actions), np.nan, np.clip(actions, -1, 1))  # clipped, but NaN stays an error
         actions = spec.check_actions(actions, "policy: actions")
         if not np.array_equal(actions[: len(prefix)], prefix):
             raise ValueError(

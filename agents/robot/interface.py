@@ -1,24 +1,42 @@
-"""Body: a robot in the terms of a world: frames and actions as its models have them, numbered by the robot's steps."""
+"""RobotInterface: a robot in the terms of a world: frames and actions as its models have them, numbered by the robot's steps."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from neuralsim.agents.robot.timing import Clock
 from neuralsim.agents.robot.trajectory import TimedObservation
+from neuralsim.agents.robot.wrappers import TimeoutRobot
 from neuralsim.envs.robots.camera import Camera
-from neuralsim.envs.robots.robot import Robot, StaleFrame, check_actions_fit, physical_action, world_action
+from neuralsim.envs.robots.robot import (
+    Robot,
+    StaleFrame,
+    check_actions_fit,
+    physical_action,
+    read_step,
+    read_timestamp,
+    send_world_action,
+)
 from neuralsim.spec import WorldSpec
 
-UNSEEN = ("timestamp", "step", "truth")
+NO_READINGS = ("timestamp", "step", "truth")
+"""Numbers of an observation that are no readings of the robot."""
 
 
 class RobotInterface:
-    """``robot`` as ``spec`` has it. ``stale``: seconds without a new frame after which StaleFrame is raised, infinity for never; a
-    robot that tells no ``timestamp`` must notice that itself. Where it tells no ``step``, a frame is taken to be of the moment it is
-    asked for."""
+    """Frames and actions of ``spec`` on ``robot``.
+
+    Args:
+        robot: LeRobot's verbs.
+        spec: world of the policy.
+        clock: clock of the loop.
+        camera: one of the robot's; needed where it has several.
+        stale: seconds without a newer frame after which StaleFrame is raised; infinity for never. A robot that reports no
+            ``timestamp`` must notice that itself.
+    """
 
     def __init__(
         self, robot: Robot, spec: WorldSpec, clock: Clock, camera: Camera | None = None, stale: float = float("inf")
@@ -45,42 +63,56 @@ class RobotInterface:
         self._camera.check(pictures[self._camera.name])
 
     def begin(self) -> None:
-        """Count and wait anew: the robot was put somewhere else."""
+        """Begin an episode: the robot may have been put somewhere else, and its clock and count may have been reset."""
         self._count = 0
-        self._taken: float | None = None
-        self._came = self.clock.now()
+        self._newest: float | None = None
+        self._received = self.clock.now()
 
-    def look(self) -> TimedObservation:
-        """The newest frame."""
+    def observe(self) -> TimedObservation:
+        """Return the newest observation."""
         if self._camera is None:
-            raise RuntimeError("RobotInterface.look before connect")
+            raise RuntimeError("RobotInterface.observe before connect")
         observation, now = self.robot.get_observation(), self.clock.now()
-        taken = float(observation.get("timestamp", now))
-        if taken != self._taken:
-            self._taken, self._came = taken, now
-        elif now - self._came > self.stale:
+        timestamp, step = read_timestamp(self.robot, observation), read_step(self.robot, observation)
+        timestamp = now if timestamp is None else timestamp
+        if self._newest is None or timestamp > self._newest:
+            self._newest, self._received = timestamp, now
+        elif now - self._received > self.stale:
             raise StaleFrame(
-                f"robot {self.robot.name!r}: no new frame for {now - self._came:.2f} s: camera or link are lost"
+                f"robot {self.robot.name!r}: no new frame for {now - self._received:.2f} s: camera or link are lost"
             )
         return TimedObservation(
-            step=int(observation.get("step", self._count)),
+            step=self._count if step is None else step,
             frame=self._camera.frame(observation, self.spec),
-            taken=taken,
-            came=self._came,
-            place={k: float(v) for k, v in observation.items() if k not in UNSEEN and np.ndim(v) == 0},
-            truth=observation.get("truth"),
+            timestamp=timestamp,
+            received=self._received,
+            readings=_readings(observation),
+            ground_truth=observation.get("truth"),
         )
 
     def send(self, action: np.ndarray) -> np.ndarray | None:
-        """Ask for ``action`` ``(a,)``; what was really sent, or None where the robot took nothing."""
-        asked = physical_action(self.spec, action)
-        sent: dict[str, Any] = self.robot.send_action(asked)
-        if not sent:
-            return None
-        self._count += 1
-        # What came back unchanged is the action itself, not what is left of it after a division.
-        return action if all(sent.get(k) == v for k, v in asked.items()) else world_action(self.spec, sent)
+        """Send ``action`` ``(a,)``; return the one really sent, or None where the robot refused it."""
+        sent = send_world_action(self.robot, self.spec, action)
+        self._count += sent is not None
+        return sent
 
     def rest(self) -> None:
-        """Ask for what does nothing."""
-        self.send(self.spec.rest_action())
+        """Send the action that does nothing, beside a call that hangs where there is one. Raises RuntimeError where the robot
+        refuses it."""
+        action = physical_action(self.spec, self.spec.rest_action())
+        send = self.robot.send_rest if isinstance(self.robot, TimeoutRobot) else self.robot.send_action
+        answer: Any = send(action)
+        if isinstance(answer, Mapping) and not answer:
+            raise RuntimeError(f"robot {self.robot.name!r} refused it")
+
+
+def _readings(observation: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers among ``observation`` by name."""
+    values = {name: value for name, value in observation.items() if name not in NO_READINGS and np.ndim(value) == 0}
+    readings = {}
+    for name, value in values.items():
+        try:
+            readings[name] = float(value)
+        except (TypeError, ValueError):  # a text or None is no reading
+            continue
+    return readings

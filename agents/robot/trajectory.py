@@ -1,4 +1,7 @@
-"""Tape: what a robot saw and did, by its own steps, so that frames which come late, twice or not at all never shift an action."""
+"""TrajectoryBuffer: observations and actions of a robot by step number.
+
+Frames that arrive late, twice or not at all never shift an action, for both are kept by the robot's own count of steps.
+"""
 
 from __future__ import annotations
 
@@ -14,69 +17,80 @@ from neuralsim.data.episode import Episode
 from neuralsim.spec import WorldSpec
 
 LONGEST = 1000
-"""Actions after which a tape is cut, so that long runs reach the disk and leave memory."""
+"""Actions after which a buffer is written out, so that long runs reach the disk and leave memory."""
 
 
 @dataclass(frozen=True, eq=False)
 class TimedObservation:
-    """A frame uint8 ``(h, w, 3)`` after ``step`` actions; when it was ``taken`` (seconds of the robot's clock) and ``came`` (of the
-    loop's), the robot's other numbers by name, and of a simulator the ``truth``: state ``(s,)``, coverage, success."""
+    """One observation of the robot."""
 
     step: int
+    """Actions carried out before it."""
     frame: np.ndarray
-    taken: float
-    came: float
-    place: Mapping[str, float] = field(default_factory=dict)
-    truth: Mapping[str, Any] | None = None
+    """uint8 ``(h, w, 3)``."""
+    timestamp: float
+    """Seconds of the robot's clock when the frame was taken."""
+    received: float
+    """Seconds of the loop's clock when the frame was first seen."""
+    readings: Mapping[str, float] = field(default_factory=dict)
+    """Other numbers of the robot by name."""
+    ground_truth: Mapping[str, Any] | None = None
+    """Of a simulator: state ``(s,)``, coverage, success."""
 
 
 class TrajectoryBuffer:
-    """One stretch of driving. Action i carries the robot from step i to step i + 1; of several frames of one step the newest
-    counts."""
+    """Stretch of an episode. Action i leads from step i to step i + 1; of several frames of one step the newest counts."""
 
     def __init__(self, spec: WorldSpec) -> None:
         self.spec = spec
-        self._sights: dict[int, TimedObservation] = {}
+        self._observations: dict[int, TimedObservation] = {}
         self._actions: dict[int, np.ndarray] = {}
-        self._notes: dict[int, Mapping[str, Any]] = {}
-        self._from: int | None = None  # what lies before is on an earlier tape
+        self._metadata: dict[int, Mapping[str, Any]] = {}
+        self._first: int | None = None  # earlier steps are in an earlier buffer
         self.newest: TimedObservation | None = None
-        """The sight of the latest step."""
+        """Observation of the latest step."""
 
     def __len__(self) -> int:
         return len(self._actions)
 
-    def see(self, sight: TimedObservation) -> bool:
-        """Keep a frame; whether it is the newest there is."""
-        known = self._sights.get(sight.step)
-        if known is None or sight.taken > known.taken:
-            self._sights[sight.step] = sight
-        if self.newest is None or (sight.step, sight.taken) > (self.newest.step, self.newest.taken):
-            self.newest = sight
+    def add_observation(self, observation: TimedObservation) -> bool:
+        """Keep ``observation``; True if it is the newest there is."""
+        known = self._observations.get(observation.step)
+        if known is None or observation.timestamp > known.timestamp:
+            self._observations[observation.step] = observation
+        newest = self.newest
+        if newest is None or (observation.step, observation.timestamp) > (newest.step, newest.timestamp):
+            self.newest = observation
             return True
         return False
 
-    def did(self, step: int, action: np.ndarray, note: Mapping[str, Any]) -> None:
-        """What was really sent as action number ``step``, and what there is to say of it, as plain JSON."""
-        self._actions[step], self._notes[step] = action, note
+    def add_action(self, step: int, action: np.ndarray, metadata: Mapping[str, Any]) -> None:
+        """Store the action ``(a,)`` sent at ``step`` and its JSON metadata."""
+        self._actions[step], self._metadata[step] = action, metadata
 
-    def done(self, first: int, until: int) -> np.ndarray:
-        """Actions ``first`` to ``until`` - 1, ``(n, a)``; a KeyError where one of them was not sent."""
+    def actions(self, first: int, until: int) -> np.ndarray:
+        """Return actions ``first`` to ``until`` - 1, ``(n, a)``; a KeyError where one of them was not sent."""
         none = np.zeros((0, self.spec.action_size), self.spec.action_dtype)
         return np.stack([self._actions[i] for i in range(first, until)]) if until > first else none
 
-    def seen(self, sight: TimedObservation) -> ObservationHistory:
-        """What was seen and done up to ``sight``, one row: at most the spec's context, and no further back than frames and actions
-        are without a gap."""
-        first = sight.step
-        while sight.step - first + 1 < self.spec.context and first - 1 in self._sights and first - 1 in self._actions:
+    def history(self, observation: TimedObservation) -> ObservationHistory:
+        """Return one row of history up to ``observation``: at most the spec's context, without gaps in frames or actions."""
+        first = observation.step
+        while (
+            observation.step - first + 1 < self.spec.context
+            and first - 1 in self._observations
+            and first - 1 in self._actions
+        ):
             first -= 1
-        frames = [*(self._sights[i].frame for i in range(first, sight.step)), sight.frame]
-        return ObservationHistory(np.stack(frames)[None], self.done(first, sight.step)[None])
+        frames = [*(self._observations[i].frame for i in range(first, observation.step)), observation.frame]
+        return ObservationHistory(np.stack(frames)[None], self.actions(first, observation.step)[None])
 
     def episodes(self, provenance: Mapping[str, Any]) -> list[Episode]:
-        """The tape as whole episodes: where a frame is missing one ends, and the next begins. Where the truth is known its states,
-        coverage (as reward) and success (as end) are theirs; elsewhere rewards are 0, and ``provenance["rewards"]`` is "unknown"."""
+        """Return the buffer as whole episodes; a missing frame ends one and begins the next.
+
+        Where the ground truth is known, its states, coverage (as reward) and success (as termination) are recorded; elsewhere
+        rewards are 0, and ``provenance["rewards"]`` is "unknown".
+        """
         steps = self._steps()
         joined = [b == a + 1 and a in self._actions for a, b in pairwise(steps)]
         runs: list[list[int]] = [[steps[0]]] if steps else []
@@ -88,48 +102,48 @@ class TrajectoryBuffer:
         return [self._episode(run, provenance) for run in runs if len(run) > 1]
 
     def video(self, provenance: Mapping[str, Any]) -> list[Episode]:
-        """All frames in order as video without actions; nothing of fewer than two."""
-        sights = [self._sights[i] for i in self._steps()]
-        if len(sights) < 2:
+        """Return all frames in order as video without actions; empty for fewer than two."""
+        observations = [self._observations[i] for i in self._steps()]
+        if len(observations) < 2:
             return []
-        told = {**provenance, "frame_times": [s.taken for s in sights]}
-        return [Episode.of_video(np.stack([s.frame for s in sights]), told)]
+        times = {"frame_times": [o.timestamp for o in observations]}
+        return [Episode.of_video(np.stack([o.frame for o in observations]), {**provenance, **times})]
 
-    def rest(self) -> TrajectoryBuffer:
-        """An empty tape that begins where this one ends, with as much of the past as a policy looks at."""
-        tape = TrajectoryBuffer(self.spec)
+    def continuation(self) -> TrajectoryBuffer:
+        """Return an empty buffer that begins where this one ends, with as much history as a policy reads."""
+        rest = TrajectoryBuffer(self.spec)
         if self.newest is not None:
             for step in range(self.newest.step - self.spec.context + 1, max([self.newest.step, *self._actions]) + 1):
-                if step in self._sights:
-                    tape.see(self._sights[step])
+                if step in self._observations:
+                    rest.add_observation(self._observations[step])
                 if step in self._actions:
-                    tape.did(step, self._actions[step], self._notes[step])
-            tape._from = self.newest.step
-        return tape
+                    rest.add_action(step, self._actions[step], self._metadata[step])
+            rest._first = self.newest.step
+        return rest
 
     def _steps(self) -> list[int]:
-        """Steps of which there is a frame, that no earlier tape has."""
-        return sorted(i for i in self._sights if self._from is None or i >= self._from)
+        """Return the steps with a frame that no earlier buffer has."""
+        return sorted(i for i in self._observations if self._first is None or i >= self._first)
 
     def _episode(self, run: list[int], provenance: Mapping[str, Any]) -> Episode:
-        sights, steps = [self._sights[i] for i in run], run[:-1]
-        truths = [s.truth for s in sights if s.truth is not None]
-        known = len(truths) == len(sights)
+        observations, steps = [self._observations[i] for i in run], run[:-1]
+        truths = [o.ground_truth for o in observations if o.ground_truth is not None]
+        known = len(truths) == len(observations)
         truncated = np.zeros(len(steps), bool)
         truncated[-1] = True
-        notes = [self._notes[i] for i in steps]
-        told = {
+        metadata = [self._metadata[i] for i in steps]
+        details = {
             "first_step": run[0],
-            "frame_times": [s.taken for s in sights],
+            "frame_times": [o.timestamp for o in observations],
             "rewards": "true" if known else "unknown",
-            "ticks": {key: [note.get(key) for note in notes] for key in notes[0]},
+            "ticks": {key: [entry.get(key) for entry in metadata] for key in metadata[0]},
         }
         return Episode(
-            frames=np.stack([s.frame for s in sights]),
-            actions=self.done(run[0], run[-1]),
+            frames=np.stack([o.frame for o in observations]),
+            actions=self.actions(run[0], run[-1]),
             rewards=np.array([t["coverage"] for t in truths[1:]] if known else np.zeros(len(steps)), np.float32),
             terminated=np.array([t["success"] for t in truths[1:]] if known else np.zeros(len(steps)), bool),
             truncated=truncated,
             states=np.array([t["state"] for t in truths], np.float32) if known else None,
-            provenance={**provenance, **told},
+            provenance={**provenance, **details},
         )
