@@ -80,6 +80,7 @@ PUSHT = RealWorld(
     ),
     robot=RobotSettings(
         limits="neuralsim.agents.safety.limits:pusht_limits",
+        faults="neuralsim.agents.safety.fault_injection:pusht_faults",
         simulated="neuralsim.envs.pusht.robot:PushTRobot",
         server=_pusht_robot_server,
     ),

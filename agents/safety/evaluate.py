@@ -20,6 +20,7 @@ from neuralsim.agents.safety.monitor import SafetyMonitor
 from neuralsim.agents.safety.transition_classifier import TRAINING, WINDOW, TransitionClassifier, Transitions
 from neuralsim.data.store import EpisodeStore
 from neuralsim.envs.pusht.env import PushTRealEnv
+from neuralsim.envs.registry import find_real_world, real_worlds
 from neuralsim.evaluation.report import Metric, Report, Target
 from neuralsim.evaluation.statistics import Estimate, wilson
 from neuralsim.pretrained.world import World, open_world
@@ -71,8 +72,10 @@ class SafetyConfig:
     """Where the model runs: auto, cpu or cuda."""
 
     def __post_init__(self) -> None:
-        if self.world != "pusht":
-            raise ValueError(f"safety: faults are known for the true world 'pusht', got {self.world!r}")
+        real_world = find_real_world(self.world)
+        if real_world is None or real_world.robot.faults is None:
+            known = ", ".join(name for name, world in real_worlds().items() if world.robot.faults is not None)
+            raise ValueError(f"safety: faults are known for the real worlds {known}, got {self.world!r}")
         for name, least in (("chunks", 1), ("length", 2), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name}: expected {least} or more, got {getattr(self, name)}")
@@ -151,8 +154,8 @@ def measure_safety(config: SafetyConfig, show: bool = False) -> tuple[Report, li
 
     Raises ValueError for a model of another world, or too few episodes for a chunk."""
     world = open_world(config.model, config.device)
-    if world.spec.name != "pusht":
-        raise ValueError(f"--model {config.model}: expected a world of pusht, got one of {world.spec.name!r}")
+    if world.spec.name != config.world:
+        raise ValueError(f"--model {config.model}: expected a world of {config.world}, got one of {world.spec.name!r}")
     monitor = SafetyMonitor(world, pusht_limits())
     stores = _stores(config, world, show)
     fitted = config.calibrate or monitor.mismatch is None
@@ -311,16 +314,16 @@ def _stores(config: SafetyConfig, world: World, show: bool) -> list[EpisodeStore
     """Episodes the model has never seen: of the explorer, and of the expert."""
     if config.data is not None:
         return [EpisodeStore(config.data)]
-    size = world.spec.height
+    name, size = world.spec.name, world.spec.height
     with progress(show) as bar:
 
         def told(name: str) -> Callable[[int, int], None]:
             task = bar.add_task(name, total=None)
             return lambda done, wanted: bar.update(task, completed=done, total=wanted)
 
-        explored = held_out_store(held_out_folder("pusht", size), size=size, progress=told("held-out episodes"))
+        explored = held_out_store(held_out_folder(name, size), size=size, world=name, progress=told("held-out episodes"))
         shown = demonstration_store(
-            Path("data") / f"pusht-demos{'' if size == 64 else f'-{size}'}",
+            Path("data") / f"{name}-demos{'' if size == 64 else f'-{size}'}",
             size=size,
             seed=DEMONSTRATION_SEED,
             progress=told("demonstrations"),

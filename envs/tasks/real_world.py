@@ -63,7 +63,7 @@ class ScriptedPolicies:
 
 @dataclass(frozen=True)
 class TeleopSettings:
-    """How a person plays a world, and what its figures are called on the screen."""
+    """Keys and pace with which a person plays a world, and the names of its figures on the screen."""
 
     keyboard: EntryPoint | None = None
     """``()`` -> a Keyboard; None: one laid out by the world's spec."""
@@ -85,6 +85,8 @@ class RobotSettings:
 
     limits: EntryPoint | None = None
     """``()`` -> the Limits of the safety monitor."""
+    faults: EntryPoint | None = None
+    """Faults with which the safety monitor is tested."""
     simulated: EntryPoint | None = None
     """``(seed=, truth=)`` -> a simulated Robot that steps when it is sent an action."""
     server: EntryPoint | None = None
@@ -154,7 +156,7 @@ class RealWorld:
     fresh_env: bool = False
     """Every collected episode has an environment of its own, so that nothing of another's is left in it."""
     source: Mapping[str, Any] = field(default_factory=dict)
-    """How to make the environment again, for stores; empty for a registered world."""
+    """Record for stores from which the environment can be made again; empty for a registered world."""
     remarks: Callable[[Size], tuple[str, ...]] = lambda size: ()
     """Lines that 'neuralsim collect' prints of how the environment became a world."""
 

@@ -53,7 +53,7 @@ class RLTask:
     known_world: RealWorld | None = None
     """The real world to be tried in; None: the registered one of the name ``world``."""
     unknown: str = ""
-    """Why there is no real world."""
+    """Reason why there is no real world."""
     outcome: str = "success"
     """Meaning of an end: ``success``, or just ``terminated``, for most worlds end when something goes wrong."""
 
