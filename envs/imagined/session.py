@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 
 from neuralsim.envs.imagined.config import RENDER_MODES, ImaginedEnvConfig
-from neuralsim.imagination import Imagination
+from neuralsim.imagination import Imagination, ImaginationConfig
 from neuralsim.pretrained.world import World, open_world
 from neuralsim.spec import WorldSpec
 from neuralsim.transition import Chunk, Transition
@@ -39,12 +39,7 @@ class ImaginedSession:
             config.task,
             num_envs=num_envs,
             starts=opened.starts,
-            horizon=config.horizon,
-            uncertainty_limit=config.uncertainty_limit,
-            temperature=config.temperature,
-            denoise_steps=config.denoise_steps,
-            lean=config.lean,
-            precision=config.precision,
+            config=ImaginationConfig(**{f.name: getattr(config, f.name) for f in fields(ImaginationConfig)}),
         )
         return cls(imagination, config)
 
