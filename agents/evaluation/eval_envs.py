@@ -9,8 +9,8 @@ import numpy as np
 from neuralsim.agents.policies.policy import ObservationKind
 from neuralsim.agents.policies.rollout import RolloutEnv, StepResult
 from neuralsim.envs.tasks.rl_task import RLTask
-from neuralsim.envs.wrappers.discrete_actions import as_actions
-from neuralsim.envs.wrappers.features import Encoder
+from neuralsim.envs.wrappers.discrete_actions import to_actions
+from neuralsim.envs.wrappers.features import FeatureEncoder
 from neuralsim.imagination import Imagination
 from neuralsim.pretrained.starts import Starts
 from neuralsim.pretrained.world import World
@@ -67,7 +67,7 @@ class ImaginedEvalEnv:
         self.imagination.reset(seeds=[int(i) for i in which], options={"start": which})
 
     def step(self, actions: np.ndarray, live: np.ndarray) -> StepResult:
-        t = self.imagination.step(as_actions(actions, self.spec.action_size, self.spec.action_choices), live)
+        t = self.imagination.step(to_actions(actions, self.spec.action_size, self.spec.action_choices), live)
         success = t.terminated
         if self.is_success is not None:
             success = success | self.is_success(self.imagination.view.world_state.double().cpu().numpy())
@@ -90,7 +90,7 @@ class RealEvalEnv:
         self.resets = _resets(rl_task, starts)
         size = (world.spec.height, world.spec.width)
         self.envs = [rl_task.env(size) for _ in range(n_envs)]
-        self.encoder = Encoder(world.model, n_envs)
+        self.encoder = FeatureEncoder(world.model, n_envs)
         self.n_envs, self.observation = n_envs, observation
         self.spec = world.spec
         self._frames = np.zeros((n_envs, *world.spec.frame_shape), np.uint8)
@@ -103,7 +103,7 @@ class RealEvalEnv:
         self._encode(np.arange(self.n_envs))
 
     def step(self, actions: np.ndarray, live: np.ndarray) -> StepResult:
-        actions = as_actions(actions, self.spec.action_size, self.spec.action_choices)
+        actions = to_actions(actions, self.spec.action_size, self.spec.action_choices)
         reward = np.zeros(self.n_envs)
         terminated, truncated, success, doubted = (np.zeros(self.n_envs, bool) for _ in range(4))
         rows = np.flatnonzero(live)
@@ -112,7 +112,7 @@ class RealEvalEnv:
                 self.spec.to_space(actions[i])
             )
             success[i] = info["success"]
-        self.encoder.follow(actions[rows], self._frames[rows], rows)
+        self.encoder.append(actions[rows], self._frames[rows], rows)
         self._encode(rows)
         return StepResult(reward, terminated, truncated, success, doubted)
 

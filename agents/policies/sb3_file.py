@@ -19,7 +19,7 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
-from neuralsim.envs.wrappers.discrete_actions import as_actions, moves
+from neuralsim.envs.wrappers.discrete_actions import discrete_actions, to_actions
 
 NOTE = "neuralsim.json"
 """The file inside the zip that says what the policy is for."""
@@ -77,7 +77,7 @@ class LoadedPolicy:
     ) -> tuple[np.ndarray, Any]:
         """See Stable-Baselines3's BasePolicy.predict."""
         chosen, state = self.network.predict(observation, state, episode_start, deterministic)
-        return (chosen if self.own else as_actions(chosen, self.action_size)), state
+        return (chosen if self.own else to_actions(chosen, self.action_size)), state
 
 
 def save_policy(model: Any, path: Path, note: PolicyNote) -> None:
@@ -159,9 +159,9 @@ def load_policy(
     acts: spaces.Space[Any] = action_space or spaces.Box(-1.0, 1.0, (action_size,), np.float32)
     if algorithm == "dqn" and action_space is None:
         choices = int(weights[_last_layer(weights, TRUNKS["dqn"])].shape[0])
-        if choices != len(moves(action_size)):
+        if choices != len(discrete_actions(action_size)):
             raise ValueError(
-                f"{place}: chooses among {choices} actions, this world has {len(moves(action_size))} moves"
+                f"{place}: chooses among {choices} actions, this world has {len(discrete_actions(action_size))} moves"
             )
         acts = spaces.Discrete(choices)
     try:

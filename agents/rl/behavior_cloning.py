@@ -20,7 +20,7 @@ from neuralsim.data.episode import Episode
 from neuralsim.data.store import EpisodeStore
 from neuralsim.envs.imagined.sb3_vec_env import ImaginedVecEnv
 from neuralsim.envs.tasks.rl_task import RLTask
-from neuralsim.envs.wrappers.features import Encoder, FeatureVecEnv
+from neuralsim.envs.wrappers.features import FeatureEncoder, FeatureVecEnv
 from neuralsim.pretrained.world import World
 
 TOGETHER = 64
@@ -106,14 +106,14 @@ def demonstrations(world: World, rl_task: RLTask, store: EpisodeStore, held_out:
     for first in range(0, len(rows), TOGETHER):
         episodes = [store[i] for i in rows[first : first + TOGETHER]]
         lengths = np.array([_until(rl_task, e, store) for e in episodes])
-        encoder = Encoder(world.model, len(episodes))
+        encoder = FeatureEncoder(world.model, len(episodes))
         encoder.begin(np.arange(len(episodes)), np.stack([e.frames[0] for e in episodes]))
         for t in range(lengths.max()):
             going = np.flatnonzero(lengths > t)
             actions = np.stack([episodes[i].actions[t] for i in going])
             seen.append(encoder.features(going))
             done.append(actions)
-            encoder.follow(actions, np.stack([episodes[i].frames[t + 1] for i in going]), going)
+            encoder.append(actions, np.stack([episodes[i].frames[t + 1] for i in going]), going)
     return Demonstrations(torch.from_numpy(np.concatenate(seen)), torch.from_numpy(np.concatenate(done)))
 
 

@@ -20,8 +20,8 @@ from neuralsim.data.episode import Episode
 from neuralsim.data.store import EpisodeStore
 from neuralsim.envs.registry import find_real_world, get_real_world
 from neuralsim.envs.tasks.rl_task import RLTask
-from neuralsim.envs.wrappers.discrete_actions import as_actions
-from neuralsim.envs.wrappers.features import Encoder
+from neuralsim.envs.wrappers.discrete_actions import to_actions
+from neuralsim.envs.wrappers.features import FeatureEncoder
 from neuralsim.evaluation.statistics import Bootstrap, mean
 from neuralsim.models.latent_world import LatentWorld
 from neuralsim.noise import Noise
@@ -78,7 +78,7 @@ class DynaRounds:
         store = EpisodeStore.create(self.folder / "true", env.get_wrapper_attr("spec_world"), names)
         if self.number in store.shard_numbers():  # killed in the training after
             return store
-        encoder, made = Encoder(model, 1), []
+        encoder, made = FeatureEncoder(model, 1), []
         for i in range(self.episodes):
             number = 1 + self.seed * 1_000_003 + 10_000 * self.number + i
             seed = 20 * number if i % 5 == 0 else 20 * number + 1
@@ -145,7 +145,7 @@ def drift_of(model: Any, store: EpisodeStore, episodes: list[int]) -> dict[str, 
 
 
 def _episode(
-    env: Any, encoder: Encoder, policy: Any, seed: int, rl_task: RLTask, number: int, knows_states: bool
+    env: Any, encoder: FeatureEncoder, policy: Any, seed: int, rl_task: RLTask, number: int, knows_states: bool
 ) -> Episode:
     """One true episode of ``policy`` as it explores, until its end."""
     spec = encoder.model.spec
@@ -156,9 +156,9 @@ def _episode(
     done = False
     while not done:
         chosen, _ = policy.predict(encoder.features(), deterministic=False)
-        action = as_actions(chosen, spec.action_size, spec.action_choices)[0]
+        action = to_actions(chosen, spec.action_size, spec.action_choices)[0]
         frame, _, terminated, truncated, info = env.step(spec.to_space(action))
-        encoder.follow(action[None], frame[None])
+        encoder.append(action[None], frame[None])
         frames.append(frame)
         if knows_states:
             states.append(env.unwrapped.state())

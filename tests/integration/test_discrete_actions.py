@@ -27,7 +27,7 @@ from neuralsim.data.windows import WindowSampler
 from neuralsim.envs.imagined.env import ImaginedEnv
 from neuralsim.envs.imagined.sb3_vec_env import ImaginedVecEnv
 from neuralsim.envs.imagined.vector_env import ImaginedVectorEnv
-from neuralsim.envs.wrappers.discrete_actions import DiscreteActionEnv, as_actions
+from neuralsim.envs.wrappers.discrete_actions import DiscreteActionEnv, to_actions
 from neuralsim.envs.wrappers.features import FeatureEnv
 from neuralsim.evaluation.long_horizon import random_keys
 from neuralsim.evaluation.rollouts import Windows, roll_out
@@ -436,7 +436,7 @@ def test_stable_baselines_learns_in_a_world_of_choices() -> None:
     PPO("MlpPolicy", ground(ONE), n_steps=8, batch_size=8, n_epochs=1, seed=0).learn(16)
     PPO("MlpPolicy", ground(TWO), n_steps=8, batch_size=8, n_epochs=1, seed=0).learn(16)
     chosen, _ = dqn.predict(np.zeros((3, 2), np.float32))
-    assert ONE.check_actions(as_actions(chosen, 1, ONE.action_choices)).shape == (3, 1)
+    assert ONE.check_actions(to_actions(chosen, 1, ONE.action_choices)).shape == (3, 1)
     with pytest.raises(ValueError, match="choices of its own"):
         DiscreteActionEnv(ImaginedEnv(exact(ONE)))
 

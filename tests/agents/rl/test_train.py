@@ -28,7 +28,7 @@ from neuralsim.agents.rl.train import RLTrainer, train_agent
 from neuralsim.agents.rl.vec_envs import Sound, make_imagined_vec_env, make_real_vec_env
 from neuralsim.envs.imagined.sb3_vec_env import ImaginedVecEnv
 from neuralsim.envs.tasks.rl_task import find_task
-from neuralsim.envs.wrappers.discrete_actions import as_actions
+from neuralsim.envs.wrappers.discrete_actions import to_actions
 from neuralsim.envs.wrappers.features import FeatureEnv
 from neuralsim.pretrained.world import open_world
 from neuralsim.runtime.interrupt import Stopped
@@ -179,7 +179,7 @@ def test_every_algorithm_trains_on_the_same_face_and_its_file_opens_without_unpi
     seen = env.reset()
     mine, _ = policy.predict(seen, None, np.ones(16, bool), deterministic=True)
     theirs, _ = model.predict(seen, None, np.ones(16, bool), deterministic=True)
-    np.testing.assert_array_equal(mine, as_actions(theirs, 2))
+    np.testing.assert_array_equal(mine, to_actions(theirs, 2))
 
 
 def test_a_policy_file_of_anybodys_opens_without_running_what_it_holds(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_a_number_that_is_none_stops_with_step_slot_and_seed() -> None:
         env.step(bad)
     world, rl_task = open_world("tworoom-latent", "cpu"), find_task("tworoom")
     judged = replace(
-        rl_task, judge=lambda before, actions, after: (np.where(np.arange(4) == 3, np.nan, 0.0), np.zeros(4, bool))
+        rl_task, reward=lambda before, actions, after: (np.where(np.arange(4) == 3, np.nan, 0.0), np.zeros(4, bool))
     )
     env = make_imagined_vec_env(world, judged, rl_task.starts(8, 0), 4, "features")
     env.seed(1)
@@ -311,7 +311,7 @@ def test_refreshing_acts_in_truth_trains_the_world_on_and_measures_its_drift(tmp
     ("settings", "message"),
     [
         ({"steps": 0}, "--steps: expected 1 or more, got 0"),
-        ({"world": "moon"}, "no true world 'moon'"),
+        ({"world": "moon"}, "no real world 'moon'"),
         ({"task": "push"}, "no task 'push' in world 'tworoom'; there are reach, stay"),
         ({"refresh": 2, "real": True}, "--refresh: trains the world that is dreamt in"),
         ({"trials": 0}, "--trials: expected 1 or more"),

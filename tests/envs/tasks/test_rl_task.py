@@ -25,7 +25,7 @@ from neuralsim.envs.pusht.tasks import block_gap, pusher_gap
 from neuralsim.envs.registry import get_real_world
 from neuralsim.envs.tasks.rl_task import find_task, tasks_of
 from neuralsim.envs.tworoom.tasks import goal_path
-from neuralsim.envs.wrappers.discrete_actions import DiscreteActionEnv, DiscreteActionVecEnv, as_actions, moves
+from neuralsim.envs.wrappers.discrete_actions import DiscreteActionEnv, DiscreteActionVecEnv, to_actions, moves
 from neuralsim.envs.wrappers.features import FeatureEnv, FeatureVecEnv
 from neuralsim.pretrained.starts import Starts
 from neuralsim.pretrained.world import World, open_world
@@ -252,13 +252,13 @@ def test_starts_join_as_far_as_both_know() -> None:
 
 
 def test_moves_are_whole_moves_in_every_face() -> None:
-    table = moves(2)
+    table = discrete_actions(2)
     assert table.shape == (9, 2)
     assert (table[0] == 0).all()
     assert len(np.unique(table, axis=0)) == 9
-    assert moves(5).shape == (11, 5)
-    np.testing.assert_array_equal(as_actions(np.array([0, 3]), 2), table[[0, 3]])
-    np.testing.assert_array_equal(as_actions(np.array([[3.0, -0.5]]), 2), [[1.0, -0.5]])
+    assert discrete_actions(5).shape == (11, 5)
+    np.testing.assert_array_equal(to_actions(np.array([0, 3]), 2), table[[0, 3]])
+    np.testing.assert_array_equal(to_actions(np.array([[3.0, -0.5]]), 2), [[1.0, -0.5]])
     rl_task = find_task("tworoom")
     one, plain = DiscreteActionEnv(rl_task.env()), rl_task.env()
     many = DiscreteActionVecEnv(DummyVecEnv([rl_task.env]))
