@@ -1,28 +1,52 @@
-"""Steering: keys for the quantities of any world, laid out by what its spec says of them."""
+"""Key bindings: a keyboard for any world, laid out by its spec, and the names of the world's quantities on the screen."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from neuralsim.agents.teleop.keyboard import GENTLE_SCALE, DiscreteKeyboard, Keyboard
+from neuralsim.envs.registry import TeleopSettings, find_real_world
+from neuralsim.envs.tasks.real_world import load
 from neuralsim.spec import WorldSpec
 
 PAIRS = (("left", "right"), ("down", "up"), ("j", "l"), ("k", "i"), ("f", "h"), ("g", "t"))
-"""Keys for less and for more, in the order they are given away."""
+"""Keys for less and for more, in the order they are assigned."""
 DOWNWARD = ("down", "downward", "downwards")
 """Names of dimensions that grow towards the foot of the screen."""
-GUESSED = {2: ("left", "right"), 3: ("left", "none", "right")}
-"""What so many choices usually are, where nobody says."""
+USUAL_CHOICES = {2: ("left", "right"), 3: ("left", "none", "right")}
+"""Usual labels of two and of three choices, for worlds that have none."""
+RAMP_SECONDS = 0.15
+"""Seconds from the middle of an action's range to an end of it: a wheel that turns at once jerks."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Names of a world's quantities on the screen, and its keys."""
+
+    reward: str = "reward"
+    end: str = "end"
+    reward_is_share: bool = False
+    """The reward lies in 0..1 and is drawn as a bar."""
+    states: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    """Labels of the choices, in a world with one dimension of them."""
+    spec: WorldSpec | None = None
+    """Spec of the world, with names and units of its actions."""
+    no_reference: str = ""
+    """Reason for no real environment to show."""
+    keys: tuple[tuple[str, str], ...] = ()
+    """Keys that act, each with its effect."""
 
 
 def layout(spec: WorldSpec) -> dict[str, tuple[int, float]]:
-    """Each key's dimension, and the action in [-1, 1] that it takes it to.
+    """Assign each key a dimension, and the action in [-1, 1] that it takes it to.
 
-    A dimension that rests inside its range has a key for less and one for more: left and right first, then down and up. One that rests
-    at an end of it, as a pedal does, has one key that pushes it to the other: up first, then down. Dimensions beyond the keys
-    have none, and rest.
+    A dimension that rests inside its range has a key for less and one for more: left and right first, then down and up. One that
+    rests at an end of it, as a pedal does, has one key that pushes it to the other: up first, then down. Dimensions beyond the
+    keys have none, and rest.
     """
     free, keys = [key for pair in PAIRS for key in pair], {}
     for i, rest in enumerate(spec.rest_action()):
@@ -42,25 +66,27 @@ def layout(spec: WorldSpec) -> dict[str, tuple[int, float]]:
 
 
 class BoxKeyboard(Keyboard):
-    """Held keys as an action ``(a,)`` of any world of quantities; see :func:`layout`. Without a key the action is the world's
-    rest; ``gentle`` goes a third of the way. ``ramp``: seconds that an action takes from the middle of its range to an end of it,
-    or back; 0: it is there at once."""
+    """Held keys as an action ``(a,)`` of any world of quantities; see :func:`layout`.
+
+    Without a key the action is the world's rest; ``gentle`` goes a third of the way. ``ramp``: seconds that an action takes from
+    the middle of its range to an end of it, or back; 0: it is there at once.
+    """
 
     def __init__(self, spec: WorldSpec, ramp: float = 0.0) -> None:
         super().__init__()
         self.rest, self.layout = spec.rest_action(), layout(spec)
         self.keys = tuple(self.layout)
-        self.pace = 1 / (ramp * spec.rate_hz) if ramp > 0 else float("inf")
-        """How far an action goes in one step at most."""
-        self._now = self.rest.copy()
+        self.largest_change = 1 / (ramp * spec.rate_hz) if ramp > 0 else float("inf")
+        """Change of an action in one step at most."""
+        self._action = self.rest.copy()
 
-    def _meant(self, pressed: list[str], gentle: bool) -> np.ndarray:
-        wanted = self._wanted(pressed, gentle)
-        step = np.float32(min(self.pace, 2.0))  # no two actions are farther apart
-        self._now = np.clip(wanted, self._now - step, self._now + step)
-        return self._now.copy()
+    def _action_for(self, pressed: list[str], gentle: bool) -> np.ndarray:
+        target = self._target(pressed, gentle)
+        step = np.float32(min(self.largest_change, 2.0))  # no two actions are farther apart
+        self._action = np.clip(target, self._action - step, self._action + step)
+        return self._action.copy()
 
-    def _wanted(self, pressed: list[str], gentle: bool) -> np.ndarray:
+    def _target(self, pressed: list[str], gentle: bool) -> np.ndarray:
         action = self.rest.copy()
         for key in pressed:
             dimension, target = self.layout[key]
@@ -69,8 +95,11 @@ class BoxKeyboard(Keyboard):
 
 
 class MultiDiscreteKeyboard(Keyboard):
-    """Held keys in a world of several choices at once, ``(a,)``: each dimension rests at choice 0, and has a key for choice 1 and one
-    for choice 2, as far as there are keys. Dimensions beyond them, and further choices, are for policies."""
+    """Held keys in a world of several choices at once, ``(a,)``.
+
+    Each dimension rests at choice 0, and has a key for choice 1 and one for choice 2, as far as there are keys. Dimensions beyond
+    them, and further choices, are for policies.
+    """
 
     def __init__(self, spec: WorldSpec) -> None:
         super().__init__()
@@ -83,7 +112,7 @@ class MultiDiscreteKeyboard(Keyboard):
         }
         self.keys = tuple(self.layout)
 
-    def _meant(self, pressed: list[str], gentle: bool) -> np.ndarray:
+    def _action_for(self, pressed: list[str], gentle: bool) -> np.ndarray:
         action = self.rest.copy()
         for key in pressed:  # the newest last
             dimension, choice = self.layout[key]
@@ -94,21 +123,43 @@ class MultiDiscreteKeyboard(Keyboard):
 def keyboard_for(
     spec: WorldSpec, labels: Sequence[str] = (), ramp: float = 0.0
 ) -> tuple[Keyboard, tuple[tuple[str, str], ...]]:
-    """Keys for the world, and what each does, in words. ``labels`` name its choices, where it has choices; two or three without
-    a name are taken for left and right. ramp: see Steering."""
+    """Make a keyboard for the world; return it with its keys and the effect of each.
+
+    ``labels`` name the choices of a world that has choices; two or three without labels count as left and right. ``ramp``: see
+    `BoxKeyboard`.
+    """
     if spec.discrete and spec.action_size > 1:
-        pairs = MultiDiscreteKeyboard(spec)
-        return pairs, tuple((key, f"{spec.action_names[i]} {choice}") for key, (i, choice) in pairs.layout.items())
+        several = MultiDiscreteKeyboard(spec)
+        return several, tuple((key, f"{spec.action_names[i]} {choice}") for key, (i, choice) in several.layout.items())
     if not spec.discrete:
-        steering = BoxKeyboard(spec, ramp)
-        return steering, tuple(
-            (key, f"{spec.action_names[i]} {'+' if target > 0 else '-'}")
-            for key, (i, target) in steering.layout.items()
-        )
+        box = BoxKeyboard(spec, ramp)
+        names = ((key, spec.action_names[i], target) for key, (i, target) in box.layout.items())
+        return box, tuple((key, f"{name} {'+' if target > 0 else '-'}") for key, name, target in names)
     count = spec.action_choices[0]
-    names = tuple(labels) or GUESSED.get(count, ())
-    choices = DiscreteKeyboard(spec, names)
-    said = names or tuple(f"choice {k}" for k in range(count))
-    return choices, tuple(
-        (str(k), name.lower() + (" (rest)" if k == choices.rest else "")) for k, name in enumerate(said)
+    known = tuple(labels) or USUAL_CHOICES.get(count, ())
+    keyboard = DiscreteKeyboard(spec, known)
+    shown = known or tuple(f"choice {k}" for k in range(count))
+    return keyboard, tuple(
+        (str(k), name.lower() + (" (rest)" if k == keyboard.rest else "")) for k, name in enumerate(shown)
     )
+
+
+def teleop_settings(spec: WorldSpec) -> TeleopSettings:
+    """Settings of the real world of that name; the defaults for any other."""
+    world = find_real_world(spec.name)
+    return TeleopSettings() if world is None else world.teleop
+
+
+def keyboard_and_labels(
+    spec: WorldSpec, states: tuple[str, ...] = (), no_reference: str = ""
+) -> tuple[Keyboard, Labels]:
+    """Make the keyboard that plays ``spec``'s world, and the labels of its quantities (``states``: those of its state)."""
+    settings = teleop_settings(spec)
+    if settings.keyboard is not None:
+        keyboard, keys, choices = load(settings.keyboard)(), settings.keys, ()
+    else:
+        keyboard, effects = keyboard_for(spec, ramp=RAMP_SECONDS)
+        choices = tuple(effect for _, effect in effects) if spec.discrete and spec.action_size == 1 else ()
+        keys = effects if spec.discrete else (*effects, ("shift", "gently, a third as far"))
+    labels = Labels(settings.reward, settings.end, settings.reward_is_share, states, choices, spec, no_reference, keys)
+    return keyboard, labels

@@ -1,7 +1,7 @@
 """Keyboard: held keys as a Policy.
 
-It knows nothing of windows: whoever sees the events says ``hold`` and ``release``, whoever steps the world calls ``predict``, and the two
-may live in different threads. A tap shorter than a step still pushes for one step, so no key is lost to a slow model.
+It knows nothing of windows: the receiver of the events calls ``hold`` and ``release``, the owner of the world ``predict``, and the
+two may be different threads. A tap shorter than a step still pushes for one step, so no key is lost to a slow model.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 from neuralsim.spec import WorldSpec
 
 DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
-"""What each key pushes, in action units (right, down)."""
+"""Action of each key, in [-1, 1] (right, down)."""
 GENTLE = "gentle"
-"""The key that turns a push into a gentle one."""
+"""Key that makes a push gentle."""
 GENTLE_SCALE = 1 / 3
 DIGITS = tuple("0123456789")
 RESTS = ("none", "noop", "nothing", "still", "stay", "idle", "rest")
@@ -27,15 +27,14 @@ RESTS = ("none", "noop", "nothing", "still", "stay", "idle", "rest")
 
 @dataclass(frozen=True)
 class Press:
-    """What the keys said at one moment.
-
-    action float32 ``(2,)`` in [-1, 1], or the choice int64 ``(1,)``; ``active``: some key that acts is pressed; ``serial``: number of the
-    newest change of keys that this action takes into account (see :attr:`Keyboard.serial`).
-    """
+    """The keys at the beginning of a step."""
 
     action: np.ndarray
+    """float32 ``(2,)`` in [-1, 1], or the choice, int64 ``(1,)``."""
     active: bool
+    """True while a key that acts is pressed."""
     serial: int
+    """Number of the newest change of keys that the action takes into account (see :attr:`Keyboard.serial`)."""
 
 
 class Keyboard:
@@ -52,7 +51,7 @@ class Keyboard:
         self._held: dict[str, None] = {}  # in the order of pressing
         self._taps: dict[str, int | None] = {}  # pressed since the last read -> the change that released it, if any
         self.serial = 0
-        """How often the keys have changed what is asked of the world."""
+        """Number of changes of the keys that changed the action."""
 
     @property
     def held(self) -> frozenset[str]:
@@ -60,7 +59,7 @@ class Keyboard:
         return frozenset(self._held)
 
     def hold(self, key: str) -> int | None:
-        """``key`` went down. Returns the number of this change, or None where it changes nothing."""
+        """Record that ``key`` went down; return the number of this change, None where it changes nothing."""
         if key != GENTLE and key not in self.keys:
             raise ValueError(f"key: expected one of {[*self.keys, GENTLE]}, got {key!r}")
         with self._lock:
@@ -73,7 +72,7 @@ class Keyboard:
             return self._changed()
 
     def release(self, key: str) -> int | None:
-        """``key`` went up. Returns the number of this change, or None where it changes nothing."""
+        """Record that ``key`` went up; return the number of this change, None where it changes nothing."""
         with self._lock:
             if key not in self._held:
                 return None
@@ -86,14 +85,14 @@ class Keyboard:
             return serial
 
     def clear(self) -> None:
-        """All keys up, as when the window loses the focus."""
+        """Release all keys, as when the window loses the focus."""
         for key in self.held:
             self.release(key)
         with self._lock:
             self._taps.clear()
 
     def read(self) -> Press:
-        """What to do in the step that begins now. Taps count once: they are used up."""
+        """Return the action of the step that begins now. Taps count once: they are used up."""
         with self._lock:
             pressed = [k for k in {**self._held, **self._taps} if k != GENTLE]
             # A tap still pushes though its key is up again: that release is only seen by the next step.
@@ -101,16 +100,16 @@ class Keyboard:
             serial = min(unseen) - 1 if unseen else self.serial
             self._taps.clear()
             gentle = GENTLE in self._held
-        return Press(self._meant(pressed, gentle), bool(pressed), serial)
+        return Press(self._action_for(pressed, gentle), bool(pressed), serial)
 
     def predict(
         self, observation: Any = None, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[np.ndarray, Any]:
-        """The action ``(2,)`` that the keys ask for; observation and state are not looked at."""
+        """Return the keys' action and ``state`` as it is; the observation is not used."""
         return self.read().action, state
 
-    def _meant(self, pressed: list[str], gentle: bool) -> np.ndarray:
-        """What ``pressed`` keys, the newest last, ask for."""
+    def _action_for(self, pressed: list[str], gentle: bool) -> np.ndarray:
+        """Return the action for the ``pressed`` keys, the newest last."""
         action = np.zeros(2, np.float32)
         for key in pressed:
             action += np.array(DIRECTIONS[key], np.float32) * (GENTLE_SCALE if gentle else 1.0)
@@ -148,16 +147,16 @@ class DiscreteKeyboard(Keyboard):
         self.rest = next((k for k, label in enumerate(self._labels) if label in RESTS), 0)
         """The choice without a key."""
 
-    def _meant(self, pressed: list[str], gentle: bool) -> np.ndarray:
+    def _action_for(self, pressed: list[str], gentle: bool) -> np.ndarray:
         directions = [key for key in pressed if key in DIRECTIONS]
-        chosen = self._named(directions) if directions == pressed else None
+        choice = self._find_label(directions) if directions == pressed else None
         for key in reversed(pressed):
-            if chosen is None:
-                chosen = self._digits.get(key) if key in DIGITS else self._named([key])
-        return np.array([self.rest if chosen is None else chosen], np.int64)
+            if choice is None:
+                choice = self._digits.get(key) if key in DIGITS else self._find_label([key])
+        return np.array([self.rest if choice is None else choice], np.int64)
 
-    def _named(self, directions: list[str]) -> int | None:
-        """The choice whose label names just these directions; None where there is none."""
+    def _find_label(self, directions: list[str]) -> int | None:
+        """Return the choice whose label names just these directions, or None."""
         for k, label in enumerate(self._labels):
             if directions and {d for d in DIRECTIONS if d in label} == set(directions):
                 return k

@@ -1,4 +1,4 @@
-"""Script: keys pressed by the clock instead of by a hand, for tests, demos and benchmarks.
+"""Scripted keys: pressed by the clock instead of a person, for tests, demos and benchmarks.
 
 One event a line, ``SECONDS VERB [KEY]``, ``#`` begins a comment; lines may also be joined by ``;``. Verbs: ``down``, ``up``, ``tap`` (down
 and up at once), ``close`` (as the window manager does) and ``quit``. Keys are pygame's names without ``K_``: ``RIGHT``, ``a``, ``SPACE``,
@@ -28,7 +28,7 @@ class ScriptEvent:
 
 
 def parse_script(text: str) -> tuple[ScriptEvent, ...]:
-    """The events of a script in order of time; raises a ValueError that names the line."""
+    """Parse a script into events in order of time; raises a ValueError that names the line."""
     events = []
     for number, line in enumerate(text.replace(";", "\n").splitlines(), 1):
         words = line.split("#")[0].split()
@@ -37,15 +37,15 @@ def parse_script(text: str) -> tuple[ScriptEvent, ...]:
         try:
             time = float(words[0])
         except ValueError:
-            raise ValueError(f"script line {number}: expected 'SECONDS VERB [KEY]', got {line.strip()!r}") from None
+            raise ValueError(f"script line {number}: expected 'SECONDS VERB [KEY]', got {_shortened(line)!r}") from None
         verb = words[1].lower() if len(words) > 1 else ""
         if verb not in VERBS or not 0 <= time < float("inf"):
             raise ValueError(
-                f"script line {number}: expected a time of at least 0 and one of {VERBS}, got {line.strip()!r}"
+                f"script line {number}: expected a time of at least 0 and one of {VERBS}, got {_shortened(line)!r}"
             )
         if (verb in ("close", "quit")) != (len(words) == 2) or len(words) > 3:
             raise ValueError(
-                f"script line {number}: down, up and tap take one key, close and quit none; got {line.strip()!r}"
+                f"script line {number}: down, up and tap take one key, close and quit none; got {_shortened(line)!r}"
             )
         events.append(ScriptEvent(time, verb, key_code(words[2], number) if len(words) == 3 else 0))
     if not events:
@@ -57,36 +57,53 @@ def parse_script(text: str) -> tuple[ScriptEvent, ...]:
 
 
 def read_script(source: str) -> tuple[ScriptEvent, ...]:
-    """The script in the file ``source``, or ``source`` itself where it is no file."""
-    if "\n" not in source and len(source) < 1000 and Path(source).is_file():
+    """Parse the file ``source``, or ``source`` itself where it is no file."""
+    if not _is_file(source):
+        return parse_script(source)
+    try:
         return parse_script(Path(source).read_text())
-    return parse_script(source)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"script {source}: not a text file ({error.reason} at byte {error.start})") from error
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def _is_file(source: str) -> bool:
+    try:
+        return "\n" not in source and Path(source).is_file()
+    except OSError:  # a text on one line can be longer than any file's name
+        return False
 
 
 def key_code(name: str, line: int = 0) -> int:
-    """pygame's code of a key: ``RIGHT`` -> ``pygame.K_RIGHT``."""
+    """Return pygame's code of a key: ``RIGHT`` -> ``pygame.K_RIGHT``."""
     for spelling in (name, name.lower(), name.upper()):
         code = getattr(pygame, f"K_{spelling}", None)
         if code is not None:
             return int(code)
     raise ValueError(
-        f"script line {line}: no key is called {name!r}; use pygame's names without K_, e.g. RIGHT, a, SPACE, PERIOD"
+        f"script line {line}: no key is called {_shortened(name)!r}; use pygame's names without K_, e.g. RIGHT, a, SPACE, PERIOD"
     )
+
+
+def _shortened(text: str, most: int = 80) -> str:
+    text = text.strip()
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 ARROWS = (pygame.K_LEFT, pygame.K_RIGHT, pygame.K_UP, pygame.K_DOWN)
 
 
-def restless_hand(seconds: float, seed: int = 0, keys: Sequence[int] = ARROWS) -> tuple[ScriptEvent, ...]:
-    """A hand that holds one of ``keys`` or two for a third of a second on average, then others: what the benchmark presses."""
+def random_keys(seconds: float, seed: int = 0, keys: Sequence[int] = ARROWS) -> tuple[ScriptEvent, ...]:
+    """Hold one of ``keys`` or two for a third of a second on average, then others, until ``seconds``: the benchmark's keys."""
     rng = np.random.default_rng(seed)
     events, time = [], 0.5
     while keys and time < seconds - 0.5:
-        chosen = rng.choice(len(keys), size=min(len(keys), 1 + int(rng.random() < 0.3)), replace=False)
+        held = rng.choice(len(keys), size=min(len(keys), 1 + int(rng.random() < 0.3)), replace=False)
         # Never on the beat of the world's clock: a key falls anywhere between two steps.
         end = time + float(rng.uniform(0.15, 0.5))
-        events += [ScriptEvent(time, "down", keys[k]) for k in chosen]
-        events += [ScriptEvent(end, "up", keys[k]) for k in chosen]
+        events += [ScriptEvent(time, "down", keys[k]) for k in held]
+        events += [ScriptEvent(end, "up", keys[k]) for k in held]
         time = end + float(rng.uniform(0.05, 0.2))
     return (*sorted(events, key=lambda e: e.time), ScriptEvent(seconds, "quit"))
 
@@ -98,7 +115,7 @@ def post(event: pygame.event.Event) -> None:
 
 
 def press(scripted: ScriptEvent, begin: float) -> None:
-    """Put the events of one line of a script into pygame's queue, where a hand's come from."""
+    """Put the events of one line of a script into pygame's queue, as a person's keys are."""
     due = begin + scripted.time
     if scripted.verb == "close":
         post(pygame.event.Event(pygame.QUIT))

@@ -1,4 +1,4 @@
-"""Worker: steps a Session in a thread of its own, at a steady rate, so that a slow model never delays a key or a frame of the window."""
+"""A thread that steps a Session at a steady rate, so that a slow model never delays a key or a frame of the window."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from neuralsim.agents.teleop.session import Session, SessionFrame
 
 
 class StepThread(threading.Thread):
-    """``rate`` steps a second (0: as fast as they come); ``notify`` is called, in this thread, after every new Moment.
+    """Takes ``rate`` steps a second (0: as many as it can); calls ``notify``, in this thread, after every new SessionFrame.
 
-    ``ask`` has a call made between two steps; ``drain`` gives the Moments made since the last one, none skipped. ``error`` is what
-    ended the thread, if anything did.
+    ``ask`` queues a call for the time between two steps; ``drain`` returns all SessionFrames since the last one. ``error`` is the
+    exception that ended the thread, if one did.
     """
 
     def __init__(self, session: Session, rate: float, notify: Callable[[], Any] = lambda: None) -> None:
@@ -28,19 +28,19 @@ class StepThread(threading.Thread):
         self._woken = self._hurry = self._stopping = False
 
     def ask(self, call: Callable[[Session], Any]) -> None:
-        """Have ``call(session)`` made between two steps; a Moment that it returns is published."""
+        """Queue ``call(session)`` for the time between two steps; a SessionFrame that it returns is published."""
         self._asked.put(call)
-        self._stir()
+        self._wake_up()
 
     def hurry(self) -> None:
-        """A key changed: begin the next step once half a period has passed instead of a whole one.
+        """After a change of a key: begin the next step once half a period has passed instead of a whole one.
 
         A key thus waits a quarter of a period on average instead of half of one, and only steps with a change of keys are shorter.
         """
-        self._stir(hurry=True)
+        self._wake_up(hurry=True)
 
     def drain(self) -> list[SessionFrame]:
-        """The Moments made since the last call, oldest first."""
+        """Return the SessionFrames made since the last call, oldest first."""
         made = []
         while True:
             try:
@@ -51,7 +51,7 @@ class StepThread(threading.Thread):
     def stop(self) -> None:
         """End the thread after the step under way and wait for it."""
         self._stopping = True
-        self._stir()
+        self._wake_up()
         if self.is_alive():
             self.join()
 
@@ -82,12 +82,12 @@ class StepThread(threading.Thread):
             self._hurry = False
             self._publish(self.session.advance())
 
-    def _publish(self, moment: object) -> None:
-        if isinstance(moment, SessionFrame):
-            self._made.put(moment)
+    def _publish(self, frame: object) -> None:
+        if isinstance(frame, SessionFrame):
+            self._made.put(frame)
             self.notify()
 
-    def _stir(self, hurry: bool = False) -> None:
+    def _wake_up(self, hurry: bool = False) -> None:
         with self._wake:
             self._woken = True
             self._hurry |= hurry

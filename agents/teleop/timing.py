@@ -1,4 +1,4 @@
-"""Meter: how many a second, and how long from a key to the first frame that knows of it."""
+"""Timing of play: events per second, and the latency from a key to the first frame computed with it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Rate:
             self._times.popleft()
 
     def forget(self) -> None:
-        """Begin anew, as after a pause; ``count`` stays."""
+        """Start over, as after a pause; ``count`` stays."""
         self._times.clear()
 
     def value(self, now: float) -> float:

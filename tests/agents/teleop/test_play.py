@@ -1,4 +1,4 @@
-"""Play: what a player is promised, checked on the pixels of the window and on what is left on the disk."""
+"""Play: keys, panels, rewinding and recording, checked on the pixels of the window and on the files that are left."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import itertools
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,39 +21,43 @@ import pytest
 from neuralsim.agents.policies.policy import NamedPolicy
 from neuralsim.agents.policies.resolve import resolve_policy
 from neuralsim.agents.teleop import recorder as recorder_module
-from neuralsim.agents.teleop.imagined_world import ImaginedWorld
+from neuralsim.agents.teleop.config import PlayConfig, PlayReport
+from neuralsim.agents.teleop.key_bindings import keyboard_and_labels
 from neuralsim.agents.teleop.keyboard import Keyboard
-from neuralsim.agents.teleop.legend import keys_and_legend
-from neuralsim.agents.teleop.player import PlayConfig, Player, PlayReport, play
+from neuralsim.agents.teleop.panels import PanelRenderer
+from neuralsim.agents.teleop.play import play
+from neuralsim.agents.teleop.player import Player
 from neuralsim.agents.teleop.recorder import Recorder, VideoWriter
 from neuralsim.agents.teleop.reference_env import find_reference_env
 from neuralsim.agents.teleop.scripted_keys import parse_script
-from neuralsim.agents.teleop.session import Session, SessionFrame
+from neuralsim.agents.teleop.session import Session, SessionFrame, open_imagination
 from neuralsim.agents.teleop.timing import InputLatency, Rate
 from neuralsim.agents.teleop.window import Window
 from neuralsim.data.store import EpisodeStore
 from neuralsim.envs.pusht.env import PushTRealEnv, pusht_spec
+from neuralsim.imagination import Imagination
 from neuralsim.pretrained.world import open_world
+from neuralsim.runtime.files import folder_lock
 
 SCALE = 3
 
 
 class Watched(Player):
-    """A player that keeps every Moment presented and the pixels of its three panels."""
+    """A player that keeps every SessionFrame presented and the pixels of its three panels."""
 
     def draw(self) -> None:
         super().draw()
         if not hasattr(self, "shown"):
             self.shown: list[tuple[SessionFrame, list[np.ndarray]]] = []
-        self.shown.append((self.moment, [self.window.panel(i) for i in range(3)]))
+        self.shown.append((self.frame, [self.window.panel(i) for i in range(3)]))
 
     def at(self, seconds: float) -> tuple[SessionFrame, list[np.ndarray]]:
         """What the screen showed ``seconds`` into the script."""
         return self.shown[round(seconds * 10)]
 
 
-class Obedient:
-    """A policy that does what it is told, and keeps what it saw."""
+class Scripted:
+    """A policy that takes the given actions, and keeps its observations."""
 
     def __init__(self, actions: Iterator[Any]) -> None:
         self.actions = actions
@@ -76,16 +82,17 @@ def run(tiny_world: Path, tmp_path: Path) -> Iterator[Callable[..., Watched]]:
     opened: list[Watched] = []
 
     def start(script: str, policy: str = "explorer", **config: object) -> Watched:
-        dream = ImaginedWorld(open_world(tiny_world, "cpu"), "float32")
-        twin = find_reference_env(dream.spec, dream.starts)
-        driver = resolve_policy(policy, open_world(tiny_world, "cpu"), twin.env)
-        keyboard, legend = keys_and_legend(dream.spec)
-        session = Session(dream, driver, keyboard, twin=twin)
-        window = Window(dream.spec.height, dream.spec.width, SCALE, "test", legend)
+        world = open_world(tiny_world, "cpu")
+        imagination = open_imagination(world, "float32")
+        assert imagination.starts is not None
+        reference = find_reference_env(world.spec, imagination.starts)
+        driver = resolve_policy(policy, world, reference.env)
+        keyboard, labels = keyboard_and_labels(world.spec)
+        session = Session(imagination, driver, keyboard, reference=reference)
+        window = Window((64, 64), SCALE, "test", PanelRenderer(labels))
         settings = PlayConfig(world=str(tiny_world), out=tmp_path, headless=True, **config)  # type: ignore[arg-type]
-        player = Watched(
-            settings, session, window, Recorder(tmp_path, dream.spec, 0, twin.state_names), parse_script(script)
-        )
+        recorder = Recorder(tmp_path, world.spec, 0, reference.state_names)
+        player = Watched(settings, session, window, recorder, parse_script(script))
         opened.append(player)
         player.run_headless()
         return player
@@ -107,7 +114,7 @@ def pusher_x(panel: np.ndarray) -> float:
 # -- what the window shows ------------------------------------------------------------------------------------------------------
 
 
-def test_a_held_key_moves_the_pusher_in_the_true_panel(run: Callable[..., Watched]) -> None:
+def test_a_held_key_moves_the_pusher_in_the_real_panel(run: Callable[..., Watched]) -> None:
     # Left or right, wherever there is room from this start.
     first = run("0.1 quit").at(0)[0].state[0]
     key, sign = ("RIGHT", 1) if first < 256 else ("LEFT", -1)
@@ -122,9 +129,9 @@ def test_a_held_key_moves_the_pusher_in_the_true_panel(run: Callable[..., Watche
 
 def test_panels_are_magnified_frames_and_their_difference(run: Callable[..., Watched]) -> None:
     moment, panels = run("0 down DOWN; 0.4 quit").at(0.3)
-    for frame, panel in zip((moment.dream, moment.truth, moment.difference), panels, strict=True):
+    for frame, panel in zip((moment.imagined, moment.real_image, moment.difference), panels, strict=True):
         np.testing.assert_array_equal(panel, frame.repeat(SCALE, 0).repeat(SCALE, 1))
-    expected = np.abs(moment.dream.astype(int) - moment.truth.astype(int))
+    expected = np.abs(moment.imagined.astype(int) - moment.real_image.astype(int))
     np.testing.assert_array_equal(moment.difference, expected)
 
 
@@ -167,14 +174,14 @@ def test_after_a_rewind_the_same_actions_lead_to_the_same_place(run: Callable[..
     pushed = [(b.state[2:] != a.state[2:]).any() for a, b in itertools.pairwise(before[19:])]
     assert sum(pushed) > 10, "the block is pushed: contacts are part of what is brought back"
     session.rewind(80)
-    assert session.moment.step == 20
+    assert session.frame.step == 20
     actions = iter([past.action for past in before[20:]])
-    session.driver = NamedPolicy("again", Obedient(actions), "state")
+    session.driver = NamedPolicy("again", Scripted(actions), "state")
     for past in before[20:]:
         moment = session.advance()
         assert moment is not None
-        np.testing.assert_array_equal(moment.dream, past.dream)
-        np.testing.assert_array_equal(moment.truth, past.truth)
+        np.testing.assert_array_equal(moment.imagined, past.imagined)
+        np.testing.assert_array_equal(moment.real_image, past.real_image)
         np.testing.assert_array_equal(moment.state, past.state)
 
 
@@ -182,19 +189,19 @@ def test_again_is_the_same_start_and_new_is_another(run: Callable[..., Watched])
     player = run("0 down UP; 1 tap r; 2 tap n; 2.5 quit")
     for i in range(10):
         first, again = player.shown[i], player.shown[10 + i]
-        assert again[0].take == first[0].take + 1
+        assert again[0].episode == first[0].episode + 1
         np.testing.assert_array_equal(first[1], again[1])
     new = player.at(2.0)[0]
-    assert (new.take, new.step) == (2, 1)
+    assert (new.episode, new.step) == (2, 1)
     assert new.start != first[0].start
 
 
-def test_dream_and_truth_begin_together(run: Callable[..., Watched], tiny_world: Path) -> None:
+def test_both_worlds_begin_together(run: Callable[..., Watched], tiny_world: Path) -> None:
     player = run("0 tap SPACE; 0.1 quit")
     starts = open_world(tiny_world, "cpu").starts
     assert starts is not None
     moment = player.at(0)[0]
-    np.testing.assert_array_equal(moment.truth, starts.frames[moment.start, -1])
+    np.testing.assert_array_equal(moment.real_image, starts.frames[moment.start, -1])
 
 
 # -- who drives -------------------------------------------------------------------------------------------------------------------
@@ -204,7 +211,7 @@ def test_hand_over_resets_nothing_and_a_key_wins(run: Callable[..., Watched]) ->
     player = run("1 tap p; 2 down RIGHT; 2.3 up RIGHT; 3 tap p; 3.5 quit")
     moments = [moment for moment, _ in player.shown]
     assert [m.step for m in moments] == list(range(1, 36))
-    assert {m.take for m in moments} == {0}
+    assert {m.episode for m in moments} == {0}
     by_hand = [m.human for m in moments]
     assert by_hand == [True] * 10 + [False] * 10 + [True] * 3 + [False] * 7 + [True] * 5
     assert {m.driver for m in moments[10:20]} == {"explorer"}
@@ -213,23 +220,23 @@ def test_hand_over_resets_nothing_and_a_key_wins(run: Callable[..., Watched]) ->
     assert any(np.abs(m.action).max() > 0 for m in moments[10:20] if m.action is not None)
 
 
-@pytest.mark.parametrize("sees", ["state", "pixels", "features"])
-def test_a_policy_sees_what_it_was_made_for(
-    run: Callable[..., Watched], sees: Literal["state", "pixels", "features"]
+@pytest.mark.parametrize("observation", ["state", "pixels", "features"])
+def test_a_policy_gets_the_observations_it_was_made_for(
+    run: Callable[..., Watched], observation: Literal["state", "pixels", "features"]
 ) -> None:
     player = run("0.1 quit")
-    policy = Obedient(iter([np.array([0, -0.5])]))
-    player.session.driver = NamedPolicy("obedient", policy, sees)
+    policy = Scripted(iter([np.array([0, -0.5])]))
+    player.session.driver = NamedPolicy("obedient", policy, observation)
     player.session.hand_over()
-    before = player.session.moment
+    before = player.session.frame
     moment = player.session.advance()
     assert moment is not None
     np.testing.assert_array_equal(moment.action, np.array([0, -0.5], np.float32))
-    expected = {"state": before.state.astype(np.float32), "pixels": before.dream}
-    if sees in expected:
-        np.testing.assert_array_equal(policy.seen[0], expected[sees])
+    expected = {"state": before.state.astype(np.float32), "pixels": before.imagined}
+    if observation in expected:
+        np.testing.assert_array_equal(policy.seen[0], expected[observation])
     else:
-        assert policy.seen[0].shape == (player.session.dream.feature_size,)
+        assert policy.seen[0].shape == (player.session.imagination.model.feature_size,)
 
 
 def test_a_stable_baselines3_policy_drives(run: Callable[..., Watched], tmp_path: Path) -> None:
@@ -259,7 +266,7 @@ def test_without_a_screen_play_says_what_to_do(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pygame.display, "get_driver", lambda: "offscreen")
     with pytest.raises(OSError, match="--headless"):
-        Window(64, 64, SCALE, "test")
+        Window((64, 64), SCALE, "test", PanelRenderer())
 
 
 # -- keys ---------------------------------------------------------------------------------------------------------------------------
@@ -343,13 +350,13 @@ def test_recording_leaves_a_video_and_episodes_that_say_who_acted(run: Callable[
         assert episode.provenance["human"] == [True] * 5 + [False] * 5 + [True] * 2 + [False] * 3
         assert episode.provenance["video"] == Path(report.videos[0]).name
         np.testing.assert_array_equal(episode.actions, [m.action for m in shown[1:]])
-    np.testing.assert_array_equal(true[0].frames, [m.truth for m in shown])
-    np.testing.assert_array_equal(imagined[0].frames, [m.dream for m in shown])
+    np.testing.assert_array_equal(true[0].frames, [m.real_image for m in shown])
+    np.testing.assert_array_equal(imagined[0].frames, [m.imagined for m in shown])
     assert imagined[0].states is None
-    np.testing.assert_allclose(true[0].rewards, [m.true and m.true.reward for m in shown[1:]], rtol=1e-6)
+    np.testing.assert_allclose(true[0].rewards, [m.real and m.real.reward for m in shown[1:]], rtol=1e-6)
 
 
-def test_a_recorded_true_episode_replays_in_the_simulator(run: Callable[..., Watched], tmp_path: Path) -> None:
+def test_a_recorded_real_episode_replays_in_the_simulator(run: Callable[..., Watched], tmp_path: Path) -> None:
     # With a rewind in the middle: the episode is the timeline that was kept, the video all that was seen.
     player = run("0 tap p; 3 tap BACKSPACE; 4 tap n; 4.5 quit", record=True)
     report = player.finish()
@@ -358,7 +365,7 @@ def test_a_recorded_true_episode_replays_in_the_simulator(run: Callable[..., Wat
     assert store.lengths.tolist() == [20, 5]
     env = PushTRealEnv()
     for episode, moment in zip(store, (player.at(0)[0], player.at(4.2)[0]), strict=True):
-        env.reset(options={"state": player.session.dream.start_states[moment.start]})
+        env.reset(options={"state": player.session.start_state(moment.start)})
         frames = [env.render(), *(env.step(action)[0] for action in episode.actions)]
         np.testing.assert_array_equal(episode.frames, frames)
 
@@ -398,9 +405,63 @@ def test_an_encoder_that_fails_says_so_and_does_not_hang(tmp_path: Path, monkeyp
     writer = VideoWriter(tmp_path / "x.mp4", 10.0)
     for _ in range(200):
         writer.add(np.zeros((32, 32, 3), np.uint8))
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(OSError, match=r"x\.mp4: the disk is full"):
         writer.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_ends_the_recording_and_not_the_play(
+    run: Callable[..., Watched], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("8192 requested and 100 written")  # numpy's words; it has no errno
+
+    monkeypatch.setattr(recorder_module, "LONGEST", 8)
+    add, written = EpisodeStore.add, []
+
+    def once(store: EpisodeStore, episodes: Any, *more: Any) -> Path:
+        if len(written) == 2:  # one real, one imagined
+            full()
+        written.append(add(store, episodes, *more))
+        return written[-1]
+
+    monkeypatch.setattr(EpisodeStore, "add", once)
+    player = run("0 tap p; 3 quit", record=True)
+    assert player.steps == 30
+    assert not player.recorder.recording
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'true'}: the disk is full" in error
+    assert "make room and record again" in error
+    assert [len(EpisodeStore(tmp_path / kind)) for kind in ("true", "imagined")] == [1, 1]
+    assert len(list(tmp_path.glob("*.mp4"))) == 1, "the video up to there"
+    assert not list(tmp_path.rglob(".*.tmp*"))
+
+
+def test_leftovers_of_a_killed_recording_are_swept_and_those_of_a_living_one_kept(
+    run: Callable[..., Watched], tmp_path: Path
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        dead.wait()
+    half = tmp_path / f".play-1.mp4.{dead.pid}.tmp.mp4"
+    living = tmp_path / f".play-2.mp4.{os.getpid()}.tmp.mp4"
+    shard = tmp_path / "imagined" / f".writing-{dead.pid}-x"
+    shard.mkdir(parents=True)
+    for path in (half, living, shard / "frames.npy"):
+        path.write_bytes(b"half")
+    run("0.2 quit", record=True).finish()
+    assert living.exists()
+    assert not half.exists()
+    assert not shard.exists()
+
+
+def test_two_recordings_do_not_share_a_folder(
+    run: Callable[..., Watched], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with folder_lock(tmp_path, "recording"):
+        report = run("0.3 quit", record=True).finish()
+    assert report.steps == 3
+    assert report.videos == ()
+    assert f"{tmp_path}: another process ({os.getpid()}) is recording here" in capsys.readouterr().err
 
 
 def kept(report: PlayReport, out: Path) -> tuple[int, int]:
@@ -454,15 +515,15 @@ def test_ctrl_c_keeps_the_recording_of_a_live_window(tiny_world: Path, tmp_path:
 def test_a_world_that_breaks_says_so_and_keeps_the_recording(
     tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, count = ImaginedWorld.step, [0]
+    step, count = Imagination.step, [0]
 
-    def failing(self: ImaginedWorld, action: np.ndarray) -> None:
+    def failing(self: Imagination, action: Any) -> Any:
         count[0] += 1
         if count[0] > 4:
             raise RuntimeError("the model is gone")
-        step(self, action)
+        return step(self, action)
 
-    monkeypatch.setattr(ImaginedWorld, "step", failing)
+    monkeypatch.setattr(Imagination, "step", failing)
     with pytest.raises(RuntimeError, match="the model is gone"):
         play(PlayConfig(world=str(tiny_world), script="30 quit", record=True, out=tmp_path, fps=0, scale=3))
     assert EpisodeStore(tmp_path / "true").lengths.tolist() == [4]

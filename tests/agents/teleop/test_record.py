@@ -3,7 +3,12 @@ was kept and nothing else."""
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +26,7 @@ from neuralsim.envs.gym_adapter.env import GymRealEnv
 from neuralsim.envs.pusht.env import pusht_spec
 from neuralsim.envs.registry import get_real_world
 from neuralsim.envs.tasks.gym_world import real_env_of
+from neuralsim.runtime.files import DiskFullError, folder_lock
 from neuralsim.spec import WorldSpec
 
 
@@ -53,7 +59,7 @@ def test_keys_are_laid_out_by_what_the_spec_says() -> None:
     assert layout(spec_of(action_names=("x", "y")))["up"] == (1, 1.0)
     joints = layout(spec_of(action_names=tuple("abcdefgh")))
     assert [dimension for dimension, _ in joints.values()] == [i for i in range(6) for _ in range(2)]
-    assert layout(spec_of(action_names=("gas",), action_scale=(-0.5,), action_offset=(-0.5,))) == {"up": (0, 1.0)}
+    assert layout(spec_of(action_names=("gas",), action_scale=(0.5,), action_offset=(-0.5,))) == {"up": (0, -1.0)}
 
 
 def test_held_keys_lift_what_rests_and_shift_goes_a_third_of_the_way() -> None:
@@ -155,7 +161,7 @@ def test_the_window_shows_the_frame_that_is_recorded(tmp_path: Path, monkeypatch
     class Watched(RecordPlayer):
         def tick(self) -> None:
             super().tick()
-            shown.append((self.take.frames[-1], self.window.panel()))
+            shown.append((self.episode.frames[-1], self.window.panel()))
 
     monkeypatch.setattr(module, "RecordPlayer", Watched)
     played(tmp_path, "carracing", "0 down UP; 0.5 quit", scale=3, size=24)
@@ -201,6 +207,64 @@ def test_recordings_and_collections_do_not_share_a_folder(kept: Path, tmp_path: 
         pass
     with pytest.raises(ValueError, match="holds a collection"):
         played(tmp_path, "Pendulum-v1", "0.1 quit", out=tmp_path / "c")
+
+
+def test_another_writer_keeps_record_out(tmp_path: Path) -> None:
+    with (
+        folder_lock(tmp_path / "mine", "collecting"),
+        pytest.raises(BlockingIOError, match=rf"mine: another process \({os.getpid()}\) is collecting here"),
+    ):
+        played(tmp_path, "Pendulum-v1", "0.2 tap RETURN; 0.3 quit")
+    assert played(tmp_path, "Pendulum-v1", "0.2 tap RETURN; 0.3 quit")[0].kept == 1
+
+
+def test_no_two_kept_episodes_begin_alike_also_after_discarded_ones(tmp_path: Path) -> None:
+    played(tmp_path, "Pendulum-v1", "0.1 tap RETURN; 0.2 tap BACKSPACE; 0.3 tap RETURN; 0.4 quit")
+    _, store = played(tmp_path, "Pendulum-v1", "0.1 tap RETURN; 0.2 tap RETURN; 0.3 quit")
+    for name in ("reset_seed", "seed"):
+        assert len({episode.provenance[name] for episode in store}) == len(store) == 4
+
+
+def test_on_a_full_disk_the_episode_stays_and_can_be_kept_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add, tries = EpisodeStore.add, []
+
+    def full_once(store: EpisodeStore, episodes: Any, *more: Any) -> Path:
+        tries.append(len(episodes[0]))
+        if len(tries) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return add(store, episodes, *more)
+
+    monkeypatch.setattr(EpisodeStore, "add", full_once)
+    settings: dict[str, Any] = {"size": 16, "out": tmp_path / "mine", "steps": 5}
+    report = record(RecordConfig("Pendulum-v1", script="0.6 tap RETURN; 0.8 tap RETURN; 1 quit", **settings))
+    assert report.kept == 1
+    assert tries[0] <= tries[1] == len(EpisodeStore(report.store)[0])
+    error = capsys.readouterr().err
+    assert "mine: the disk is full" in error
+    assert "press enter again" in error
+    tries.clear()
+    with pytest.raises(DiskFullError, match="mine: the disk is full"):
+        played(tmp_path, "Pendulum-v1", "0.2 tap RETURN; 0.3 quit")
+
+
+def test_a_kill_loses_no_kept_episode_and_its_leftovers_are_swept(tmp_path: Path) -> None:
+    words = ["record", "Pendulum-v1", "--size", "16", "--out", str(tmp_path / "mine"), "--script"]
+    script = "0.1 tap RETURN; 0.2 tap RETURN; 60 quit"
+    with subprocess.Popen([sys.executable, "-m", "neuralsim.cli", *words, script]) as process:
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.glob("mine/shard-*"))) < 2:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.kill()
+    half = tmp_path / "mine" / f".writing-{process.pid}-x"
+    half.mkdir()
+    report, store = played(tmp_path, "Pendulum-v1", "0.2 tap RETURN; 0.3 quit")
+    assert (report.kept, len(store)) == (1, 3)
+    assert len({episode.provenance["reset_seed"] for episode in store}) == 3
+    assert not half.exists()
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
