@@ -52,7 +52,7 @@ WINDOW = 16
 """Frames in a training window."""
 ENV_ID = "neuralsim/PushT-v0"
 
-BARS = {
+TARGETS = {
     "env_1": Target(least=30),
     "env_32": Target(least=300),
     "fork_32": Target(most=5),
@@ -61,7 +61,7 @@ BARS = {
     "windows": Target(least=1500),
 }
 """What a shipped world must reach on two CPU cores."""
-COMPACT_BARS = {"features_256": Target(least=20_000), "ppo_256": Target(least=5_000)}
+COMPACT_TARGETS = {"features_256": Target(least=20_000), "ppo_256": Target(least=5_000)}
 """What a compact world must reach besides."""
 
 
@@ -130,7 +130,7 @@ def run_bench(world: World, seconds: float = 2.0, store: EpisodeStore | None = N
             rows += part(seconds)
             gc.collect()
     if isinstance(world.model, LatentWorld):
-        rows = [replace(row, bar=COMPACT_BARS.get(row.key, row.bar)) for row in rows]
+        rows = [replace(row, target=COMPACT_TARGETS.get(row.key, row.target)) for row in rows]
     rows.append(Metric("memory", "memory of this process", resident_megabytes(), unit="MB"))
     return Report(
         f"speed of {world.spec.name}",
@@ -142,11 +142,11 @@ def run_bench(world: World, seconds: float = 2.0, store: EpisodeStore | None = N
 def _rate(key: str, label: str, timing: Timing, count: float, unit: str) -> Metric:
     """Things a second, ``count`` of them per call."""
     value, median = count / timing.best, count / timing.median
-    return Metric(key, label, value, unit=unit, median=median, better="high", bar=BARS.get(key))
+    return Metric(key, label, value, unit=unit, median=median, better="high", target=TARGETS.get(key))
 
 
 def _milliseconds(key: str, label: str, timing: Timing) -> Metric:
-    return Metric(key, label, 1e3 * timing.best, unit="ms", median=1e3 * timing.median, better="low", bar=BARS.get(key))
+    return Metric(key, label, 1e3 * timing.best, unit="ms", median=1e3 * timing.median, better="low", target=TARGETS.get(key))
 
 
 def _reference(seconds: float) -> Iterator[Metric]:
@@ -313,7 +313,7 @@ def _true_and_bare(real_world: RealWorld, spec: WorldSpec, seconds: float) -> It
         theirs.best / mine.best,
         median=theirs.median / mine.median,
         better="high",
-        bar=BARS["true_ratio"],
+        target=TARGETS["true_ratio"],
     )
     for env in envs:
         env.close()
@@ -376,7 +376,7 @@ def _import() -> Iterator[Metric]:
         unit="s",
         median=statistics.median(times),
         better="low",
-        bar=BARS["import"],
+        target=TARGETS["import"],
     )
 
 

@@ -344,7 +344,7 @@ def _present(result: Any) -> None:
     for metric in output.missed:
         after = "" if metric.step is None else f" after {metric.step} steps"
         text = f"misses its target: {metric.label}{after}: {metric.value:.3g} {metric.unit}".rstrip()
-        print(f"{text} (target {metric.bar})")
+        print(f"{text} (target {metric.target})")
     for path in output.files:
         print(f"wrote {path}")
     if output.json is not None:
