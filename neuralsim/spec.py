@@ -263,6 +263,17 @@ class WorldSpec:
         return ", ".join(f"{n!r} in 0..{c - 1}" for n, c in zip(self.action_names, self.action_choices, strict=True))
 
 
+def plain_name(name: str) -> str:
+    """Turn a name into one that a world may have: "ALE/Pong-v5" becomes "ALE-Pong-v5".
+
+    Slashes and unprintable characters become hyphens, runs of dots one dot: names stand in paths. Plain names stay.
+    """
+    text = "".join("-" if sign in "/\\" or not sign.isprintable() else sign for sign in str(name))
+    while ".." in text:
+        text = text.replace("..", ".")
+    return text
+
+
 def _plain(value: object) -> object:
     """Convert a numpy number to Python's, for JSON."""
     if isinstance(value, np.generic):

@@ -13,8 +13,9 @@ from neuralsim.data.images import Size
 from neuralsim.envs.gym_adapter.env import GymEnvConfig, GymRealEnv
 from neuralsim.envs.tasks.real_world import RealWorld, find_real_world, real_worlds
 from neuralsim.pretrained.world import World
+from neuralsim.runtime.json_files import read_object
 from neuralsim.spec import WorldSpec
-from neuralsim.storage.manifest import TRAINING, read_object
+from neuralsim.storage.manifest import TRAINING
 
 LONGEST = 500
 """Steps of an episode of a Gymnasium world at most, where a policy is evaluated or trained."""

@@ -1,44 +1,56 @@
 """Episodes on disk, read back through memory maps.
 
-A store is a folder: ``store.json`` (format version, world spec, names of the state) and numbered shards, each a folder of
-plain ``.npy`` arrays with the episodes laid end to end plus ``episodes.json`` (length and provenance of each). A shard of
-video without actions has no ``actions.npy``. Shards appear by rename, so a killed writer leaves nothing half-written, and
-nothing is ever unpickled.
+A store is a folder: ``store.json`` (format version, world spec, names of the state) and numbered shards (see
+``neuralsim.data.shards``). Shards appear by rename, so a killed writer leaves nothing half-written, and nothing is ever
+unpickled.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from neuralsim.data.episode import ActionsAbsent, Episode, is_held_out, knows_actions
+from neuralsim.data.episode import Episode, is_held_out, knows_actions
+from neuralsim.data.shards import (
+    ARRAYS,
+    Shard,
+    check_episodes,
+    next_folder,
+    pieces_folder,
+    read_shard,
+    readable_folders,
+    replace_shard,
+    shard_folder,
+    shard_numbers,
+    slice_episode,
+    write_shard,
+)
 from neuralsim.runtime.files import write_atomically
-from neuralsim.spec import WorldSpec
+from neuralsim.runtime.json_files import check_types, read_object, type_hints
+from neuralsim.spec import WorldSpec, plain_name
+
+if TYPE_CHECKING:
+    from neuralsim.data.shard_writer import ShardWriter
 
 FORMAT_VERSION = 1
-DTYPES: dict[str, Any] = {
-    "frames": np.uint8,
-    "rewards": np.float32,
-    "terminated": np.bool_,
-    "truncated": np.bool_,
-    "states": np.float32,
-}
+INFO = "store.json"
+LARGEST_INFO = 64_000_000
+"""Bytes of ``store.json``; the list of recordings that an import skipped may be long."""
 
 
 @dataclass(frozen=True)
 class StoreInfo:
-    """What a store says of itself in ``store.json``.
+    """The content of ``store.json``.
 
-    ``source`` is empty for collected episodes; imported ones say there where they come from, which dimensions were constant,
-    and what was left out. Stores that were imported before a spec knew of an offset have their ``action_offset`` there.
+    ``source`` is empty for collected episodes; imported ones record there where they come from, which dimensions were
+    constant, and which recordings were skipped. Stores that were imported before a spec had an offset have their
+    ``action_offset`` there.
     """
 
     spec: WorldSpec
@@ -50,31 +62,55 @@ class StoreInfo:
         offset = self.source.get("action_offset")
         if offset and not any(self.spec.action_offset):
             object.__setattr__(self, "spec", replace(self.spec, action_offset=tuple(offset)))
+        names = self.state_names
+        if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+            raise ValueError(f"state_names: expected different names, got {list(names)}")
 
-
-class EpisodeStore:
-    """A folder of episodes; see the module's text for the layout.
-
-    Open an existing one with ``EpisodeStore(folder)`` (its first ``limit`` episodes where that is given), make one with
-    ``EpisodeStore.create(folder, spec, names)``.
-    """
-
-    ARRAYS = ("frames", "actions", "rewards", "terminated", "truncated")
-
-    def __init__(self, folder: str | os.PathLike[str], limit: int | None = None) -> None:
-        self.folder, self._limit = Path(folder), limit
-        path = self.folder / "store.json"
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{self.folder}: no episode store here (store.json is missing); "
-                f"make one with 'neuralsim collect pusht --out {self.folder}'"
-            )
-        raw = json.loads(path.read_text())
+    @classmethod
+    def read(cls, path: Path) -> StoreInfo:
+        """Read ``store.json``; a ValueError names the file, the field and its fault."""
+        raw = read_object(path, LARGEST_INFO)
         if raw.get("version") != FORMAT_VERSION:
             raise ValueError(
                 f"{path}: store version {raw.get('version')!r}, this NeuralSim reads version {FORMAT_VERSION}"
             )
-        self.info = StoreInfo(WorldSpec(**raw["spec"]), tuple(raw["state_names"]), source=raw.get("source", {}))
+        check_types(f"{path}: ", raw, {"spec": dict, "state_names": list[str], "source": dict})
+        spec = raw.get("spec", {})
+        known = [f.name for f in fields(WorldSpec)]
+        if strange := sorted(spec.keys() - set(known)):
+            raise ValueError(f"{path}: spec.{strange[0]}: unknown; a spec has {', '.join(known)}")
+        check_types(f"{path}: spec.", spec, type_hints(WorldSpec))
+        try:
+            # Earlier versions wrote names with a slash.
+            return cls(
+                WorldSpec(**{**spec, "name": plain_name(spec["name"])}),
+                tuple(raw["state_names"]),
+                source=raw.get("source", {}),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise ValueError(f"{path}: {reason}") from error
+
+
+class EpisodeStore:
+    """A folder of episodes.
+
+    ``EpisodeStore(folder)`` opens an existing one (its first ``limit`` episodes where that is given);
+    ``EpisodeStore.create(folder, spec, names)`` makes one. ``entries`` holds, for each episode, the index of its shard in
+    ``shards``, its first row in the frames and in the actions there, and its provenance; ``lengths`` its steps.
+    """
+
+    ARRAYS = ARRAYS
+
+    def __init__(self, folder: str | os.PathLike[str], limit: int | None = None) -> None:
+        self.folder, self._limit = Path(folder), limit
+        path = self.folder / INFO
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{self.folder}: no episode store here ({INFO} is missing); "
+                f"make one with 'neuralsim collect pusht --out {self.folder}'"
+            )
+        self.info = StoreInfo.read(path)
         self.refresh()
 
     @property
@@ -84,46 +120,68 @@ class EpisodeStore:
 
     @classmethod
     def create(cls, folder: str | os.PathLike[str], spec: WorldSpec, state_names: Sequence[str] = ()) -> EpisodeStore:
-        """Open the store at ``folder``, made first where there is none; an existing one must have the same spec."""
+        """Open the store at ``folder``, made first where there is none; an existing one must have the same spec.
+
+        The store's world has a plain name, whatever ``spec`` calls it (see ``neuralsim.spec.plain_name``).
+        """
         root = Path(folder)
-        if not (root / "store.json").is_file():
+        spec = replace(spec, name=plain_name(spec.name))
+        if not (root / INFO).is_file():
+            StoreInfo(spec, tuple(state_names))  # raises for what could not be read back
             root.mkdir(parents=True, exist_ok=True)
-            body = {"version": FORMAT_VERSION, "spec": asdict(spec), "state_names": list(state_names)}
-            write_atomically(root / "store.json", json.dumps(body, indent=1))
+            body = {"version": FORMAT_VERSION, "spec": json.loads(spec.to_json()), "state_names": list(state_names)}
+            write_atomically(root / INFO, json.dumps(body, indent=1))
         store = cls(root)
         if store.spec != spec:
             raise ValueError(f"{root}: holds episodes of {store.spec}, asked for {spec}; choose another folder")
         return store
 
     def set_source(self, source: dict[str, Any]) -> None:
-        """Put on record where the episodes come from, as plain JSON; see ``StoreInfo.source``."""
-        path = self.folder / "store.json"
-        body = json.loads(path.read_text()) | {"spec": asdict(self.spec), "source": source}
+        """Record where the episodes come from, as plain JSON; see ``StoreInfo.source``."""
+        path = self.folder / INFO
+        info = replace(self.info, source=source)
+        body = json.loads(path.read_text()) | {"spec": json.loads(self.spec.to_json()), "source": source}
         write_atomically(path, json.dumps(body, indent=1))
-        self.info = replace(self.info, source=source)
+        self.info = info
 
     def refresh(self) -> None:
         """Read the list of shards again (another process may have added some)."""
-        self.shards: list[dict[str, np.ndarray]] = []
-        self._entries: list[tuple[int, int, int, dict[str, Any]]] = []  # shard, first frame, first action, provenance
+        while True:
+            numbers = shard_numbers(self.folder)
+            folders = [folder for number in numbers for folder in readable_folders(self.folder, number)]
+            try:
+                return self._open(folders)
+            except ValueError:  # a writer may have replaced a shard meanwhile
+                now = [folder for n in shard_numbers(self.folder) for folder in readable_folders(self.folder, n)]
+                if now == folders:
+                    raise
+
+    def _open(self, folders: Sequence[Path]) -> None:
+        shards: list[Shard] = []
+        found: list[tuple[int, int, int, dict[str, Any]]] = []
         lengths: list[int] = []
-        for folder in sorted(self.folder.glob("shard-*")):
+        for folder in folders:
             room = None if self._limit is None else self._limit - len(lengths)
             if room == 0:
                 break
-            arrays, entries = _open_shard(folder, self.spec)
+            try:
+                arrays, entries = read_shard(folder, self.spec, self.info.state_names)
+            except ValueError:
+                if folder.name.isdigit():  # a piece that a power cut left; its episodes are made again
+                    continue
+                raise
             frame = action = 0
             for entry in entries[:room]:
-                self._entries.append((len(self.shards), frame, action, entry["provenance"]))
+                found.append((len(shards), frame, action, entry["provenance"]))
                 lengths.append(entry["length"])
                 frame += entry["length"] + 1
                 action += entry["length"]
-            self.shards.append(arrays)
-        self.lengths = np.array(lengths, dtype=np.int64)
+            shards.append(arrays)
+        self.shards, self.entries, self.lengths = shards, found, np.array(lengths, dtype=np.int64)
 
     def shard_numbers(self) -> list[int]:
-        """Numbers of the shards on disk, in order."""
-        return sorted(int(path.name.split("-")[1]) for path in self.folder.glob("shard-*"))
+        """Numbers of the shards on disk, unfinished ones included, in order."""
+        return shard_numbers(self.folder)
 
     @property
     def frames(self) -> int:
@@ -131,90 +189,74 @@ class EpisodeStore:
         return int((self.lengths + 1).sum())
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
     def __getitem__(self, index: int) -> Episode:
-        shard, frame, action, provenance = self._entries[index]
-        t = int(self.lengths[index])
-        arrays = self.shards[shard]
-        per_step: dict[str, Any] = {
-            name: np.asarray(arrays[name][action : action + t]) if name in arrays else None
-            for name in self.ARRAYS
-            if name != "frames"
-        }
-        return Episode(
-            frames=np.asarray(arrays["frames"][frame : frame + t + 1]),
-            states=np.asarray(arrays["states"][frame : frame + t + 1]) if "states" in arrays else None,
-            provenance=provenance,
-            **per_step,
-        )
+        shard, frame, action, provenance = self.entries[index]
+        return slice_episode(self.shards[shard], frame, action, int(self.lengths[index]), provenance)
 
     def __iter__(self) -> Iterator[Episode]:
         return (self[i] for i in range(len(self)))
 
     def provenance(self, index: int) -> dict[str, Any]:
-        """Where episode ``index`` comes from, without reading its arrays."""
-        return self._entries[index][3]
+        """The origin of episode ``index``, without reading its arrays."""
+        return self.entries[index][3]
 
     def offsets(self) -> tuple[np.ndarray, np.ndarray]:
-        """Where each episode begins in the frames and in the actions of all shards laid end to end, ``(n,)`` each."""
+        """First row of each episode in the frames and in the actions of all shards laid end to end, ``(n,)`` each."""
         sizes = np.array([(len(s["frames"]), len(s["rewards"])) for s in self.shards]).reshape(-1, 2)
         before = np.concatenate([np.zeros((1, 2), np.int64), sizes.cumsum(0)])
-        shard, frame, action = (np.array([e[k] for e in self._entries], np.int64) for k in range(3))
+        shard, frame, action = (np.array([e[k] for e in self.entries], np.int64) for k in range(3))
         return before[shard, 0] + frame, before[shard, 1] + action
 
     def first_frames(self, shard: int) -> np.ndarray:
-        """Where each episode of ``self.shards[shard]`` begins in its array of frames, in order."""
-        return np.array([frame for there, frame, _, _ in self._entries if there == shard], np.int64)
+        """First row of each episode of ``self.shards[shard]`` in its array of frames, in order."""
+        return np.array([frame for there, frame, _, _ in self.entries if there == shard], np.int64)
 
     def split(self, held_out: bool) -> np.ndarray:
         """Indices of the held-out episodes, or of the training ones."""
-        return np.array([i for i, e in enumerate(self._entries) if is_held_out(e[3]) == held_out], dtype=np.int64)
+        return np.array([i for i, e in enumerate(self.entries) if is_held_out(e[3]) == held_out], dtype=np.int64)
 
     def acted(self, episodes: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Which of ``episodes`` (indices ``(n,)``) tell their actions, bool ``(n,)``."""
+        """Mask of the ``episodes`` (indices ``(n,)``) whose actions are known, bool ``(n,)``."""
         return np.array([knows_actions(self.provenance(int(i))) for i in episodes], bool)
 
     def add(self, episodes: Sequence[Episode], shard: int | None = None) -> Path:
-        """Write ``episodes`` as one new shard; it appears whole or not at all. Returns its folder."""
-        target = self.folder / f"shard-{max(self.shard_numbers(), default=-1) + 1 if shard is None else shard:05d}"
-        if target.exists():
-            raise FileExistsError(f"{target}: this shard exists already")
-        return self._write(episodes, target)
+        """Write ``episodes`` as one new shard; it appears whole or not at all. Returns its folder.
 
-    def replace(self, shard: int, episodes: Sequence[Episode]) -> Path:
-        """Write ``episodes`` in place of shard ``shard``; killed between two renames, it leaves none. Returns its folder."""
-        return self._write(episodes, self.folder / f"shard-{shard:05d}")
-
-    def _write(self, episodes: Sequence[Episode], target: Path) -> Path:
-        if not episodes:
-            raise ValueError("EpisodeStore: got no episodes to write")
-        for i, episode in enumerate(episodes):
-            self.spec.check_frames(episode.frames, f"episode {i}: frames")
-            if episode.has_actions:
-                self.spec.check_actions(episode.actions, f"episode {i}: actions")
-        acted = {episode.has_actions for episode in episodes}
-        if len(acted) > 1:
-            raise ValueError("EpisodeStore: got episodes with and without actions for one shard; write them apart")
-        work = Path(tempfile.mkdtemp(prefix=".writing-", dir=self.folder))
-        try:
-            shard = work / "new"
-            shard.mkdir()
-            names = [name for name in self.ARRAYS if name != "actions" or acted == {True}]
-            names += ["states"] if all(e.states is not None for e in episodes) else []
-            for name in names:
-                dtype = self.spec.action_dtype if name == "actions" else DTYPES[name]
-                whole: np.ndarray = np.concatenate([getattr(e, name) for e in episodes]).astype(dtype, copy=False)
-                np.save(shard / f"{name}.npy", whole, allow_pickle=False)
-            entries = [{"length": len(e), "provenance": e.provenance} for e in episodes]
-            (shard / "episodes.json").write_text(json.dumps(entries))
-            if target.exists():
-                os.rename(target, work / "old")
-            os.rename(shard, target)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+        Raises ValueError for episodes that could not be read back, DiskFullError where the disk is full.
+        """
+        numbers = self.shard_numbers()
+        number = max(numbers, default=-1) + 1 if shard is None else shard
+        if number in numbers:
+            raise FileExistsError(f"{shard_folder(self.folder, number)}: this shard exists already")
+        self._check(episodes)
+        write_shard(self.folder, target := shard_folder(self.folder, number), episodes, self.spec)
         self.refresh()
         return target
+
+    def replace(self, shard: int, episodes: Sequence[Episode]) -> Path:
+        """Write ``episodes`` in place of shard ``shard``; a kill leaves the old ones or the new. Returns its folder."""
+        self._check(episodes)
+        target = replace_shard(self.folder, shard, episodes, self.spec)
+        self.refresh()
+        return target
+
+    def open_shard(self, shard: int, order: Callable[[dict[str, Any]], Any] | None = None) -> ShardWriter:
+        """Write shard ``shard`` episode by episode, each of which survives a kill; see ShardWriter."""
+        from neuralsim.data.shard_writer import ShardWriter
+
+        return ShardWriter(self, shard, order)
+
+    def finish_shards(self, order: Callable[[dict[str, Any]], Any] | None = None) -> None:
+        """Finish the shards that killed writers left open. Call it while no other process writes here."""
+        for number in self.shard_numbers():
+            if pieces_folder(self.folder, number).is_dir() or next_folder(self.folder, number).is_dir():
+                self.open_shard(number, order).close()
+        self.refresh()
+
+    def _check(self, episodes: Sequence[Episode]) -> None:
+        check_episodes(episodes, self.spec, self.info.state_names)
 
 
 class JoinedStore(EpisodeStore):
@@ -232,57 +274,24 @@ class JoinedStore(EpisodeStore):
         self.refresh()
 
     def refresh(self) -> None:
-        """See EpisodeStore."""
-        self.shards, self._entries = [], []
+        self.shards, self.entries = [], []
         for store in self._stores:
             store.refresh()
-            self._entries += [(len(self.shards) + shard, f, a, origin) for shard, f, a, origin in store._entries]
+            self.entries += [(len(self.shards) + shard, f, a, origin) for shard, f, a, origin in store.entries]
             self.shards += store.shards
         self.lengths = np.concatenate([store.lengths for store in self._stores])
 
-    def _write(self, episodes: Sequence[Episode], target: Path) -> Path:
+    def _check(self, episodes: Sequence[Episode]) -> None:
         raise TypeError(f"{[str(s.folder) for s in self._stores]} are read as one; write to one of them")
 
 
-class Shard(dict[str, np.ndarray]):
-    """The arrays of one shard by name; to ask video for its actions is an error that says so."""
-
-    def __missing__(self, name: str) -> np.ndarray:
-        raise ActionsAbsent if name == "actions" else KeyError(name)
-
-
-def _open_shard(folder: Path, spec: WorldSpec) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-    """The arrays (memory-mapped) and the entries of one shard; a ValueError names a damaged one and its damage."""
-    try:
-        files = sorted(folder.glob("*.npy"))
-        arrays = Shard((path.stem, np.load(path, mmap_mode="r", allow_pickle=False)) for path in files)
-        entries = json.loads((folder / "episodes.json").read_text())
-        acted = {knows_actions(entry["provenance"]) for entry in entries} or {True}
-        missing = sorted(set(EpisodeStore.ARRAYS) - set(arrays) - ({"actions"} if acted == {False} else set()))
-        if missing:
-            raise ValueError(f"it lacks {', '.join(f'{name}.npy' for name in missing)}")
-        if "actions" in arrays and acted != {True}:
-            raise ValueError("it has actions.npy for episodes that episodes.json says have no actions")
-        row = (spec.action_dtype, (spec.action_size,))
-        if "actions" in arrays and (found := (arrays["actions"].dtype, arrays["actions"].shape[1:])) != row:
-            raise ValueError(f"its actions are {found[0]} {found[1]}, the world's {row[0]} {row[1]}")
-        actions = sum(entry["length"] for entry in entries)
-        wanted = {name: actions + (len(entries) if name in ("frames", "states") else 0) for name in arrays}
-        wrong = [f"{k}.npy has {len(v)} rows, not {wanted[k]}" for k, v in arrays.items() if len(v) != wanted[k]]
-        if wrong:
-            raise ValueError(f"by episodes.json {'; '.join(wrong)}")
-    except (ValueError, KeyError, TypeError, OSError, EOFError) as error:
-        raise ValueError(f"{folder}: damaged shard ({error}); delete this folder and collect it again") from error
-    return arrays, entries
-
-
-def find_store(what: str) -> Path:
-    """The folder of the store that is called ``what``, or lies there. Raises FileNotFoundError where there is none."""
-    for folder in (Path(what).expanduser(), Path("data") / what):
-        if (folder / "store.json").is_file():
+def find_store(name: str) -> Path:
+    """Find the folder of the store ``name``: that folder, or the one of that name in data/. Else FileNotFoundError."""
+    for folder in (Path(name).expanduser(), Path("data") / name):
+        if (folder / INFO).is_file():
             return folder
-    there = sorted(p.parent.name for p in Path("data").glob("*/store.json"))
+    there = sorted(p.parent.name for p in Path("data").glob(f"*/{INFO}"))
     raise FileNotFoundError(
-        f"{what}: no episode store here (store.json is missing), and none of that name in data/; there: "
+        f"{name}: no episode store here ({INFO} is missing), and none of that name in data/; there: "
         f"{', '.join(there) or 'none'}; 'neuralsim import' and 'neuralsim collect' make one"
     )

@@ -65,7 +65,7 @@ class WindowSampler:
     def read(self, episodes: np.ndarray, starts: np.ndarray) -> Clip:
         """The windows that begin at step ``starts[i]`` of ``episodes[i]``."""
         store, t = self.store, self.length
-        entries = [store._entries[e] for e in episodes]
+        entries = [store.entries[e] for e in episodes]
         involved = {shard for shard, *_ in entries}
         names = set.intersection(*(set(store.shards[shard]) for shard in involved))  # not every shard need know states
         out: dict[str, np.ndarray] = {}

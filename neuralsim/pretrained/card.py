@@ -12,7 +12,8 @@ from typing import Any
 
 from neuralsim.runtime.command import CommandOutput
 from neuralsim.runtime.files import write_atomically
-from neuralsim.storage.manifest import CARD, TRAINING, read_object, seal
+from neuralsim.runtime.json_files import read_object
+from neuralsim.storage.manifest import CARD, TRAINING, seal
 
 
 @dataclass(frozen=True)

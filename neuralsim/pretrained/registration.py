@@ -9,8 +9,9 @@ from typing import Any
 
 import gymnasium
 
+from neuralsim.runtime.json_files import read_object
 from neuralsim.storage.hub import HubId
-from neuralsim.storage.manifest import CONFIG, Manifest, check_files, read_object
+from neuralsim.storage.manifest import CONFIG, Manifest, check_files
 from neuralsim.storage.resolve import ALIASES, assets, resolve
 
 ENTRY_POINT, VECTOR_ENTRY_POINT = "neuralsim.envs.imagined:ImaginedEnv", "neuralsim.envs.imagined:ImaginedVectorEnv"

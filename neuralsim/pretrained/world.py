@@ -24,6 +24,7 @@ from typing import Any, Self, TypeVar
 
 from neuralsim.pretrained.starts import Starts
 from neuralsim.runtime.device import pick_device
+from neuralsim.runtime.json_files import read_object, read_text
 from neuralsim.spec import WorldSpec
 from neuralsim.storage.manifest import (
     CARD,
@@ -36,8 +37,6 @@ from neuralsim.storage.manifest import (
     WEIGHTS,
     Manifest,
     check_files,
-    read_object,
-    read_text,
     seal,
 )
 from neuralsim.storage.resolve import ALIASES, assets, find, list_worlds

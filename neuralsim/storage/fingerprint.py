@@ -1,11 +1,14 @@
-"""Fingerprint: a short hash of weights, by which caches, snapshots and heads recognise the model they belong to."""
+"""Fingerprint: a short hash of weights or episodes, by which caches, snapshots and heads recognise what they were made from."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
 
+import numpy as np
 import torch
+
+from neuralsim.data.store import EpisodeStore
 
 
 def fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
@@ -14,4 +17,15 @@ def fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
     for name, tensor in sorted(weights.items()):
         values = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(name.encode() + values.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def store_fingerprint(store: EpisodeStore) -> str:
+    """Hash the spec, the lengths and every array of ``store`` to 16 hexadecimal digits (SHA-256), wherever it lies."""
+    digest = hashlib.sha256(f"{store.spec}{store.info.state_names}".encode())
+    digest.update(np.ascontiguousarray(store.lengths).tobytes())
+    for shard in store.shards:
+        for name in sorted(shard):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(shard[name]))
     return digest.hexdigest()[:16]

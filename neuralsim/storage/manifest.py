@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from neuralsim.runtime.json_files import read_object
 from neuralsim.version import __version__
 
 MANIFEST, CONFIG, CARD = "world.json", "config.json", "README.md"
@@ -28,8 +29,6 @@ FILES = (MANIFEST, *SEALED, CARD)
 """All files of a world; others in its folder are nobody's business."""
 FORMAT = 1
 """Of the folder as a whole. One that is newer is not read: what it means is not known here."""
-LARGEST_TEXT = 4_000_000
-"""Bytes of JSON or Markdown; no world needs as much."""
 
 
 @dataclass(frozen=True)
@@ -157,37 +156,6 @@ def check_files(folder: Path, needed: tuple[str, ...] = (CONFIG, WEIGHTS), links
             raise ValueError(f"{path}: a link out of the world's folder, to {target}; copy the file itself there")
         if not target.is_file():
             raise ValueError(f"{path}: not a plain file")
-
-
-def read_text(path: Path) -> str:
-    """The text of a small file in UTF-8; a ValueError names one that is neither small nor UTF-8."""
-    if path.stat().st_size > LARGEST_TEXT:
-        raise ValueError(f"{path}: {path.stat().st_size} bytes, expected at most {LARGEST_TEXT}")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not text in UTF-8 ({error})") from error
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; a ValueError names one that holds anything else, or one key twice."""
-    text = read_text(path)
-    try:
-        value = json.loads(text, object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a JSON object ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: not a JSON object (a {type(value).__name__} came)")  # noqa: TRY004 (a file's, no caller's)
-    return value
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Two values under one key would let two readers see two worlds."""
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} twice")
-    return value
 
 
 def _told(folder: Path) -> tuple[str, Mapping[str, Any]]:

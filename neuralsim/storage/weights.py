@@ -6,10 +6,7 @@ The class is given, never looked up by what a file says. Nothing is allocated th
 from __future__ import annotations
 
 import inspect
-import math
 import os
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -21,8 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 
+from neuralsim.runtime.json_files import check_types, read_object, type_hints
 from neuralsim.spec import WorldSpec
-from neuralsim.storage.manifest import CONFIG, WEIGHTS, read_object
+from neuralsim.storage.manifest import CONFIG, WEIGHTS
 from neuralsim.storage.quantization import SCALE, dequantize, quantize
 
 Model = TypeVar("Model", bound=ModelMixin)
@@ -87,49 +85,13 @@ def check_config(path: Path, kind: type[ModelMixin], config: Mapping[str, Any]) 
         raise ValueError(
             f"{path}: unknown key {unknown[0]!r}; {kind.__name__} takes {', '.join(taken)}. A newer NeuralSim may have written it"
         )
-    _check_types(path, "", config, _hints(kind.__init__))
+    check_types(f"{path}: ", config, type_hints(kind.__init__))
     spec = config.get("spec")
     if isinstance(spec, dict) and spec.keys() <= {f.name for f in fields(WorldSpec)}:
-        _check_types(path, "spec.", spec, _hints(WorldSpec))
+        check_types(f"{path}: spec.", spec, type_hints(WorldSpec))
         name = spec.get("name", "")
         if not name.isprintable() or ".." in name or any(sign in name for sign in "/\\"):
             raise ValueError(f"{path}: spec.name: expected a plain word, got {name!r}")
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Whether ``value``, as JSON gives it, is what ``hint`` declares; a hint that says nothing of JSON fits all. Numbers
-    must be finite, and true is no number."""
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(fits(value, one) for one in inner)
-    if origin is typing.Literal:
-        return value in inner
-    if origin in (list, tuple):
-        kind = inner[0] if inner else Any
-        return isinstance(value, list) and all(fits(one, kind) for one in value)
-    if origin is dict or hint is dict:
-        return isinstance(value, dict)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint in (str, bool, type(None)):
-        return isinstance(value, hint)
-    return True
-
-
-def _check_types(path: Path, prefix: str, values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
-    for name, value in values.items():
-        if name in hints and not fits(value, hints[name]):
-            declared = getattr(hints[name], "__name__", None) if not typing.get_args(hints[name]) else None
-            raise ValueError(f"{path}: {prefix}{name}: expected {declared or hints[name]}, got {value!r:.80}")
-
-
-def _hints(declared: Any) -> Mapping[str, Any]:
-    try:
-        return typing.get_type_hints(declared)
-    except Exception:  # a third party's annotations need not mean anything at run time
-        return {}
 
 
 def _wrong(

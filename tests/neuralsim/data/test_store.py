@@ -12,8 +12,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import coded_store
 import numpy as np
 import pytest
+from coded_store import SPEC, STATE_NAMES, assert_same, coded_episode, filled_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,44 +23,6 @@ from neuralsim.data.episode import HELD_OUT_EVERY, Episode
 from neuralsim.data.store import EpisodeStore, JoinedStore
 from neuralsim.data.windows import WindowSampler
 from neuralsim.spec import WorldSpec
-
-SPEC = WorldSpec("coded", 8, 8, ("number", "step"), ("episodes", "steps"), (100.0, 100.0), 10.0, 2)
-STATE_NAMES = ("number", "step")
-
-
-def coded_episode(number: int, steps: int, states: bool = True) -> Episode:
-    """Frames, actions, rewards, flags and states all say which episode and which step they belong to."""
-    step = np.arange(steps + 1)
-    frames = np.zeros((steps + 1, *SPEC.frame_shape), np.uint8)
-    frames[..., 0], frames[..., 1] = number, step[:, None, None]
-    codes = np.stack([np.full(steps + 1, number), step], 1).astype(np.float32)
-    return Episode(
-        frames=frames,
-        actions=codes[:-1] / 100,
-        rewards=number + step[:-1].astype(np.float32) / 100,
-        terminated=step[:-1] % 3 == 0,
-        truncated=step[:-1] == steps - 1,
-        states=codes if states else None,
-        provenance={"seed": number, "policy": "coded", "version": "test", "keys": [True, False]},
-    )
-
-
-def assert_same(ours: Episode, theirs: Episode) -> None:
-    for name in ("frames", "actions", "rewards", "terminated", "truncated", "states"):
-        a, b = getattr(ours, name), getattr(theirs, name)
-        assert (a is None) == (b is None), name
-        if a is not None:
-            assert a.dtype == b.dtype, name
-            np.testing.assert_array_equal(a, b, err_msg=name)
-    assert ours.provenance == theirs.provenance
-
-
-def filled_store(folder: Path, lengths: list[int], shard_size: int = 3, states: bool = True) -> EpisodeStore:
-    store = EpisodeStore.create(folder, SPEC, STATE_NAMES if states else ())
-    for first in range(0, len(lengths), shard_size):
-        part = list(enumerate(lengths))[first : first + shard_size]
-        store.add([coded_episode(number, steps, states) for number, steps in part])
-    return store
 
 
 @pytest.mark.parametrize("states", [True, False])
@@ -130,7 +94,7 @@ def test_replace_exchanges_one_shard_and_no_other(tmp_path: Path) -> None:
 WRITER = """
 import sys
 sys.path.insert(0, {tests!r})
-from test_store import coded_episode
+from coded_store import coded_episode
 from neuralsim.data.store import EpisodeStore
 store = EpisodeStore({folder!r})
 big = [coded_episode(n, 99) for n in range(100)] * 4
@@ -142,7 +106,7 @@ while True:
 
 def test_kill_9_in_the_middle_of_writing_leaves_whole_shards_only(tmp_path: Path) -> None:
     EpisodeStore.create(tmp_path, SPEC, STATE_NAMES)
-    program = WRITER.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+    program = WRITER.format(tests=str(Path(coded_store.__file__).parent), folder=str(tmp_path))
     rng = np.random.default_rng(0)
     for _ in range(3):
         with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as writer:
