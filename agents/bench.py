@@ -244,7 +244,7 @@ def _learning(world: World, seconds: float) -> Iterator[Metric]:
     """What a second of learning brings: PPO as 'neuralsim rl' runs it, updates and all, in imagination; and what the true
     simulator would give it of the same observations."""
     rl_task, slots = find_task(world.spec.name), 256
-    ground = make_imagined_vec_env(world, rl_task, rl_task.starts(slots, 0, world.spec.height), slots, "features")
+    ground = make_imagined_vec_env(world, rl_task, rl_task.starts(slots, 0, world.spec.height), slots)
     ppo, _ = build("ppo", ground, False, 0, str(world.model.device))
     steps = ppo.n_steps * slots
 
@@ -320,7 +320,7 @@ def _true_and_bare(real_world: RealWorld, spec: WorldSpec, seconds: float) -> It
 
 
 def _reading(world: World, seconds: float, store: EpisodeStore | None) -> Iterator[Metric]:
-    judge = find_metrics(world.spec)
+    metrics = find_metrics(world.spec)
     with _episodes(world, store) as episodes:
         if episodes is None:
             return
@@ -330,8 +330,8 @@ def _reading(world: World, seconds: float, store: EpisodeStore | None) -> Iterat
         rng = np.random.default_rng(0)
         frames = np.concatenate([episodes[i].frames for i in range(min(4, len(episodes)))])[:128]
         calls: list[Callable[[], object]] = [lambda: sampler.sample(64, rng)]
-        if judge is not None:
-            calls.append(lambda: judge.reader(frames))
+        if metrics is not None:
+            calls.append(lambda: metrics.estimator(frames))
         sample, *read = time_calls(calls, seconds)
     yield _rate("windows", f"training windows of {length} frames", sample, 64, "windows/s")
     if read:

@@ -19,9 +19,9 @@ from neuralsim.agents.collection.held_out import HELD_OUT_SEED
 from neuralsim.agents.teleop.recorder import VideoWriter
 from neuralsim.data.store import EpisodeStore
 from neuralsim.envs.registry import find_metrics, find_real_world
-from neuralsim.evaluation.plots import draw_strip
-from neuralsim.evaluation.rollouts import Rollouts, Windows, roll_out, sample_windows
 from neuralsim.evaluation.image_metrics import squared_error
+from neuralsim.evaluation.plots import draw_strip
+from neuralsim.evaluation.rollouts import ImaginedRolloutConfig, Rollouts, Windows, roll_out, sample_windows
 from neuralsim.evaluation.world_metrics import WorldMetrics, pixel_headlines
 from neuralsim.pretrained.world import World, open_world, training_record
 from neuralsim.runtime.command import CommandOutput
@@ -108,7 +108,7 @@ def demo(config: DemoConfig) -> DemoReport:
     """Dream, compare, write. The dream sees the episode's first frames, then only its actions. Raises ValueError where nothing says
     which episodes to show."""
     world = open_world(config.world, config.device)
-    judge = find_metrics(world.spec)
+    metrics = find_metrics(world.spec)
     with _candidates(config, world) as windows:
         chosen = _liveliest(windows)
         begin = time.perf_counter()
@@ -116,10 +116,8 @@ def demo(config: DemoConfig) -> DemoReport:
             world.model,
             chosen,
             range(chosen.steps + 1),
-            None if judge is None else judge.reader,
-            seed=config.seed,
-            precision=config.precision,
-            keep=1,
+            None if metrics is None else metrics.estimator,
+            ImaginedRolloutConfig(seed=config.seed, precision=config.precision, keep=1),
         )
         seconds = time.perf_counter() - begin
         where = _name(chosen, config)
@@ -140,7 +138,7 @@ def demo(config: DemoConfig) -> DemoReport:
         episode=where,
         steps=chosen.steps,
         seconds=round(seconds, 3),
-        agreement=_agreement(r, judge, shown[1:]),
+        agreement=_agreement(r, metrics, shown[1:]),
         video=os.fspath(video.path),
         picture=os.fspath(picture),
     )
@@ -197,8 +195,8 @@ def _name(window: Windows, config: DemoConfig) -> str:
     return "an episode played anew" if played else f"{window.store.folder}, episode {episode} from step {start}"
 
 
-def _agreement(r: Rollouts, judge: WorldMetrics | None, steps: list[int]) -> tuple[Agreement, ...]:
-    figures = (*pixel_headlines(r), *(judge.headlines(r) if judge is not None else ()))
+def _agreement(r: Rollouts, metrics: WorldMetrics | None, steps: list[int]) -> tuple[Agreement, ...]:
+    figures = (*pixel_headlines(r), *(metrics.headlines(r) if metrics is not None else ()))
     told = []
     for step in steps:
         c = r.column(step)

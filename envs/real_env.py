@@ -1,4 +1,4 @@
-"""RealEnv: what every true world has in common behind NeuralSim's spaces."""
+"""RealEnv: base class of real environments behind NeuralSim's spaces."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from neuralsim.spec import WorldSpec
 
 
 class RealEnv(gym.Env[np.ndarray, np.ndarray], ABC):
-    """A true world that shows its state and starts from any: ``reset(options={"state": (s,)})``.
+    """A real environment that shows its state and starts from any: ``reset(options={"state": (s,)})``.
 
     Observation: the frame, uint8 ``(size, size, 3)``, or with ``observation="state"`` the state, float32 ``(s,)`` within
     ``states``. Action: float32 ``(a,)`` in [-1, 1]. Other arguments than these are a ValueError.
@@ -32,26 +32,26 @@ class RealEnv(gym.Env[np.ndarray, np.ndarray], ABC):
         self.observation_space = states if observation == "state" else spaces.Box(0, 255, spec.frame_shape, np.uint8)
 
     def render(self) -> np.ndarray:
-        """The current frame, uint8 ``(size, size, 3)``."""
+        """Return the current frame, uint8 ``(size, size, 3)``."""
         return self.frame(self.spec_world.height)
 
     @abstractmethod
     def state(self) -> np.ndarray:
-        """The true state, float64 ``(s,)``."""
+        """Return the true state, float64 ``(s,)``."""
 
     @abstractmethod
     def set_state(self, state: object) -> None:
-        """Put everything at ``state``, at rest; a ValueError for what is none."""
+        """Put everything at ``state``, at rest; a ValueError for an invalid one."""
 
     @abstractmethod
     def frame(self, size: int) -> np.ndarray:
-        """The scene, uint8 ``(size, size, 3)``."""
+        """Draw the scene, uint8 ``(size, size, 3)``."""
 
     def _observe(self) -> np.ndarray:
         return self.render() if self.observation_kind == "pixels" else self.state().astype(np.float32)
 
     def _checked(self, action: np.ndarray) -> np.ndarray:
-        """``action`` as float32 ``(a,)``, or a ValueError that says what is wrong with it."""
+        """Check ``action``; returns it as float32 ``(a,)`` or raises a ValueError that names its fault."""
         action = self.spec_world.check_actions(action)
         if action.ndim != 1:
             raise ValueError(f"action: expected shape ({self.spec_world.action_size},), got {action.shape}")
@@ -59,7 +59,7 @@ class RealEnv(gym.Env[np.ndarray, np.ndarray], ABC):
 
 
 def check_views(observation: str, render_mode: str | None) -> None:
-    """A ValueError unless a true world can be looked at so: "pixels" or "state", rendered as "rgb_array" or not at all."""
+    """Raise ValueError unless ``observation`` is "pixels" or "state" and ``render_mode`` "rgb_array" or None."""
     if observation not in ("pixels", "state"):
         raise ValueError(f"observation: expected 'pixels' or 'state', got {observation!r}")
     if render_mode not in (None, "rgb_array"):

@@ -98,7 +98,7 @@ class Ranking:
             imagined, true = (np.array([getattr(t, name) for t in side], float) for side in (self.imagined, self.true))
             target = TARGET if kind == self.kinds[0] and len(self.names) >= ENOUGH else None
             linear, order, worst = (resample(f, imagined, true) for f in (pearson, rank_correlation, mmrv))
-            yield metric_of(linear, f"pearson_{kind}", f"{kind}: Pearson's correlation", better="high", bar=target)
+            yield metric_of(linear, f"pearson_{kind}", f"{kind}: Pearson's correlation", better="high", target=target)
             yield metric_of(order, f"spearman_{kind}", f"{kind}: Spearman's rank correlation", better="high")
             yield metric_of(worst, f"mmrv_{kind}", f"{kind}: mean maximum rank violation", better="low")
 

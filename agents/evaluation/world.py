@@ -15,6 +15,7 @@ from neuralsim.evaluation.evaluate import evaluate_world_model
 from neuralsim.evaluation.long_horizon import LongHorizonConfig, evaluate_long_horizon
 from neuralsim.evaluation.report import Metric, Report
 from neuralsim.evaluation.world_metrics import WorldMetrics
+from neuralsim.pretrained.starts import Starts
 from neuralsim.pretrained.world import World, open_world, training_record
 from neuralsim.runtime.progress import progress
 
@@ -62,15 +63,15 @@ def measure_world(config: MeasureConfig) -> tuple[Report, list[Path]]:
     world = open_world(config.world, config.device)
     if config.minutes and world.starts is None:
         raise ValueError(f"world {config.world!r}: has no start states to play from (starts.npz)")
-    judge = find_metrics(world.spec)
+    metrics = find_metrics(world.spec)
     store, near, fresh = _episodes(config, world)
     if fresh:
         config = replace(config, all_held_out=True)
-    measurement = evaluate_world_model(world.model, store, judge, config, near, show=True)
+    measurement = evaluate_world_model(world.model, store, metrics, config, near, show=True)
     curves, strip = measurement.draw(config.out / "measure.png")
     report: Report = measurement
     if config.minutes:
-        rows = _long_play(world, judge, config)
+        rows = _long_horizon(world, metrics, config)
         report = Report(measurement.title, (*measurement.rows, *rows), measurement.circumstances)
     files = [report.save(config.out / "measure.json"), curves, *([strip] if strip else [])]
     if config.json is not None:
@@ -125,26 +126,25 @@ def _fresh(config: MeasureConfig, world: World, near_goal: float | None = None) 
         )
 
 
-def _long_play(world: World, judge: WorldMetrics | None, config: MeasureConfig) -> list[Metric]:
-    """The rows of long play under random keys, and of each driver."""
+def _long_horizon(world: World, metrics: WorldMetrics | None, config: MeasureConfig) -> list[Metric]:
+    """Metrics of long rollouts under random keys, and of each scripted policy on frames."""
     starts = world.starts
     assert starts is not None
     steps = max(1, round(config.minutes * 60 * world.spec.rate_hz))
     chosen = np.arange(config.dreams) % len(starts)
+    states = None if starts.states is None else starts.states[chosen]
+    some = Starts(starts.frames[chosen], starts.actions[chosen], states)
     rows: list[Metric] = []
     with progress() as bar:
-        for name, driver in {"": None, **find_frame_policies(world.spec)}.items():
-            task = bar.add_task(f"long play{', ' if name else ''}{name}", total=steps * config.dreams)
+        for name, policy in {"": None, **find_frame_policies(world.spec)}.items():
+            task = bar.add_task(f"long rollouts{', ' if name else ''}{name}", total=steps * config.dreams)
             rows += evaluate_long_horizon(
                 world.model,
-                starts.frames[chosen],
-                starts.actions[chosen],
-                judge,
-                None if starts.states is None else starts.states[chosen, -1].astype(np.float64),
-                LongHorizonConfig(steps=steps, seed=config.seed, precision=config.precision),
-                lambda n, task=task: bar.advance(task, n),  # type: ignore[misc]
-                driver,
-                name,
+                some,
+                metrics,
+                LongHorizonConfig(steps=steps, seed=config.seed, precision=config.precision, name=name),
+                None if policy is None else policy.predict,
                 starts.frames[:, -1],
+                lambda n, task=task: bar.advance(task, n),  # type: ignore[misc]
             ).rows
     return rows

@@ -83,7 +83,7 @@ def _success_rows(setup: PlanningSetup, trials: Sequence[GoalTrial], actor: str)
         target = Target(least=setup.goal_task.least) if standard and i == 0 else None
         name = "success" if i == 0 else f"success_{rule.replace(' ', '_')}"
         label = f"{actor}: reached the goal ({rule})"
-        yield metric_of(share_solved(trials, rule), f"{key}_{name}", label, better="high", bar=target)
+        yield metric_of(share_solved(trials, rule), f"{key}_{name}", label, better="high", target=target)
     if actor in (PLANNER, ORACLE):
         boot = Bootstrap(np.array([t.pair for t in trials]))
         for name, (unit, _) in setup.goal_task.distances.items():
@@ -100,7 +100,7 @@ def effort_rows(decisions: Sequence[DecisionCost], timed: bool = False) -> Itera
         return
     ms = np.array([d.ms for d in decisions])
     n, target = len(decisions), TARGETS["ms_p50"] if timed else None
-    yield Metric("ms_p50", "time per decision, p50", float(np.median(ms)), "ms", n=n, better="low", bar=target)
+    yield Metric("ms_p50", "time per decision, p50", float(np.median(ms)), "ms", n=n, better="low", target=target)
     yield Metric("ms_p99", "time per decision, p99", float(np.quantile(ms, 0.99)), "ms", n=n, better="low")
     evaluated = float(np.mean([d.evaluations for d in decisions]))
     yield Metric("evaluations", "plans evaluated per decision, mean", evaluated, n=n)
@@ -123,7 +123,7 @@ def _regret_rows(regrets: Sequence[OracleRegret]) -> Iterator[Metric]:
         left_out = int(np.isnan(ranks).sum())
         label = f"rank correlation of imagined and true cost ({left_out} starts left out)"
         yield metric_of(
-            boot(mean, ranks), "rank", label, step=lookahead, better="high", bar=TARGETS.get(("rank", lookahead))
+            boot(mean, ranks), "rank", label, step=lookahead, better="high", target=TARGETS.get(("rank", lookahead))
         )
 
 
@@ -143,4 +143,4 @@ def _efficiency_rows(efficiencies: Sequence[SolverEfficiency]) -> Iterator[Metri
     ):
         both = np.stack([sums[over], sums[under]], 1)
         found = boot(lambda c: float(c[:, 0].sum() / c[:, 1].sum()), both)
-        yield metric_of(found, key, label, better="low", bar=TARGETS.get(key))
+        yield metric_of(found, key, label, better="low", target=TARGETS.get(key))

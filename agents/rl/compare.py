@@ -1,10 +1,10 @@
-"""comparison: runs of 'neuralsim rl' side by side, by label over seeds: learning curves, and what imagination saved."""
+"""Compare runs of 'neuralsim rl' by label, over seeds: learning curves, and the time that imagination saves."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ from neuralsim.evaluation.statistics import Estimate, ratio, student
 from neuralsim.runtime.machine import circumstances
 
 IMAGINED = "imagined"
-"""Label of the runs that there are bars for."""
-BARS = {"share_at_steps": Target(least=0.9), "sooner_90": Target(least=5)}
-"""What these must reach."""
+"""Label of the runs that there are targets for."""
+TARGETS = {"share_at_steps": Target(least=0.9), "sooner_90": Target(least=5)}
+"""Targets of these metrics."""
 ASIDE = ("seed", "label", "device", "threads", "looks", "trials", *ELSEWHERE)
 """Settings in which runs of one label may differ."""
-AXES = {"seconds": "wall-clock of learning (s)", "true_steps": "steps in the true world", "steps": "steps in all"}
+AXES = {"seconds": "wall-clock of learning (s)", "true_steps": "steps in the real environment", "steps": "steps in all"}
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ class Group:
         return np.array([np.interp(places, _column(c, axis), _column(c, what)) for c in self.curves])
 
     def steps(self) -> np.ndarray:
-        """All steps at which a run was looked at, as far as every run goes, ``(g,)``."""
-        looked = np.unique(np.concatenate([_column(c, "steps") for c in self.curves]))
+        """All steps at which a run was evaluated, within the range of every run, ``(g,)``."""
+        evaluated = np.unique(np.concatenate([_column(c, "steps") for c in self.curves]))
         first, last = (f([c.points[k].steps for c in self.curves]) for f, k in ((max, 0), (min, -1)))
-        return looked[(looked >= first) & (looked <= last)]
+        return evaluated[(evaluated >= first) & (evaluated <= last)]
 
     def end(self, axis: str) -> float:
-        """How far along ``axis`` every run goes."""
+        """The largest value on ``axis`` that every run reaches."""
         return float(min(_column(c, axis)[-1] for c in self.curves))
 
     def seconds_to(self, level: float) -> float:
@@ -85,7 +85,7 @@ class Group:
 
 
 def first_reaching(times: np.ndarray, values: np.ndarray, level: float) -> float:
-    """When ``values`` ``(g,)`` at ``times`` ``(g,)`` first reach ``level``, between points in proportion; NaN where they never do."""
+    """The time at which ``values`` ``(g,)`` at ``times`` ``(g,)`` first reach ``level``, interpolated linearly; NaN where they never do."""
     there = np.flatnonzero(values >= level)
     if not len(there):
         return math.nan
@@ -106,16 +106,16 @@ class Comparison:
 
     @property
     def outcome(self) -> str:
-        """What an end of an episode means in these runs."""
+        """Meaning of the end of an episode in these runs."""
         return next(iter(self.runs.values())).outcome
 
     def tables(self, report: Report) -> list[Table]:
-        """What people are to see: where every label ended, what it saved, and how the runs were made."""
+        """Tables for the screen: the last evaluations of every label, its savings, and how the runs were made."""
         saved = list(self.comparisons())
         return [self.table(), *([report.table(saved)] if saved else []), runs_table(self.runs)]
 
     def table(self) -> Table:
-        """A line for each label: the last look at each of its runs."""
+        """One row per label: the last evaluation of each of its runs."""
         table = Table(title="at the end, mean over seeds (95 %)")
         names = (
             "",
@@ -127,23 +127,23 @@ class Comparison:
             f"true {self.outcome}",
             "imagined return",
             "gap",
-            "doubted",
+            "uncertain",
         )
         for i, name in enumerate(names):
             table.add_column(name, justify="right" if i else "left", no_wrap=i > 0)
         for group in self.groups:
             rows = {row.key.rpartition("/")[2]: row for row in self._ends(group)}
             counts = [f"{rows[k].value:.0f}" for k in ("steps", "true_steps", "seconds")]
-            said = [_said(rows[k]) for k in ("true", "true_success", "imagined", "gap", "doubted")]
-            table.add_row(group.name, str(len(group.curves)), *counts, *said)
+            cells = [_format(rows[k]) for k in ("true", "true_success", "imagined", "gap", "doubted")]
+            table.add_row(group.name, str(len(group.curves)), *counts, *cells)
         return table
 
     def report(self, title: str, about: Mapping[str, object]) -> Report:
-        """Everything, for programs."""
+        """All metrics, for programs."""
         return Report(title, (*self.comparisons(), *(row for g in self.groups for row in self._ends(g))), about)
 
     def comparisons(self) -> Iterator[Metric]:
-        """Every label beside the baseline: at equal steps, at equal wall-clock, and how much sooner it gets there."""
+        """Compare every label with the baseline: at equal steps, at equal wall-clock, and in time to the same return."""
         base = self.baseline
         if base is None or base.end("steps") == 0:
             return
@@ -166,7 +166,7 @@ class Comparison:
                 found = ratio(group.at("true", place, axis), base.at("true", place, axis))
                 label = f"{group.name}: true return as a share of {base.name}'s, both after {place:,.0f} {unit}"
                 key = f"share_at_{axis}"
-                yield _row(found, f"{group.name}/{key}", label, better="high", bar=_bar(group, key))
+                yield _row(found, f"{group.name}/{key}", label, better="high", target=_target(group, key))
             yield _time(group, "seconds_to_90", level, f"90 % of {base.name}'s end")
             yield self._sooner(group, base, "sooner_90", level)
             own = float(group.final("true").mean())
@@ -175,11 +175,15 @@ class Comparison:
             yield self._sooner(group, base, "sooner_own", own)
 
     def _sooner(self, group: Group, base: Group, key: str, level: float) -> Metric:
-        """How many times as many seconds the baseline takes to a true return of ``level``."""
+        """The baseline's seconds to a true return of ``level``, divided by the group's."""
         ours, theirs = group.seconds_to(level), base.seconds_to(level)
         label = f"{group.name}: times sooner than {base.name} at true return {level:.2f}"
         return Metric(
-            f"{group.name}/{key}", label, theirs / ours if ours > 0 else math.nan, better="high", bar=_bar(group, key)
+            f"{group.name}/{key}",
+            label,
+            theirs / ours if ours > 0 else math.nan,
+            better="high",
+            target=_target(group, key),
         )
 
     def _ends(self, group: Group) -> Iterator[Metric]:
@@ -190,7 +194,7 @@ class Comparison:
             "imagined": ("imagined return", student(group.final("imagined"))),
             "imagined_success": (f"imagined {self.outcome}", student(group.final("imagined_success"))),
             "gap": ("gap: imagined - true return", student(gap)),
-            "doubted": ("imagined episodes that the world doubts", student(group.final("doubted"))),
+            "doubted": ("imagined episodes beyond the uncertainty limit", student(group.final("doubted"))),
         }
         for key, (label, found) in figures.items():
             yield _row(found, f"{group.name}/{key}", f"{group.name}: {label}")
@@ -206,7 +210,7 @@ class Comparison:
 def compare(config: CompareConfig) -> tuple[Comparison, Report, list[Path]]:
     """The comparison, its figures, and the files written.
 
-    Folders without a run, or with one that was never looked at, are left out and named. Raises ValueError where none is left,
+    Folders without a run, or with one that was never evaluated, are left out and named. Raises ValueError where none is left,
     for a damaged run, and for runs of different tasks.
     """
     curves, left_out = {}, []
@@ -218,17 +222,17 @@ def compare(config: CompareConfig) -> tuple[Comparison, Report, list[Path]]:
             curves[folder] = curve
     if not curves:
         raise ValueError(
-            f"--runs: none of {', '.join(left_out)} is a run of 'neuralsim rl' that was looked at ({FILE})"
+            f"--runs: none of {', '.join(left_out)} is a run of 'neuralsim rl' that was evaluated ({FILE})"
         )
     for folder, curve in curves.items():
         if curve.points[-1].true is None:
             raise ValueError(
-                f"{folder}: was looked at in imagination alone, and runs are compared by what they are worth in truth"
+                f"{folder}: was evaluated in imagination alone, and runs are compared by their real returns"
             )
     tasks = {(c.world, c.task): folder for folder, c in curves.items()}
     if len(tasks) > 1:
-        said = ", ".join(f"{world} {task}: {folder}" for (world, task), folder in tasks.items())
-        raise ValueError(f"--runs: of different tasks ({said}); compare those of one")
+        found = ", ".join(f"{world} {task}: {folder}" for (world, task), folder in tasks.items())
+        raise ValueError(f"--runs: of different tasks ({found}); compare those of one")
     groups = tuple(group_runs(list(curves.values())))
     found = [g for g in groups if g.name == config.baseline] or [
         g for g in groups if g.curves[0].label == config.baseline
@@ -256,7 +260,7 @@ def compare(config: CompareConfig) -> tuple[Comparison, Report, list[Path]]:
 
 
 def group_runs(curves: Sequence[LearningCurve]) -> Iterator[Group]:
-    """Runs that differ in their seed alone, together; a label with several such is told apart by the settings that differ. A
+    """Runs that differ in their seed alone, together; a label with several such groups gets the settings that differ in its name. A
     ValueError names a seed that is there twice."""
     together: dict[tuple[str, str], list[LearningCurve]] = {}
     for curve in curves:
@@ -264,8 +268,8 @@ def group_runs(curves: Sequence[LearningCurve]) -> Iterator[Group]:
     for (label, _), members in together.items():
         rivals = [_settings(other[0]) for (name, _), other in together.items() if name == label]
         own = _settings(members[0])
-        telling = [k for k in own if any(other.get(k) != own[k] for other in rivals)]
-        name = " ".join((label, *(f"{k}={own[k]}" for k in telling)))
+        differing = [k for k in own if any(other.get(k) != own[k] for other in rivals)]
+        name = " ".join((label, *(f"{k}={own[k]}" for k in differing)))
         seeds = [c.seed for c in members]
         if len(set(seeds)) < len(seeds):
             raise ValueError(
@@ -275,7 +279,7 @@ def group_runs(curves: Sequence[LearningCurve]) -> Iterator[Group]:
 
 
 def runs_table(curves: Mapping[Path, LearningCurve]) -> Table:
-    """Every run with the circumstances it was made under: seconds compare only where these are alike."""
+    """List every run with its circumstances: seconds compare only where these are alike."""
     origins = [_origin(folder, curve) for folder, curve in curves.items()]
     table = Table(title="the runs: seconds compare only where the circumstances are alike")
     names = list(dict.fromkeys(k for origin in origins for k in origin))
@@ -288,7 +292,7 @@ def runs_table(curves: Mapping[Path, LearningCurve]) -> Table:
 
 def _settings(curve: LearningCurve) -> dict[str, object]:
     # A run from before a setting existed was made as its default makes it now.
-    whole = asdict(RLConfig()) | dict(curve.settings) | {"algo": curve.algorithm}
+    whole = RLConfig().recorded | dict(curve.settings) | {"algo": curve.algorithm}
     return {k: v for k, v in whole.items() if k not in ASIDE}
 
 
@@ -320,8 +324,8 @@ def _time(group: Group, key: str, level: float, words: str) -> Metric:
     return Metric(f"{group.name}/{key}", label, group.seconds_to(level), "s", better="low")
 
 
-def _bar(group: Group, key: str) -> Target | None:
-    return BARS.get(key) if group.name == IMAGINED else None
+def _target(group: Group, key: str) -> Target | None:
+    return TARGETS.get(key) if group.name == IMAGINED else None
 
 
 def _row(found: Estimate, key: str, label: str, **rest: Any) -> Metric:
@@ -330,5 +334,5 @@ def _row(found: Estimate, key: str, label: str, **rest: Any) -> Metric:
     return replace(row, low=None, high=None) if math.isnan(found.low) else row
 
 
-def _said(row: Metric) -> str:
+def _format(row: Metric) -> str:
     return f"{row.value:.2f}" if row.low is None else f"{row.value:.2f} ({row.low:.2f}..{row.high:.2f})"

@@ -1,4 +1,4 @@
-"""CarRacingMetrics: CarRacing's dreams, judged by where the road is and how it runs, by the dashboard, and by whether the scene is one."""
+"""CarRacingMetrics: errors of road and dashboard in imagined frames of CarRacing, and integrity of the scene."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from neuralsim.evaluation.world_metrics import IntegrityMetric, SeriesMetric, Wo
 CHANGED = 0.5
 """The road has changed where copying the last frame overlaps it by less than this."""
 TURNED = 25.0
-"""A window whose road turns further than this, in degrees, is worth a picture."""
+"""A window whose road turns further than this, in degrees, is eventful."""
 LEAST_KNOWN = 0.93
 """A scene shows road and grass where this share of it has their colours; true ones have 0.968 or more."""
 
 
 class CarRacingMetrics(WorldMetrics):
-    """See Judge. The simulator cannot be put at a state, so there is no ``truth``."""
+    """Metrics of CarRacing. The simulator cannot be put at a state, so there is no ``real_env``."""
 
-    reader: CarRacingStateEstimator
-    bars: ClassVar[Mapping[tuple[str, int | None], Target]] = {
+    estimator: CarRacingStateEstimator
+    targets: ClassVar[Mapping[tuple[str, int | None], Target]] = {
         ("codec_iou", None): Target(least=0.9),
         ("psnr", 30): Target(beats=True),
         ("road_iou", 30): Target(beats=True),
@@ -42,73 +42,68 @@ class CarRacingMetrics(WorldMetrics):
         return cls(CarRacingStateEstimator(size))
 
     def rows(self, r: Rollouts, boot: Bootstrap, config: EvalConfig) -> Iterator[Metric]:
-        """See Judge: road, its heading, and the speed, at every horizon."""
-        figures = self._figures(r)
-        redrawn = boot(figures[0].statistic, figures[0].values[:, 0])
+        series = self._series(r)
+        redrawn = boot(series[0].statistic, series[0].values[:, 0])
         yield metric_of(redrawn, "codec_iou", "redrawing a true frame: road IoU", better="high")
-        for figure in figures:
+        for metric in series:
             for step in config.horizons:
                 c = r.column(step)
-                assert figure.copied is not None
-                ours, theirs = (boot(figure.statistic, x[:, c]) for x in (figure.values, figure.copied))
-                floor = None if figure.floor is None else figure.statistic(figure.floor[:, c])
+                assert metric.copied is not None
+                ours, theirs = (boot(metric.statistic, x[:, c]) for x in (metric.values, metric.copied))
+                floor = None if metric.floor is None else metric.statistic(metric.floor[:, c])
                 yield metric_of(
                     ours,
-                    figure.key,
-                    figure.label,
+                    metric.key,
+                    metric.label,
                     theirs,
-                    unit=figure.unit,
+                    unit=metric.unit,
                     step=step,
                     floor=floor,
-                    better=figure.better,
+                    better=metric.better,
                 )
 
     def headlines(self, r: Rollouts) -> tuple[SeriesMetric, ...]:
-        """See Judge: where the road is, and how it runs."""
-        road, _, heading, *_ = self._figures(r)
+        road, _, heading, *_ = self._series(r)
         return road, heading
 
     def panels(self, r: Rollouts) -> Mapping[str, Mapping[str, Any]]:
-        """See Judge."""
         panels = {}
-        for figure in self._figures(r):
-            assert figure.copied is not None
-            lines = {"dream": quartiles(figure.values), "copy last": quartiles(figure.copied)}
-            if figure.floor is not None:
-                lines["reader's floor"] = quartiles(figure.floor)
-            title = figure.label.removesuffix(", median")
-            panels[title + (f" ({figure.unit})" if figure.unit else "")] = lines
+        for metric in self._series(r):
+            assert metric.copied is not None
+            lines = {"imagined": quartiles(metric.values), "copy last": quartiles(metric.copied)}
+            if metric.floor is not None:
+                lines["estimator's floor"] = quartiles(metric.floor)
+            title = metric.label.removesuffix(", median")
+            panels[title + (f" ({metric.unit})" if metric.unit else "")] = lines
         return panels
 
-    def showpieces(self, windows: Windows) -> Iterator[int]:
-        """See Judge: windows in whose middle the road runs otherwise than at their beginning."""
+    def eventful(self, windows: Windows) -> Iterator[int]:
         for i, (episode, start) in enumerate(zip(windows.episodes, windows.starts, strict=True)):
-            at = start + windows.context - 1
-            seen = self.reader(windows.store[int(episode)].frames[[at, at + windows.steps // 2]])
+            first = start + windows.context - 1
+            seen = self.estimator(windows.store[int(episode)].frames[[first, first + windows.steps // 2]])
             if _apart(seen.heading[0], seen.heading[1]) > TURNED and seen.off_road.max() < 1:
                 yield i
 
-    def signs(self, reading: StateEstimate) -> tuple[IntegrityMetric, ...]:
-        """See Judge."""
-        assert isinstance(reading, CarRacingStateEstimate)
-        whole = reading.car_found & reading.black & (reading.known >= LEAST_KNOWN)
-        on_road = reading.off_road <= 0.5
-        in_sight = ~np.isnan(reading.ahead[..., 0])
+    def integrity(self, estimate: StateEstimate) -> tuple[IntegrityMetric, ...]:
+        assert isinstance(estimate, CarRacingStateEstimate)
+        whole = estimate.car_found & estimate.black & (estimate.known >= LEAST_KNOWN)
+        on_road = estimate.off_road <= 0.5
+        in_sight = ~np.isnan(estimate.ahead[..., 0])
         return tuple(
-            IntegrityMetric(key, label, np.asarray(values, np.float64), bar=bar)
-            for key, label, values, bar in (
+            IntegrityMetric(key, label, np.asarray(values, np.float64), target=target)
+            for key, label, values, target in (
                 ("whole", "frames that are whole: car, dashboard and colours", whole, Target(least=0.95)),
-                ("car_found", "frames with the car at its place", reading.car_found, None),
-                ("dashboard", "frames with a black dashboard", reading.black, None),
-                ("colours", "share of the scene in the colours there are", reading.known, None),
+                ("car_found", "frames with the car at its place", estimate.car_found, None),
+                ("dashboard", "frames with a black dashboard", estimate.black, None),
+                ("colours", "share of the scene in known colours", estimate.known, None),
                 ("road_in_sight", "frames with road in sight", in_sight, None),
                 ("on_road", "frames with the car on the road", on_road, None),
             )
         )
 
-    def _figures(self, r: Rollouts) -> tuple[SeriesMetric, ...]:
-        """Everything that is looked at; the road, all of it and where it changed, comes first."""
-        seen, true = r.reading, r.true_reading
+    def _series(self, r: Rollouts) -> tuple[SeriesMetric, ...]:
+        """Compute every metric; the road, all of it and where it changed, comes first."""
+        seen, true = r.estimate, r.true_estimate
         assert isinstance(seen, CarRacingStateEstimate)
         assert isinstance(true, CarRacingStateEstimate)
         copied = true.copied()
@@ -148,5 +143,5 @@ class CarRacingMetrics(WorldMetrics):
 
 
 def _apart(heading: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The angle between two roads that run at such headings, in degrees 0..90."""
+    """Return the angle between two roads of these headings, in degrees 0..90."""
     return np.abs((heading - other + 90) % 180 - 90)

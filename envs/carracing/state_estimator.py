@@ -1,8 +1,8 @@
-"""CarRacingStateEstimator: reads road, car and dashboard off CarRacing frames, with nothing but the pixels and the rules of their drawing.
+"""Estimator of road, car and dashboard from CarRacing frames, from the pixels and the rules of their drawing alone.
 
-The car always stands at the same place and looks up; the road turns under it. Road is what is grey above the dashboard; where
-it lies and how it runs are the mean and the first principal axis of its pixels in a disc. The dashboard's bars are as long as
-what they tell. What the reader gets wrong on true frames is in ``tests/test_car_reader.py``.
+The car always stands at the same place and looks up; the road turns under it. Road is the grey above the dashboard; its
+position and direction are the mean and the first principal axis of its pixels in a disc. The length of a dashboard bar is its
+value. The error on true frames is in ``tests/envs/carracing/test_state_estimator.py``.
 """
 
 from __future__ import annotations
@@ -16,62 +16,65 @@ from neuralsim.evaluation.state_estimator import StateEstimate
 UNITS = (61.73, 49.38)
 """World units across a frame, and from its top to its bottom: 16.2 pixels a unit in the 1000x800 that the game draws."""
 CAR = (0.5, 0.75)
-"""Where the car stands, as shares of the frame's width and height."""
+"""Position of the car, as shares of the frame's width and height."""
 CAR_SIZE = (0.065, 0.115)
 """The least box about the car, as shares of the frame."""
 DASHBOARD = 0.875
-"""Where the dashboard begins, as a share of the frame's height."""
+"""Top of the dashboard, as a share of the frame's height."""
 BAR_ROWS = (0.906, 0.984)
-"""Rows that hold the dashboard's bars; above them and below there is nothing but black."""
+"""Rows that hold the dashboard's bars; above and below them all is black."""
 SPEED_BAR, STEERING_BAR, TURN_BAR = (0.117, 0.164), (0.38, 0.62), (0.625, 0.995)
 """Columns of the bars of the speed (white), the steering (green) and the turn rate (red), as shares of the frame's width."""
 BAR_UNITS = (7.52e4, 89.5, 1131.0)
-"""Units that a bar tells of which the whole frame were full: calibrated on true frames against true states."""
+"""Value of a bar that fills the whole frame, in units: calibrated on true frames against true states."""
 LEAST_SPEED = 4.5
-"""The speed's bar is a line thicker than it should be, which is this speed."""
+"""Speed by which the speed bar is a line too long."""
 NEAR, FAR = 4.0, 14.0
-"""How far before the car the road's run is looked at, and where a driver looks, in units."""
+"""Distance ahead of the car at which the road's direction is measured, and at which a policy steers, in units."""
 DISC = 9.0
-"""Radius in units of the disc in which the road is looked at: wider than the road's half width, 6.7."""
+"""Radius in units of the disc in which the road is measured: wider than the road's half width, 6.7."""
 LEAST_ROAD = 12.0
-"""Square units of road in the disc from which its run can be told."""
+"""Square units of road in the disc from which its direction is measured."""
 ROAD, GRASS = (102.0, 102.0, 102.0), (102.0, 217.0, 102.0)
 """The colours of road and grass; patches of grass differ from it by some 15."""
 OTHERS = ((255.0, 255.0, 255.0), (255.0, 0.0, 0.0), (204.0, 0.0, 0.0), (0.0, 0.0, 0.0), (102.0, 102.0, 0.0))
-"""Kerbs, the car, its wheels and what they throw up."""
+"""Colours of kerbs, the car, its wheels and their dust."""
 TOLERANCE = 45.0
 """A pixel this near to a known colour, or to a mixture of road and grass, is known; in grey levels."""
 BATCH = 256
-"""Frames read at once."""
+"""Frames at once."""
 
 
 @dataclass(frozen=True)
 class CarRacingStateEstimate(StateEstimate):
-    """What is to be seen in ``n`` frames of CarRacing; lengths in the world's units, right and clockwise positive.
-
-    road bool ``(n, h, w)``: its pixels. heading ``(n,)``: the angle in degrees, -90..90, by which the road just before the car
-    turns off the car's own direction, and offset ``(n,)``: how far the car stands to the right of its middle; both NaN where
-    there is too little road. ahead ``(n, 2)``: the middle of the road some way on, to the right and to the front, NaN where no
-    road is in sight. off_road ``(n,)``: share of the wheels on grass. speed, turn_rate and steering ``(n,)``: off the dashboard,
-    as ``car_racing.STATE_NAMES`` has them (speed: in any direction). car_found bool ``(n,)``: it stands at its place. black bool
-    ``(n,)``: the dashboard is, beside its bars. known ``(n,)``: share of the scene in the colours there are.
-    """
+    """Estimate of ``n`` frames of CarRacing; lengths in the world's units, right and clockwise positive."""
 
     road: np.ndarray
+    """Pixels of the road, bool ``(n, h, w)``."""
     heading: np.ndarray
+    """Angle of the road just ahead to the car's direction, degrees in -90..90 ``(n,)``; NaN where there is too little road."""
     offset: np.ndarray
+    """Distance of the car to the right of the road's middle ``(n,)``; NaN where there is too little road."""
     ahead: np.ndarray
+    """Middle of the road some way on, to the right and to the front ``(n, 2)``; NaN where no road is in sight."""
     off_road: np.ndarray
+    """Share of the wheels on grass ``(n,)``."""
     speed: np.ndarray
+    """Speed in any direction, from the dashboard ``(n,)``."""
     turn_rate: np.ndarray
+    """Turn rate, from the dashboard ``(n,)``."""
     steering: np.ndarray
+    """Steering angle, from the dashboard ``(n,)``."""
     car_found: np.ndarray
+    """The car stands at its place, bool ``(n,)``."""
     black: np.ndarray
+    """The dashboard is black beside its bars, bool ``(n,)``."""
     known: np.ndarray
+    """Share of the scene in known colours ``(n,)``."""
 
 
 class CarRacingStateEstimator:
-    """Reads ``size``-pixel frames of CarRacing; see the module's text. Implements :class:`neuralsim.evaluation.state_estimator.Reader`."""
+    """Estimates states from ``size``-pixel frames of CarRacing, a :class:`neuralsim.evaluation.state_estimator.StateEstimator`."""
 
     def __init__(self, size: int = 64) -> None:
         self.size = size
@@ -83,14 +86,14 @@ class CarRacingStateEstimator:
         away_x, away_y = np.abs(middle - CAR[0]) / CAR_SIZE[0], np.abs(middle - CAR[1]) / CAR_SIZE[1]
         box = np.maximum(away_x, away_y[:, None])
         self._car = box <= 0.5
-        # The wheels are under the car's edge: whether one stands on the road is seen beside it.
+        # The wheels are under the car's edge: the ground beside each shows if it stands on the road.
         ring = (box > 0.5) & (box <= 0.5 + 0.9 / (CAR_SIZE[0] * size))
         front, right = middle[:, None] < CAR[1], middle > CAR[0]
         beside = ring & (away_y[:, None] <= 0.5)
         self._wheels = [beside & (front == f) & (right == r) for f in (True, False) for r in (True, False)]
 
     def __call__(self, frames: np.ndarray) -> CarRacingStateEstimate:
-        """uint8 ``(n, size, size, 3)`` -> CarRacingStateEstimate."""
+        """Estimate frames uint8 ``(n, size, size, 3)``."""
         frames = np.asarray(frames)
         if frames.ndim != 4 or frames.shape[1:] != (self.size, self.size, 3) or frames.dtype != np.uint8:
             raise ValueError(
@@ -132,7 +135,7 @@ class CarRacingStateEstimator:
         )
 
     def _bars(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """speed, steering and turn rate off the dashboard, ``(n,)`` each."""
+        """Measure speed, steering and turn rate on the dashboard, ``(n,)`` each."""
         rows, columns = np.arange(self.size) / self.size, (np.arange(self.size) + 0.5) / self.size
         lit = (rows >= BAR_ROWS[0]) & (rows < BAR_ROWS[1])
         bars = pixels[:, lit] / 255 / self.size**2
@@ -142,25 +145,25 @@ class CarRacingStateEstimator:
             green - np.maximum(red, blue),
             red - np.maximum(green, blue),
         )
-        told = []
+        values = []
         for share, (first, last), units, middle in zip(
             others, (SPEED_BAR, STEERING_BAR, TURN_BAR), BAR_UNITS, (None, 0.5, 0.75), strict=True
         ):
-            here = (columns > first) & (columns < last)
+            inside = (columns > first) & (columns < last)
             side = np.ones(self.size) if middle is None else np.sign(columns - middle)
-            told.append(units * (share.clip(0) * (side * here)).sum((1, 2)).astype(np.float64))
-        return (told[0] - LEAST_SPEED).clip(0), told[1], told[2]
+            values.append(units * (share.clip(0) * (side * inside)).sum((1, 2)).astype(np.float64))
+        return (values[0] - LEAST_SPEED).clip(0), values[1], values[2]
 
     def _run(self, road: np.ndarray, front: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The road ``(n, s, w)`` nearest a place before the car: its heading and the car's offset ``(n,)``, and a place in its middle
-        ``(n, 2)``."""
+        """Measure the road ``(n, s, w)`` nearest a point ``front`` units before the car: its heading and the car's offset ``(n,)``, and a
+        point in its middle ``(n, 2)``."""
         place = np.hypot(self._right, self._front[:, None] - front)
         nearest = np.where(road, place, np.inf).reshape(len(road), place.size).argmin(1)
         rows, columns = np.divmod(nearest, self.size)
         x, y = self._right[columns], self._front[rows]
         area = np.zeros(len(road))
         weight = np.zeros(road.shape)
-        for _ in range(3):  # to the middle of what is in the disc, then of what is in the disc there
+        for _ in range(3):  # to the mean of the road in the disc, then in the disc about that mean
             away = (self._right - x[:, None, None]) ** 2 + (self._front[:, None] - y[:, None, None]) ** 2
             weight = road * (away <= DISC**2)
             area = weight.sum((1, 2))
@@ -178,7 +181,7 @@ class CarRacingStateEstimator:
 
 
 def _known(pixels: np.ndarray) -> np.ndarray:
-    """Whether each pixel of ``(..., 3)`` has a colour of this world."""
+    """Mark the pixels of ``(..., 3)`` that have a colour of this world."""
     road, grass = np.array(ROAD, np.float32), np.array(GRASS, np.float32)
     way = grass - road
     share = ((pixels - road) @ way / (way @ way)).clip(0, 1)

@@ -1,4 +1,4 @@
-"""GymActionMapping: an environment's own actions and the same actions in a WorldSpec's terms, both ways."""
+"""Mapping between the actions of a Gymnasium environment and those of a WorldSpec, both ways."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from neuralsim.spec import WorldSpec
 
 @dataclass(frozen=True)
 class GymActionMapping:
-    """The action space of ``env``, as a WorldSpec tells it: a Box by its bounds, Discrete, MultiDiscrete and MultiBinary as
-    choices. ``names`` are the dimensions'; without them they are numbered. Raises ValueError for other spaces."""
+    """Maps the action space of an environment to a WorldSpec's: a Box by its bounds, Discrete, MultiDiscrete and MultiBinary as
+    choices. Raises ValueError for other spaces."""
 
     env: str
+    """Id of the environment, for messages."""
     space: spaces.Space[Any]
+    """Its action space."""
     names: tuple[str, ...] = ()
+    """Names of the dimensions; numbers without them."""
 
     def __post_init__(self) -> None:
         known = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
@@ -32,7 +35,7 @@ class GymActionMapping:
             np.isfinite(self.space.low).all() and np.isfinite(self.space.high).all()
         ):
             raise ValueError(
-                f"{self.env}: its actions are unbounded ({self.space}), so nothing says what a large one is; wrap it in "
+                f"{self.env}: its actions are unbounded ({self.space}), so they have no scale; wrap it in "
                 "gymnasium.wrappers.TransformAction or one of your own that gives the Box bounds, and register that"
             )
         if self.names and len(self.names) != self.size:
@@ -47,20 +50,20 @@ class GymActionMapping:
         return int(np.prod(self.space.shape or ()))
 
     @property
-    def told(self) -> dict[str, Any]:
-        """The WorldSpec's fields about actions."""
-        said = {"action_names": self.names or tuple(f"action_{i}" for i in range(self.size))}
+    def spec_fields(self) -> dict[str, Any]:
+        """Fields of the WorldSpec about actions."""
+        fields = {"action_names": self.names or tuple(f"action_{i}" for i in range(self.size))}
         if isinstance(self.space, spaces.Box):
             low, high = (np.asarray(b, np.float64).reshape(-1) for b in (self.space.low, self.space.high))
             middle, reach = (low + high) / 2, (high - low) / 2
             units = ("own units",) * self.size
-            return said | {
+            return fields | {
                 "action_units": units,
                 "action_scale": tuple(map(float, reach)),
                 "action_offset": tuple(map(float, middle)),
             }
         counts, first = self._choices()
-        return said | {
+        return fields | {
             "action_units": ("choices",) * self.size,
             "action_scale": (1.0,) * self.size,
             "action_offset": tuple(map(float, first)),
@@ -68,7 +71,7 @@ class GymActionMapping:
         }
 
     def to_own(self, action: np.ndarray, spec: WorldSpec) -> Any:
-        """An action ``(a,)`` of the world -> what the environment's ``step`` takes."""
+        """Map an action ``(a,)`` of the world to one of the environment."""
         if isinstance(self.space, spaces.Box):
             exact = np.array(spec.action_offset) + np.array(spec.action_scale) * action.astype(np.float64)
             if self.space.dtype.kind in "iu":
@@ -81,7 +84,7 @@ class GymActionMapping:
         return chosen.reshape(self.space.shape).astype(self.space.dtype)
 
     def from_own(self, own: Any, spec: WorldSpec) -> np.ndarray:
-        """The inverse: an action of the environment -> ``(a,)`` of the world; quantities out of bounds are clipped."""
+        """Map an action of the environment to one ``(a,)`` of the world; quantities out of bounds are clipped."""
         flat = np.asarray(own).reshape(-1)
         if len(flat) != self.size:
             raise ValueError(f"{self.env}: expected an action of {self.space}, got {own!r}")
@@ -94,7 +97,7 @@ class GymActionMapping:
         return spec.check_actions(flat.astype(np.int64) - np.array(spec.action_offset, np.int64))
 
     def _choices(self) -> tuple[Sequence[int], Sequence[int]]:
-        """How many choices each dimension has, and the number of the first."""
+        """Return the number of choices of each dimension, and the number of the first."""
         if isinstance(self.space, spaces.Discrete):
             return [int(self.space.n)], [int(self.space.start)]
         if isinstance(self.space, spaces.MultiDiscrete):

@@ -1,7 +1,6 @@
-"""GymRealEnv: any registered Gymnasium environment behind NeuralSim's spaces: frames of one size, normalised actions.
+"""Any registered Gymnasium environment behind NeuralSim's spaces: frames of one size, normalised actions.
 
-A world so made is known by what its store says of it (``GymEnvConfig.source``), so that whoever has the store can make the
-true environment again: see :func:`real_env_of`.
+Its store keeps a record of the environment (``GymEnvConfig.source``), from which ``envs.tasks.gym_world.real_env_of`` makes it again.
 """
 
 from __future__ import annotations
@@ -25,36 +24,36 @@ from neuralsim.data.images import ImageResizer, Size, height_and_width
 from neuralsim.envs.gym_adapter.action_mapping import GymActionMapping
 from neuralsim.envs.gym_adapter.state_vector import StateVector
 from neuralsim.envs.real_env import check_views
-from neuralsim.spec import WorldSpec
+from neuralsim.spec import WorldSpec, plain_name
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # many environments draw with pygame, which greets on stdout
 
 TRUSTED = "NEURALSIM_MODULES"
 """Environment variable: modules, with commas between, that the record of a store or world may have imported."""
 GUESSED_RATE = 30.0
-"""Steps a second of an environment that does not say."""
+"""Steps a second of an environment without a control rate."""
 LONGEST = 1000
-"""Steps of an episode at most, where neither the environment nor anybody else says."""
+"""Steps of an episode at most, of an environment without a time limit."""
 SMALLEST = 8
 """An observation is an image from this many pixels a side on."""
 
 
 @dataclass(frozen=True)
 class GymEnvConfig:
-    """A registered environment, and how it becomes a world."""
+    """A registered environment and the settings that make it a world."""
 
     env: str
     """Its id, as ``gym.make`` takes it: ``CarRacing-v3``, or ``module:ID``."""
     kwargs: str = "{}"
-    """What ``gym.make`` is given besides, as JSON."""
+    """Further arguments of ``gym.make``, as JSON."""
     frames: Literal["auto", "render", "observation"] = "auto"
-    """Where frames come from; auto takes the observation where that is an image."""
+    """Source of frames; auto takes the observation where that is an image."""
     fit: Literal["stretch", "pad"] = "stretch"
-    """How its images are fitted into frames."""
+    """Fit of its images into frames."""
     repeat: int = 1
-    """How many of its steps an action lasts."""
+    """Steps of the environment for one action."""
     rate: float | None = None
-    """Its own steps a second, where its metadata is not to be asked."""
+    """Steps of the environment a second; None: as its metadata says."""
     action_names: tuple[str, ...] = ()
     """Names of its action dimensions."""
 
@@ -72,7 +71,7 @@ class GymEnvConfig:
 
     @property
     def source(self) -> dict[str, Any]:
-        """What a store says of where its episodes come from; ready for JSON."""
+        """Record of the environment in a store; ready for JSON."""
         return {
             "env": self.env,
             "kwargs": json.loads(self.kwargs),
@@ -83,10 +82,10 @@ class GymEnvConfig:
 
     @classmethod
     def of(cls, spec: WorldSpec, source: Mapping[str, Any]) -> GymEnvConfig:
-        """The world that a store of this spec and source was made with.
+        """Make the configuration again from the spec and source of a store.
 
-        A record is not reason enough to run a module's code: one that the record names must be imported already, or be
-        named in the environment variable NEURALSIM_MODULES; else it is a ValueError.
+        A record alone must not run a module's code: a module that it names must be imported already, or be named in the
+        environment variable NEURALSIM_MODULES; else it is a ValueError.
         """
         module = source["env"].rpartition(":")[0]
         if module and module not in {*sys.modules, *os.environ.get(TRUSTED, "").split(",")}:
@@ -105,7 +104,7 @@ class GymEnvConfig:
         )
 
     def make(self) -> gym.Env[Any, Any]:
-        """The environment as it is, showing rgb_array frames where they are wanted. Raises ValueError where it cannot be made."""
+        """Make the environment itself, with rgb_array frames where they are needed. Raises ValueError where it cannot be made."""
         try:
             spec = _registered(self.env)
             modes = _modes(spec)
@@ -128,12 +127,12 @@ class GymEnvConfig:
 
 
 class GymRealEnv(gym.Env[np.ndarray, Any]):
-    """``world`` with frames of ``size``.
+    """The environment of ``world`` with frames of ``size``.
 
     Observation: the frame, uint8 ``(h, w, 3)``, or with ``observation="state"`` float32 ``(s,)`` named by ``state_names``: the
-    environment's own observation, where that is a small vector. Action: as ``spec_world`` says, float32 ``(a,)`` in [-1, 1] or
-    whole numbers. It lasts ``world.repeat`` of the environment's steps (fewer at its end), whose rewards are summed. What ends
-    an episode is told as the environment tells it: terminated, or truncated by its time limit.
+    environment's own observation, where that is a small vector. Action: of ``spec_world``, float32 ``(a,)`` in [-1, 1] or whole
+    numbers. It lasts ``world.repeat`` of the environment's steps (fewer at its end), whose rewards are summed. Terminated and
+    truncated are the environment's.
     """
 
     def __init__(
@@ -165,19 +164,17 @@ class GymRealEnv(gym.Env[np.ndarray, Any]):
         names = world.action_names or tuple(getattr(self.env.unwrapped, "action_names", ()))
         self.actions = GymActionMapping(world.env, self.env.action_space, names)
         self.spec_world = WorldSpec(
-            name=self.env.spec.id if self.env.spec else world.env,
+            name=plain_name(self.env.spec.id if self.env.spec else world.env),
             height=height,
             width=width,
             rate_hz=float(fps or GUESSED_RATE) / world.repeat,
             context=4,
-            **self.actions.told,
+            **self.actions.spec_fields,
         )
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": self.spec_world.rate_hz}
         self.flat = StateVector(seen, tuple(getattr(self.env.unwrapped, "state_names", ())))
         if observation == "state" and not self.state_names:
-            raise ValueError(
-                f"{world.env}: its observations are no small vector ({seen}); there is observation='pixels'"
-            )
+            raise ValueError(f"{world.env}: its observations are no small vector ({seen}); use observation='pixels'")
         self.action_space = self.spec_world.action_space()
         self.observation_space = (
             spaces.Box(-np.inf, np.inf, (len(self.state_names),), np.float32)
@@ -185,55 +182,54 @@ class GymRealEnv(gym.Env[np.ndarray, Any]):
             else spaces.Box(0, 255, self.spec_world.frame_shape, np.uint8)
         )
         self._own: Any = None
-        self._frame: np.ndarray | None = None  # drawn once, however often it is looked at
-        self._begun = False
+        self._frame: np.ndarray | None = None  # drawn once a step
+        self._ready = False
 
     @property
     def state_names(self) -> tuple[str, ...]:
-        """What the numbers of ``state`` are called; empty where there is none."""
+        """Names of the numbers of ``state``; empty where there is none."""
         return self.flat.names
 
     @property
     def own_observation(self) -> Any:
-        """What the environment itself last showed."""
+        """Newest observation of the environment itself."""
         return self._own
 
     @cached_property
     def steps(self) -> int:
-        """Actions in an episode at most: as the environment's time limit says, or LONGEST."""
+        """Actions in an episode at most, by the environment's time limit, or LONGEST."""
         limit = self.env.spec.max_episode_steps if self.env.spec else None
         return min(LONGEST, -(-limit // self.world.repeat) if limit else LONGEST)
 
     def resized(self, size: Size) -> WorldSpec:
-        """The spec of this world in frames of another size."""
+        """Return the spec of this world in frames of another size."""
         height, width = height_and_width(size)
         return replace(self.spec_world, height=height, width=width)
 
     def remarks(self) -> tuple[str, ...]:
-        """What is to be said aloud of how the environment became a world. Resets it."""
+        """Describe how the environment became a world: frames and rate, one line each. Resets it."""
         self.reset(seed=0)
         name, spec = self.spec_world.name, self.spec_world
         image = self._image()
         where = "its observations" if self.from_observation else "its rgb_array renders"
-        said = [f"{name}: frames from {where}, {self.fit.about(*image.shape[:2])}"]
+        lines = [f"{name}: frames from {where}, {self.fit.about(*image.shape[:2])}"]
         repeated = f", each action lasting {self.world.repeat} steps" if self.world.repeat > 1 else ""
         if self.rate_guessed:
-            said.append(f"{name}: does not say its control rate; {spec.rate_hz:g} Hz is a guess{repeated}, see --rate")
+            lines.append(f"{name}: has no control rate; {spec.rate_hz:g} Hz is a guess{repeated}, see --rate")
         else:
-            said.append(f"{name}: {spec.rate_hz:g} Hz{repeated}")
-        return tuple(said)
+            lines.append(f"{name}: {spec.rate_hz:g} Hz{repeated}")
+        return tuple(lines)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """As the environment resets itself."""
         self._own, info = self.env.reset(seed=seed, options=options)
-        self._frame, self._begun = None, True
+        self._frame, self._ready = None, True
         return self._observe(), info
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """``world.repeat`` steps of the environment under ``action``."""
-        if not self._begun:
+        """Take ``world.repeat`` steps of the environment under ``action``."""
+        if not self._ready:
             raise gym.error.ResetNeeded("GymRealEnv.step before reset: call env.reset(seed=...) first")
         given = np.asarray(action)
         given = self.spec_world.check_actions(self.spec_world.from_space(given) if given.ndim == 0 else given)
@@ -249,19 +245,18 @@ class GymRealEnv(gym.Env[np.ndarray, Any]):
         return self._observe(), total, bool(terminated), bool(truncated), info
 
     def render(self) -> np.ndarray:
-        """The current frame, uint8 ``(h, w, 3)``."""
+        """Return the current frame, uint8 ``(h, w, 3)``."""
         if self._frame is None:
             self._frame = self.fit(self._image())
         return self._frame.copy()
 
     def state(self) -> np.ndarray:
-        """float32 ``(s,)``: see ``state_names``."""
+        """Return the state, float32 ``(s,)``, named by ``state_names``."""
         if not self.state_names:
             raise ValueError(f"{self.world.env}: its observations are no small vector")
         return self.flat(self._own)
 
     def close(self) -> None:
-        """Let go of the environment."""
         self.env.close()
 
     def _image(self) -> np.ndarray:
@@ -282,7 +277,7 @@ def _is_image(space: spaces.Space[Any]) -> bool:
 
 
 def _registered(env: str) -> EnvSpec:
-    """What Gymnasium has on record for ``env``; for ``module:ID`` the module is imported first, from the current folder too."""
+    """Find the Gymnasium record of ``env``; for ``module:ID`` the module is imported first, from the current folder too."""
     module, _, name = env.rpartition(":")
     if module:
         if os.getcwd() not in sys.path:
@@ -299,7 +294,7 @@ def _registered(env: str) -> EnvSpec:
 
 
 def _modes(spec: EnvSpec) -> list[str]:
-    """Its render modes, without making it; a maker that says nothing is taken to know rgb_array."""
+    """Return its render modes without making it; a maker without metadata is taken to have rgb_array."""
     maker = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
     metadata = getattr(maker, "metadata", None)
     return list(metadata.get("render_modes") or ()) if isinstance(metadata, dict) else ["rgb_array"]

@@ -1,4 +1,4 @@
-"""StateVector: small observations of other people's environments as one vector of named numbers."""
+"""StateVector: a small observation of any Gymnasium environment as one vector of named numbers."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import numpy as np
 from gymnasium import spaces
 
 MOST_NUMBERS = 64
-"""An observation of more numbers is no state to keep beside the frames."""
+"""Largest observation that is kept as a state beside the frames, in numbers."""
 
 
 class StateVector:
-    """What of ``space`` is kept as a state: all of a Box, Discrete, MultiDiscrete or MultiBinary, or of a Dict or Tuple of
-    these, where that is at most MOST_NUMBERS numbers; else nothing, and ``names`` is empty."""
+    """Flattens observations of ``space``: a Box, Discrete, MultiDiscrete or MultiBinary, or a Dict or Tuple of these, of at most
+    MOST_NUMBERS numbers; others have no state, and ``names`` is empty."""
 
     def __init__(self, space: spaces.Space[Any], names: tuple[str, ...] = ()) -> None:
         self.space = space
         own = tuple(_names(space, "state")) if _is_flat(space) else ()
         own = own if len(own) <= MOST_NUMBERS else ()
         self.names = names if len(names) == len(own) else own
-        """One name for each number; ``names`` where these are as many."""
+        """One name for each number; the given ``names`` where they are as many."""
 
     def __call__(self, observation: Any) -> np.ndarray:
-        """float32 ``(s,)``."""
+        """Flatten ``observation`` to float32 ``(s,)``."""
         return np.concatenate(list(_parts(self.space, observation))).astype(np.float32)
 
 

@@ -1,5 +1,5 @@
-"""Push-T dreams beside its simulator, which can be put at a state: do other actions make other futures, as far apart as in the true
-world; and what does the simulator itself reach, that knows no more than the state at the start?"""
+"""Controllability of Push-T beside its simulator: the spread of futures under different actions, imagined over true, and the accuracy of
+the simulator itself when it is restarted from the initial state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from neuralsim.envs.pusht.state_estimator import PushTStateEstimate, PushTStateE
 from neuralsim.evaluation.config import STRIDE, EvalConfig
 from neuralsim.evaluation.image_metrics import mask_iou
 from neuralsim.evaluation.report import Metric, metric_of
-from neuralsim.evaluation.rollouts import Rollouts, Ticker, Windows, dream
+from neuralsim.evaluation.rollouts import Rollouts, Ticker, Windows, imagine
 from neuralsim.evaluation.state_estimator import GroundTruthEnv
 from neuralsim.evaluation.statistics import Bootstrap, mean, turn
 from neuralsim.runtime.device import inference, pick_dtype
@@ -27,12 +27,12 @@ PLANS = 4
 def control_rows(
     model: WorldModel,
     windows: Windows,
-    reader: PushTStateEstimator,
-    truth: GroundTruthEnv,
+    estimator: PushTStateEstimator,
+    real_env: GroundTruthEnv,
     config: EvalConfig,
     tick: Ticker,
 ) -> Iterator[Metric]:
-    """The spread of futures under different actions from one start, imagined over true.
+    """Compare the spread of futures under different actions from one state, imagined over true.
 
     From each start ``PLANS`` futures of ``STRIDE`` steps: its own recorded actions and those of other windows. The spread is the mean
     distance between pairs of futures; the ratio is that of the sums over starts.
@@ -47,11 +47,11 @@ def control_rows(
     ends = np.empty((n, plans.shape[1], clip.states.shape[-1]))
     for i in range(n):
         for j in range(plans.shape[1]):
-            truth.reset(options={"state": clip.states[i, context - 1]})
+            real_env.reset(options={"state": clip.states[i, context - 1]})
             for action in model.spec.to_space(plans[i, j]):
-                truth.step(action)
-            ends[i, j] = truth.state()
-    pusher, block, in_sight = reader.of_state(ends)
+                real_env.step(action)
+            ends[i, j] = real_env.state()
+    pusher, block, in_sight = estimator.of_state(ends)
     imagined = np.empty((n, plans.shape[1], *clip.frames.shape[2:]), np.uint8)
     for first in range(0, n, max(1, config.batch // PLANS)):
         rows = np.arange(n)[first : first + max(1, config.batch // PLANS)]
@@ -60,14 +60,14 @@ def control_rows(
         actions = np.concatenate([past, plans[rows].reshape(len(wide), STRIDE, -1)], 1)
         branch = Clip(clip.frames[wide, :context], actions, clip.rewards[wide], clip.terminated[wide], None)
         with inference(model.device, pick_dtype(config.precision, model.device)):
-            for state in dream(model, branch, context, [config.seed * 1_000_003 + int(w) for w in wide]):
+            for state in imagine(model, branch, context, [config.seed * 1_000_003 + int(w) for w in wide]):
                 final = state
             frames = model.decode(final).cpu().numpy()
         imagined[rows] = frames.reshape(len(rows), plans.shape[1], *frames.shape[1:])
         tick(len(wide) * STRIDE)
-    seen = reader(imagined.reshape(-1, *imagined.shape[2:])).reshape(n, plans.shape[1])
-    # What is lost tells nothing of where it is; it counts as not having moved.
-    start_pusher, start_block, _ = reader.of_state(clip.states[:, None, context - 1].astype(np.float64))
+    seen = estimator(imagined.reshape(-1, *imagined.shape[2:])).reshape(n, plans.shape[1])
+    # A thing that is not found counts as not having moved.
+    start_pusher, start_block, _ = estimator.of_state(clip.states[:, None, context - 1].astype(np.float64))
     pusher_seen = np.where(seen.pusher_found[..., None], seen.pusher, start_pusher)
     block_seen = np.where(seen.block_found[..., None], seen.block, start_block)
     whole = in_sight.all(1)
@@ -90,37 +90,37 @@ def control_rows(
 
 
 def restart_rows(
-    windows: Windows, main: Rollouts, reader: PushTStateEstimator, truth: GroundTruthEnv, config: EvalConfig
+    windows: Windows, main: Rollouts, estimator: PushTStateEstimator, real_env: GroundTruthEnv, config: EvalConfig
 ) -> Iterator[Metric]:
-    """What the true simulator reaches when it, too, knows no more than the state at the start: the most that can be asked of a dream.
+    """Measure the simulator itself when it is restarted from the state at the start: the most that a model can reach.
 
     Contact is chaotic, and a state holds no velocities, so this is less than perfect.
     """
     steps = [s for s in (10, 30) if s in config.horizons]
     if not steps:
         return
-    assert isinstance(main.true_reading, PushTStateEstimate)
+    assert isinstance(main.true_estimate, PushTStateEstimate)
     clip, n = windows.read(), len(windows)
     assert clip.states is not None
     frames = np.empty((n, len(steps), *clip.frames.shape[2:]), np.uint8)
     for i in range(n):
-        truth.reset(options={"state": clip.states[i, windows.context - 1]})
+        real_env.reset(options={"state": clip.states[i, windows.context - 1]})
         for step in range(1, max(steps) + 1):
-            truth.step(windows.store.spec.to_space(clip.actions[i, windows.context - 2 + step]))
+            real_env.step(windows.store.spec.to_space(clip.actions[i, windows.context - 2 + step]))
             if step in steps:
-                frames[i, steps.index(step)] = truth.render()
-    seen = reader(frames.reshape(-1, *frames.shape[2:])).reshape(n, len(steps))
-    moved = has_moved(main, reader)
+                frames[i, steps.index(step)] = real_env.render()
+    seen = estimator(frames.reshape(-1, *frames.shape[2:])).reshape(n, len(steps))
+    moved = has_moved(main, estimator)
     boot = Bootstrap(windows.episodes, seed=config.seed)
     for j, step in enumerate(steps):
         c = main.column(step)
-        iou = np.where(moved[:n, c], mask_iou(seen.mask[:, j], main.true_reading.mask[:n, c]), np.nan)
+        iou = np.where(moved[:n, c], mask_iou(seen.mask[:, j], main.true_estimate.mask[:n, c]), np.nan)
         label = "true simulator restarted from the start: block IoU where it moved"
         yield metric_of(boot(mean, iou), "restart/iou_moved", label, step=step, better="high")
 
 
 def _shifts(rng: np.random.Generator, n: int) -> list[int]:
-    """0 (a window's own actions) and up to ``PLANS - 1`` other windows'."""
+    """Return 0 (a window's own actions) and up to ``PLANS - 1`` other windows'."""
     return [0, *(rng.permutation(n - 1)[: PLANS - 1] + 1)]
 
 
@@ -138,6 +138,6 @@ def _turned(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _spread(ends: np.ndarray, apart: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
-    """Mean over pairs of ``(n, plans, d)`` futures, ``(n,)``."""
+    """Return the mean distance over pairs of ``(n, plans, d)`` futures, ``(n,)``."""
     first, second = np.triu_indices(ends.shape[1], 1)
     return apart(ends[:, first], ends[:, second]).mean(1)

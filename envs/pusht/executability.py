@@ -150,7 +150,7 @@ def executability_rows(
         yield metric_of(share, f"executable/{name}", label, better="high")
     gain = boot(mean, reached["foreseen"].astype(np.float64) - reached["random"])
     label = "executability: share less that of random actions"
-    yield metric_of(gain, "executable/gain", label, better="high", bar=Target(least=0.0, surely=True))
+    yield metric_of(gain, "executable/gain", label, better="high", target=Target(least=0.0, surely=True))
     for name in ("foreseen", "ceiling", "rest"):
         pushed = np.where(_block_moves(ends[name][0], starts), reached[name].astype(np.float64), np.nan)
         label = f"executability where the block moves, {SOURCES[name]}"

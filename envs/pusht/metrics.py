@@ -1,4 +1,4 @@
-"""PushTMetrics: Push-T's dreams, judged by where pusher and block are and whether the block is still one."""
+"""PushTMetrics: errors of pusher and block in imagined frames of Push-T, and integrity of the block."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from neuralsim.evaluation.world_metrics import IntegrityMetric, SeriesMetric, Wo
 from neuralsim.world_model import WorldModel
 
 LIVELY = (30.0, 45.0)
-"""A window in which the block goes further than this is worth a picture: units, degrees."""
+"""A window in which the block moves further than this is eventful: units, degrees."""
 
 
 class PushTMetrics(WorldMetrics):
-    """See Judge. Most of it wants the true states beside the frames; controllability wants ``truth``, a PushTRealEnv that
-    observes states."""
+    """Metrics of Push-T. Most need the true states beside the frames; controllability needs ``real_env``, a PushTRealEnv that observes
+    states."""
 
-    reader: PushTStateEstimator
-    bars: ClassVar[Mapping[tuple[str, int | None], Target]] = {
+    estimator: PushTStateEstimator
+    targets: ClassVar[Mapping[tuple[str, int | None], Target]] = {
         ("codec_iou", None): Target(least=0.95),
         ("codec_pusher", None): Target(most=2.0),
         ("iou_moved", 10): Target(least=0.80),
@@ -52,15 +52,13 @@ class PushTMetrics(WorldMetrics):
         return cls(PushTStateEstimator(size), PushTRealEnv(size=size, observation="state"))
 
     def rows(self, r: Rollouts, boot: Bootstrap, config: EvalConfig) -> Iterator[Metric]:
-        """See Judge."""
-        return scene_rows(r, self.reader, boot, config)
+        return scene_rows(r, self.estimator, boot, config)
 
     def headlines(self, r: Rollouts) -> tuple[SeriesMetric, ...]:
-        """See Judge: block and pusher where the block moved."""
         if r.states is None:
             return ()
-        scene, copied, _ = scenes_of(r, self.reader)
-        moved = np.where(has_moved(r, self.reader), 0.0, np.nan)
+        scene, copied, _ = scenes_of(r, self.estimator)
+        moved = np.where(has_moved(r, self.estimator), 0.0, np.nan)
         return (
             SeriesMetric("iou_moved", "block IoU where it moved", scene.iou + moved, copied.iou + moved),
             SeriesMetric(
@@ -75,14 +73,13 @@ class PushTMetrics(WorldMetrics):
         )
 
     def panels(self, r: Rollouts) -> Mapping[str, Mapping[str, Any]]:
-        """See Judge."""
         if r.states is None:
             return {}
-        scene, copied, floor = scenes_of(r, self.reader)
-        moved = np.where(has_moved(r, self.reader), 0.0, np.nan)
+        scene, copied, floor = scenes_of(r, self.estimator)
+        moved = np.where(has_moved(r, self.estimator), 0.0, np.nan)
         panels: dict[str, Mapping[str, Any]] = {
             "block IoU where it moved": {
-                "dream": quartiles(scene.iou + moved),
+                "imagined": quartiles(scene.iou + moved),
                 "copy last": quartiles(copied.iou + moved),
             }
         }
@@ -92,51 +89,53 @@ class PushTMetrics(WorldMetrics):
             ("angle", "block angle error (°)"),
         ):
             panels[title] = {
-                "dream": quartiles(getattr(scene, name) + moved),
+                "imagined": quartiles(getattr(scene, name) + moved),
                 "copy last": quartiles(getattr(copied, name) + moved),
-                "reader's floor": quartiles(getattr(floor, name) + moved),
+                "estimator's floor": quartiles(getattr(floor, name) + moved),
             }
         share = np.array([mean(scene.shape[:, c]) for c in range(len(r.steps))])
-        panels["share whose block is one piece of its size"] = {"dream": (share, share, share)}
+        panels["share whose block is one piece of its size"] = {"imagined": (share, share, share)}
         return panels
 
-    def showpieces(self, windows: Windows) -> Iterator[int]:
-        """See Judge: windows in which the block goes far, and stays in sight."""
+    def eventful(self, windows: Windows) -> Iterator[int]:
         for i, (episode, start) in enumerate(zip(windows.episodes, windows.starts, strict=True)):
             states = windows.store[int(episode)].states
             if states is None:
                 continue
-            at = start + windows.context - 1
-            _, block, in_sight = self.reader.of_state(np.asarray(states[[at, at + windows.steps]], np.float64))
+            first = start + windows.context - 1
+            _, block, in_sight = self.estimator.of_state(np.asarray(states[[first, first + windows.steps]], np.float64))
             if in_sight.all() and beyond(block[0], block[1], LIVELY):
                 yield i
 
-    def trials(
+    def simulator_rows(
         self, model: WorldModel, windows: Windows, main: Rollouts, config: EvalConfig, tick: Ticker
     ) -> Iterator[Metric]:
-        """See Judge: other actions in dream and truth, and the simulator restarted."""
-        if self.truth is None or main.states is None:
+        if self.real_env is None or main.states is None:
             return
         if max(config.horizons) >= STRIDE:
-            yield from control_rows(model, windows, self.reader, self.truth, config, tick)
-        yield from restart_rows(windows, main, self.reader, self.truth, config)
+            yield from control_rows(model, windows, self.estimator, self.real_env, config, tick)
+        yield from restart_rows(windows, main, self.estimator, self.real_env, config)
 
-    def trial_steps(self, windows: int) -> int:
-        """See Judge."""
-        return 0 if self.truth is None else windows * PLANS * STRIDE
+    def simulator_steps(self, windows: int) -> int:
+        return 0 if self.real_env is None else windows * PLANS * STRIDE
 
-    def signs(self, reading: StateEstimate) -> tuple[IntegrityMetric, ...]:
-        """See Judge."""
-        assert isinstance(reading, PushTStateEstimate)
-        whole = (np.abs(reading.size - 1) <= AREA_SLACK) & (reading.pieces == 1)
+    def integrity(self, estimate: StateEstimate) -> tuple[IntegrityMetric, ...]:
+        assert isinstance(estimate, PushTStateEstimate)
+        whole = (np.abs(estimate.size - 1) <= AREA_SLACK) & (estimate.pieces == 1)
         return (
             IntegrityMetric(
-                "rigid", "frames whose block is one piece of its size", whole.astype(np.float64), bar=Target(least=0.95)
+                "rigid",
+                "frames whose block is one piece of its size",
+                whole.astype(np.float64),
+                target=Target(least=0.95),
             ),
             IntegrityMetric(
-                "pusher_found", "frames with a pusher", reading.pusher_found.astype(np.float64), bar=Target(least=0.99)
+                "pusher_found",
+                "frames with a pusher",
+                estimate.pusher_found.astype(np.float64),
+                target=Target(least=0.99),
             ),
             IntegrityMetric(
-                "misfit", "block's misfit to its rigid shape (0 none)", reading.misfit, statistic=median, better="low"
+                "misfit", "block's misfit to its rigid shape (0 none)", estimate.misfit, statistic=median, better="low"
             ),
         )

@@ -1,4 +1,4 @@
-"""Metrics of a world action model's roles beside Push-T's simulator: poses in predicted frames, response to other actions, executability."""
+"""Metrics of a world action model's roles beside Push-T's simulator: poses in predicted frames, response to actions, executability."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def spread_rows(
             pairs = np.stack([imagined[i], true[i]], 1)
             pairs[~whole] = np.nan
             text = f"{label}: spread of the {field} under other actions, as a share of the true one"
-            yield metric_of(boot(_ratio, pairs), f"{key}/{field}", text, step=queries.steps, bar=target)
+            yield metric_of(boot(_ratio, pairs), f"{key}/{field}", text, step=queries.steps, target=target)
 
 
 def _last_frames(predictions: RolePredictions, tokens: torch.Tensor) -> np.ndarray:

@@ -1,5 +1,4 @@
-"""The scene that is read from rollouts of Push-T: where pusher and block are, whether the block kept its shape, whether it moved
-by itself."""
+"""Metrics of Push-T scenes: positions of pusher and block, the block's shape, and motion that is made up or missing."""
 
 from __future__ import annotations
 
@@ -22,15 +21,15 @@ MOVED = (5.0, 5.0)
 STILL = (0.5, 0.5)
 """The true block has not moved while it is within this: units, degrees."""
 GHOST = (3.0, 3.0)
-"""The imagined block has moved when it is read further than this from where it was."""
+"""The imagined block has moved when its estimate is further than this from where it was."""
 AREA_SLACK = 0.1
 """The block has kept its size within this share of its own."""
 
 
 @dataclass(frozen=True)
 class PushTScene:
-    """What the reader makes of rollouts, each ``(n, s)``; NaN where a figure does not apply. The same for the imagined frames, for the
-    last true frame copied, and for the true frames themselves (the reader's floor)."""
+    """Errors and signs of scenes, each ``(n, s)``; NaN where one does not apply. Of imagined frames, of the last true frame copied, or
+    of the true frames themselves (the estimator's floor)."""
 
     iou: np.ndarray
     pusher: np.ndarray
@@ -41,17 +40,17 @@ class PushTScene:
     missed: np.ndarray
 
 
-def scene_of(r: Rollouts, seen: StateEstimate | None, reader: PushTStateEstimator) -> PushTScene:
-    """``seen`` ``(n, s)`` against the truth."""
+def scene_of(r: Rollouts, seen: StateEstimate | None, estimator: PushTStateEstimator) -> PushTScene:
+    """Compare the estimate ``seen`` ``(n, s)`` with the truth."""
     assert isinstance(seen, PushTStateEstimate)
-    assert isinstance(r.true_reading, PushTStateEstimate)
+    assert isinstance(r.true_estimate, PushTStateEstimate)
     assert r.states is not None
-    true = r.true_reading
-    true_pusher, true_block, in_sight = reader.of_state(r.states)
+    true = r.true_estimate
+    true_pusher, true_block, in_sight = estimator.of_state(r.states)
     pusher = np.linalg.norm(seen.pusher - true_pusher, axis=-1)
-    pusher = np.where(seen.pusher_found, pusher, reader.extent)
+    pusher = np.where(seen.pusher_found, pusher, estimator.extent)
     place = np.linalg.norm(seen.block[..., :2] - true_block[..., :2], axis=-1)
-    place = np.where(seen.block_found, np.minimum(place, reader.extent), reader.extent)
+    place = np.where(seen.block_found, np.minimum(place, estimator.extent), estimator.extent)
     angle = np.where(seen.block_found, turn(seen.block[..., 2], true_block[..., 2]), 180.0)
     kept = (np.abs(seen.size - 1) <= AREA_SLACK) & (seen.pieces == 1)
     # Motion over every STRIDE steps: before and after, both wholly in sight.
@@ -59,9 +58,9 @@ def scene_of(r: Rollouts, seen: StateEstimate | None, reader: PushTStateEstimato
     a, b = tens[:-1], tens[1:]
     sight = in_sight[:, a] & in_sight[:, b]
     still = sight & ~beyond(true_block[:, a], true_block[:, b], STILL)
-    went = sight & beyond(true_block[:, a], true_block[:, b], MOVED)
-    there = seen.block_found[:, a] & seen.block_found[:, b]
-    goes = beyond(seen.block[:, a], seen.block[:, b], GHOST) | ~there
+    moved = sight & beyond(true_block[:, a], true_block[:, b], MOVED)
+    found = seen.block_found[:, a] & seen.block_found[:, b]
+    goes = beyond(seen.block[:, a], seen.block[:, b], GHOST) | ~found
     return PushTScene(
         iou=mask_iou(seen.mask, true.mask),
         pusher=pusher,
@@ -69,46 +68,48 @@ def scene_of(r: Rollouts, seen: StateEstimate | None, reader: PushTStateEstimato
         angle=np.where(in_sight, angle, np.nan),
         shape=np.where(in_sight, kept, np.nan),
         ghost=np.where(still, goes, np.nan),
-        missed=np.where(went, ~goes, np.nan),
+        missed=np.where(moved, ~goes, np.nan),
     )
 
 
-def scenes_of(r: Rollouts, reader: PushTStateEstimator) -> tuple[PushTScene, PushTScene, PushTScene]:
-    """Of the dream, of copy-last-frame, and of the true frames themselves."""
-    assert r.true_reading is not None
-    dreamt, copied, true = (scene_of(r, seen, reader) for seen in (r.reading, r.true_reading.copied(), r.true_reading))
-    return dreamt, copied, true
+def scenes_of(r: Rollouts, estimator: PushTStateEstimator) -> tuple[PushTScene, PushTScene, PushTScene]:
+    """Return the scenes of the imagined frames, of copy-last-frame, and of the true frames."""
+    assert r.true_estimate is not None
+    imagined, copied, true = (
+        scene_of(r, seen, estimator) for seen in (r.estimate, r.true_estimate.copied(), r.true_estimate)
+    )
+    return imagined, copied, true
 
 
-def has_moved(r: Rollouts, reader: PushTStateEstimator) -> np.ndarray:
-    """bool ``(n, s)``: whether the true block has moved since step 0."""
+def has_moved(r: Rollouts, estimator: PushTStateEstimator) -> np.ndarray:
+    """Mark the steps at which the true block has moved since step 0, bool ``(n, s)``."""
     assert r.states is not None
-    _, block, _ = reader.of_state(r.states)
+    _, block, _ = estimator.of_state(r.states)
     return beyond(block, block[:, :1], MOVED)
 
 
 def beyond(block: np.ndarray, other: np.ndarray, limit: tuple[float, float]) -> np.ndarray:
-    """Whether two poses ``(..., 3)`` are further apart than ``limit`` (units, degrees) in place or in angle."""
+    """Mark pairs of poses ``(..., 3)`` that are further apart than ``limit`` (units, degrees) in position or in angle."""
     return (np.linalg.norm(block[..., :2] - other[..., :2], axis=-1) > limit[0]) | (
         turn(block[..., 2], other[..., 2]) > limit[1]
     )
 
 
-def scene_rows(r: Rollouts, reader: PushTStateEstimator, boot: Bootstrap, config: EvalConfig) -> Iterator[Metric]:
-    """Pusher, block and shape at every horizon, beside copying and the reader's floor; then motion that is made up or missing."""
-    assert isinstance(r.reading, PushTStateEstimate)
-    assert isinstance(r.true_reading, PushTStateEstimate)
+def scene_rows(r: Rollouts, estimator: PushTStateEstimator, boot: Bootstrap, config: EvalConfig) -> Iterator[Metric]:
+    """Pusher, block and shape at every horizon, beside copying and the estimator's floor; then motion that is made up or missing."""
+    assert isinstance(r.estimate, PushTStateEstimate)
+    assert isinstance(r.true_estimate, PushTStateEstimate)
     if r.states is None:
-        true = r.true_reading.mask
-        iou, copy = (mask_iou(seen, true) for seen in (r.reading.mask, r.true_reading.copied().mask))
+        true = r.true_estimate.mask
+        iou, copy = (mask_iou(seen, true) for seen in (r.estimate.mask, r.true_estimate.copied().mask))
         for step in config.horizons:
             c = r.column(step)
             yield metric_of(
                 boot(mean, iou[:, c]), "iou", "block IoU", step=step, baseline=mean(copy[:, c]), better="high"
             )
         return
-    scene, copy_scene, floor = scenes_of(r, reader)
-    moved = np.where(has_moved(r, reader), 0.0, np.nan)  # added to a figure, it leaves only where the block moved
+    scene, copy_scene, floor = scenes_of(r, estimator)
+    moved = np.where(has_moved(r, estimator), 0.0, np.nan)  # added to a figure, it leaves only where the block moved
     everywhere = np.zeros_like(moved)
     yield metric_of(boot(mean, scene.iou[:, 0]), "codec_iou", "redrawing a true frame: block IoU", better="high")
     yield metric_of(
@@ -158,7 +159,7 @@ def scene_rows(r: Rollouts, reader: PushTStateEstimator, boot: Bootstrap, config
 
 
 def _rate(boot: Bootstrap, happened: np.ndarray) -> Estimate:
-    """The share of 1s in ``(n, w)`` with NaNs, resampled by rollout; n counts the entries."""
+    """Estimate the share of 1s in ``(n, w)`` with NaNs, resampled by rollout; n counts the entries."""
     counts = np.stack([np.nansum(happened, 1), (~np.isnan(happened)).sum(1)], 1)
     found = boot(lambda c: float(c[:, 0].sum() / c[:, 1].sum()) if c[:, 1].sum() else math.nan, counts)
     return replace(found, n=int(counts[:, 1].sum()))

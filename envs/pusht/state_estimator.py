@@ -1,10 +1,10 @@
-"""PushTStateEstimator: reads pusher and block off Push-T frames, with nothing but the pixels and the rules of gym-pusht's drawing.
+"""Estimator of pusher and block from Push-T frames, from the pixels and the rules of gym-pusht's drawing alone.
 
 Every pixel is a mixture of a known background (white, walls, goal), the pusher's blue and the block's grey. Unmixing gives two soft
 masks. The pusher is the centroid of its mask. The block is found by matching the T's shape at all places and 32 angles at half
 resolution, then by Gauss-Newton on the soft mask against the T drawn analytically (two rectangles with gym-pusht's dark outline, each
-pixel the mean over its area), so a 64-pixel frame is read to a small part of a pixel. The reader's own error on true frames is in
-``tests/test_reader.py`` and beside every measured figure.
+pixel the mean over its area), so a 64-pixel frame is read to a small part of a pixel. The error on true frames is in
+``tests/envs/pusht/test_state_estimator.py`` and beside every metric.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from neuralsim.evaluation.state_estimator import StateEstimate
 OUTLINE = 2.35
 """Half the width in units of the dark line gym-pusht draws along the T's edges, measured: the drawn T is larger than the true by this."""
 DRAWN_CENTRE = (0.3, 0.55)
-"""How far right and down of its true place gym-pusht draws the T, in units: it rounds to whole pixels, whose centres lie further."""
+"""Units right and down of its true position at which gym-pusht draws the T: it rounds to whole pixels, whose centres lie further."""
 BAR, STEM = ((0.0, 15.0), (60.0, 15.0)), ((0.0, 75.0), (15.0, 45.0))
 """Centre and half sizes of the T's two rectangles in its own frame, units."""
 BLOCK_AREA = (120 + 2 * OUTLINE) * (30 + 2 * OUTLINE) + (30 + 2 * OUTLINE) * 90
@@ -37,42 +37,44 @@ ANGLES = 32
 REFINEMENTS = ((1, 6), (2, 2))
 """Points a pixel side at which the T is drawn while refining, and Gauss-Newton steps at each."""
 ARM = 50.0
-"""Units a radian is worth while refining: about the T's radius of gyration, so that all three steps are alike in size."""
+"""Units that equal a radian while refining: about the T's radius of gyration, so that all three steps are alike in size."""
 SIGHT_MARGIN = 4.0
-"""The block is wholly in sight while its corners stay this far inside the workspace: the drawn walls cover what lies further out."""
+"""The block is wholly in sight while its corners stay this far inside the workspace: the drawn walls cover the rest."""
 IMPOSSIBLE = 0.15
 """A share of a colour below minus this is not noise: the pixel is no mixture of both colours."""
 LOST_SHARE = 0.35
-"""A thing counts as lost where less than this share of its area is seen."""
+"""A thing is not found where less than this share of its area is visible."""
 BATCH = 32
-"""Frames read at once: few enough to stay in the processor's cache."""
+"""Frames at once: few enough to stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
 class PushTStateEstimate(StateEstimate):
-    """What is to be seen in ``n`` frames of Push-T. Positions in world units, angles in radians.
-
-    pusher ``(n, 2)``, valid where ``pusher_found`` ``(n,)``. block ``(n, 3)``: x, y, angle, valid where ``block_found``. mask bool
-    ``(n, h, w)``: the block's pixels. area ``(n,)``: square units of block in sight. size ``(n,)``: that area over what the rigid
-    shape at ``block`` would show, 1 for an intact block wherever it lies. pieces int ``(n,)``: connected parts of the mask. misfit
-    ``(n,)``: 0 where the mask is exactly the rigid shape at ``block``, 1 where nothing agrees.
-    """
+    """Estimate of ``n`` frames of Push-T. Positions in world units, angles in radians."""
 
     pusher: np.ndarray
+    """Position ``(n, 2)``, valid where it is found."""
     pusher_found: np.ndarray
+    """bool ``(n,)``."""
     block: np.ndarray
+    """x, y, angle ``(n, 3)``, valid where it is found."""
     block_found: np.ndarray
+    """bool ``(n,)``."""
     mask: np.ndarray
+    """Pixels of the block, bool ``(n, h, w)``."""
     area: np.ndarray
+    """Square units of block in sight ``(n,)``."""
     size: np.ndarray
+    """That area over the rigid shape's at ``block``, 1 for an intact block wherever it lies ``(n,)``."""
     pieces: np.ndarray
+    """Connected parts of the mask, int ``(n,)``."""
     misfit: np.ndarray
+    """0 where the mask is exactly the rigid shape at ``block``, 1 where nothing agrees ``(n,)``."""
 
 
 class PushTStateEstimator:
-    """Reads ``size``-pixel frames of Push-T; see the module's text. Implements
-    :class:`neuralsim.evaluation.state_estimator.Reader`. ``extent`` is the world's width in its units: what
-    being lost costs as a position error."""
+    """Estimates states from ``size``-pixel frames of Push-T, a :class:`neuralsim.evaluation.state_estimator.StateEstimator`. ``extent``:
+    the position error of a thing that is not found, the world's width."""
 
     extent = WORKSPACE
 
@@ -86,7 +88,7 @@ class PushTStateEstimator:
         columns = torch.stack([slate - self._background, blue - self._background], -1)
         self._unmix = torch.linalg.pinv(columns)  # h w 2 3
         self._alone = columns.mT / columns.square().sum(-2)[..., None]
-        # Where the goal lies, how much of its green is hidden is not known: there a pixel is white, green, grey and blue in unknown parts.
+        # Within the goal the hidden share of its green is not known: a pixel is white, green, grey and blue in unknown parts.
         self._origin = self._background.clone()
         white = torch.tensor([255.0, 255.0, 255.0])
         green = torch.tensor(tuple(pygame.Color("LightGreen"))[:3]).float()
@@ -96,7 +98,7 @@ class PushTStateEstimator:
         goal[[0, -1]] = goal[:, [0, -1]] = False
         self._origin[goal] = white
         self._unmix[goal] = torch.linalg.inv(torch.stack([green - white, slate - white, blue - white], 1))[1:]
-        # The block never reaches the outermost pixels; what a model draws wrong there is wall, not block.
+        # The block never reaches the outermost pixels; a model's errors there are wall, not block.
         rim = F.pad(torch.ones(size - 2, size - 2), (1, 1, 1, 1))
         for mixture in (self._unmix, self._alone):
             mixture[..., 0, :] *= rim[..., None]
@@ -104,18 +106,18 @@ class PushTStateEstimator:
         self._reach = self._templates.shape[-1] // 2 + 4
         inner = F.pad(torch.ones(1, 1, size // 2, size // 2), (self._reach,) * 4)
         self._weight = F.conv2d(inner, self._templates.square())
-        # gym-pusht draws the walls over the pusher, which hides part of the disc near the rim: what its centroid reads there, drawn once.
+        # gym-pusht draws the walls over the pusher, which hides part of the disc near the rim: its centroid there, drawn once.
         self._true_places = np.linspace(PUSHER_RANGE[0], PUSHER_RANGE[1], 241)
         self._read_places: np.ndarray | None = None
         self._read_places = self._rim_table()
-        # It draws slanting outlines thinner: how large an intact T reads at each angle of a quarter turn.
+        # It draws slanting outlines thinner: the size of an intact T at each angle of a quarter turn.
         self._quarter = np.linspace(0, np.pi / 2, 31)
         self._size_at = np.ones(31)
         self._size_at = self._angle_table()
 
     def of_state(self, states: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """True states ``(..., 5)`` (``STATE_NAMES``) -> pusher ``(..., 2)``, block ``(..., 3)``, and whether all of it is in sight
-        ``(...)``: where it is not, its pose cannot be read and does not count."""
+        """Split true states ``(..., 5)`` into pusher ``(..., 2)``, block ``(..., 3)``, and a mark ``(...)`` that all of the block is in
+        sight: where it is not, its pose cannot be estimated and does not count."""
         x, y, angle = states[..., 2, None], states[..., 3, None], states[..., 4, None]
         sine, cosine = np.sin(angle), np.cos(angle)
         corners = np.array([(-60, 0), (60, 0), (-60, 30), (60, 30), (-15, 120), (15, 120)], np.float64)
@@ -125,7 +127,7 @@ class PushTStateEstimator:
 
     @torch.inference_mode()
     def __call__(self, frames: np.ndarray) -> PushTStateEstimate:
-        """uint8 ``(n, size, size, 3)`` -> PushTStateEstimate."""
+        """Estimate frames uint8 ``(n, size, size, 3)``."""
         frames = np.asarray(frames)
         if frames.ndim != 4 or frames.shape[1:] != (self.size, self.size, 3) or frames.dtype != np.uint8:
             raise ValueError(
@@ -157,24 +159,24 @@ class PushTStateEstimator:
         )
 
     def _masks(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Soft masks of block and pusher, float ``(n, h, w)`` in 0..about 1.2 and 0..1."""
+        """Return soft masks of block and pusher, float ``(n, h, w)`` in 0..about 1.2 and 0..1."""
         block, pusher = torch.einsum("nhwc,hwkc->knhw", frames - self._origin, self._unmix).unbind(0)
         alone = torch.einsum("nhwc,hwkc->knhw", frames - self._background, self._alone)
-        # Less than nothing of one colour is no mixture: then the pixel holds the other one alone, or neither.
+        # A negative share of one colour is no mixture: then the pixel holds the other one alone, or neither.
         block, pusher = (
             torch.where(pusher < -IMPOSSIBLE, alone[0], block).clamp(0, 1.4),
             torch.where(block < -IMPOSSIBLE, alone[1], pusher),
         )
-        # The block's two greys differ a little in blueness: what they leak into the pusher's mask is taken off.
+        # The block's two greys differ a little in blueness: their leak into the pusher's mask is subtracted.
         return block, (pusher - 0.1 * block.clamp(max=1)).clamp(0, 1)
 
     def _area(self, block: torch.Tensor, mask: np.ndarray) -> np.ndarray:
-        """Square units of block within a pixel of the hard mask: haze elsewhere does not count."""
+        """Return square units of block within a pixel of the hard mask: haze elsewhere does not count."""
         near = F.max_pool2d(torch.from_numpy(mask).float()[:, None], 3, 1, 1)[:, 0]
         return ((block * near).sum((1, 2)) * self.pixel**2).numpy()
 
     def _centroid(self, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The centroid in units ``(n, 2)`` of the blue within reach of its densest place, and whether enough was there."""
+        """Return the centroid in units ``(n, 2)`` of the blue about its densest place, and a mark that it is large enough."""
         reach = int(np.ceil(PUSHER_RADIUS / self.pixel)) + 1
         side = 2 * reach + 1
         padded = F.pad(mask, (reach,) * 4)
@@ -194,7 +196,7 @@ class PushTStateEstimator:
         return torch.from_numpy(place), total * self.pixel**2 >= LOST_SHARE * PUSHER_AREA
 
     def _rim_table(self) -> np.ndarray:
-        """The uncorrected centroid along one axis for each of ``_true_places``, increasing."""
+        """Measure the uncorrected centroid along one axis for each of ``_true_places``, increasing."""
         env = PushTRealEnv(size=self.size)
         frames = []
         for x in self._true_places:
@@ -204,7 +206,7 @@ class PushTStateEstimator:
         return np.maximum.accumulate(self._centroid(pusher)[0].numpy()[:, 0] + 1e-6 * np.arange(len(frames)))
 
     def _angle_table(self) -> np.ndarray:
-        """The uncorrected size at each of ``_quarter``'s angles."""
+        """Measure the uncorrected size at each of ``_quarter``'s angles."""
         env = PushTRealEnv(size=self.size)
         frames = []
         for angle in self._quarter:
@@ -215,7 +217,7 @@ class PushTStateEstimator:
     # -- the block's pose ------------------------------------------------------------------------------------------------------
 
     def _coarse_templates(self) -> torch.Tensor:
-        """The T at each angle about the middle of a half-resolution window, ``(angles, 1, side, side)``."""
+        """Draw the T at each angle about the middle of a half-resolution window, ``(angles, 1, side, side)``."""
         side = 2 * int(np.ceil(84 / (2 * self.pixel))) + 1
         middle = side * self.pixel  # in units: half of side pixels of twice the size
         angle = torch.arange(ANGLES) * (2 * np.pi / ANGLES)
@@ -225,10 +227,10 @@ class PushTStateEstimator:
         return F.avg_pool2d((inside + outline)[:, None], 4)
 
     def _coarse(self, block: torch.Tensor) -> torch.Tensor:
-        """The best pose ``(n, 3)`` over all places and angles at half resolution: least squares by correlation."""
+        """Find the best pose ``(n, 3)`` over all positions and angles at half resolution: least squares by correlation."""
         templates = self._templates
         half = F.avg_pool2d(block[:, None], 2)
-        # Only what would lie in the picture is asked of the picture, so a block half out of sight is found too.
+        # Only the part within the picture is compared, so a block half out of sight is found too.
         score = 2 * F.conv2d(F.pad(half, (self._reach,) * 4), templates) - self._weight
         best = score.flatten(1).argmax(1)
         cells = score.shape[-1]
@@ -241,20 +243,20 @@ class PushTStateEstimator:
     def _refine(
         self, frames: torch.Tensor, pusher: torch.Tensor, pose: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Levenberg-Marquardt from ``pose``: the pose in the simulator's convention, the misfit, and the area in sight of a T there."""
+        """Refine ``pose`` by Levenberg-Marquardt; returns the pose, the misfit, and the area in sight of a T there."""
         reach = int(np.ceil(84 / self.pixel)) + 2
         middle = pose[:, :2] + 41 * torch.stack([-torch.sin(pose[:, 2]), torch.cos(pose[:, 2])], 1)
         corner = (middle / self.pixel).long() - reach
         n = torch.arange(len(frames))[:, None, None]
 
         def window(samples: int) -> tuple[torch.Tensor, torch.Tensor]:
-            """Rows ``(b, s, 1)`` and columns ``(b, 1, s)`` of the window in a picture of ``samples`` points a pixel side."""
+            """Return rows ``(b, s, 1)`` and columns ``(b, 1, s)`` of the window in a picture of ``samples`` points a pixel side."""
             offset = torch.arange(2 * reach * samples)
             return (corner[:, 1:] * samples + offset)[:, :, None], (corner[:, :1] * samples + offset)[:, None, :]
 
         row, column = window(1)
         edge = self.size - 1
-        # The picture's outside is unknown, and so is what the walls (in the outermost pixels) and the pusher hide.
+        # Pixels outside the picture, in the outermost row (walls) and under the pusher are unknown.
         free = _free(pusher)
         inner = (row > 0) & (row < edge) & (column > 0) & (column < edge)
         row, column = row.clamp(0, edge), column.clamp(0, edge)
@@ -262,7 +264,7 @@ class PushTStateEstimator:
         seen = frames[n, row, column].movedim(-1, 1) * weight
 
         def at_fineness(samples: int) -> Callable[[torch.Tensor], torch.Tensor]:
-            """The drawing ``(b, 3, s, s)`` of the T over the goal, ``samples`` squared points a pixel, edges as soft as they are apart."""
+            """Return a function that draws the T over the goal ``(b, 3, s, s)``, ``samples`` squared points a pixel, edges that soft."""
             row, column = window(samples)
             x, y = ((i + 0.5) * (self.pixel / samples) for i in (column, row))
             last = self.size * samples - 1
@@ -302,8 +304,8 @@ class PushTStateEstimator:
                 image = torch.where(better[:, None, None, None], trial_image, image)
                 error = torch.where(better, trial_error, error)
                 damping = torch.where(better, damping * 0.2, damping * 10).clamp(1e-5, 1e4)
-        ground = self._background[row, column].movedim(-1, 1) * weight
-        most = torch.maximum((image - ground).abs(), (seen - ground).abs()).sum((1, 2, 3))
+        background = self._background[row, column].movedim(-1, 1) * weight
+        most = torch.maximum((image - background).abs(), (seen - background).abs()).sum((1, 2, 3))
         misfit = (image - seen).abs().sum((1, 2, 3)) / most.clamp(min=1)
         angle = torch.remainder(pose[:, 2] + np.pi, 2 * np.pi) - np.pi
         x, y = ((i.float() + 0.5) * self.pixel for i in window(1)[::-1])
@@ -313,7 +315,7 @@ class PushTStateEstimator:
 
 
 def _draw(pose: torch.Tensor, x: torch.Tensor, y: torch.Tensor, soft: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """How much of the T's inside and of its outline covers each point, edges ``soft`` units wide.
+    """Return the cover of each point by the T's inside and by its outline, edges ``soft`` units wide.
 
     pose ``(b, 3, 1, 1)``, x ``(b or 1, 1, s)``, y ``(b or 1, s, 1)``; both results ``(b, s, s)``.
     """
@@ -331,12 +333,12 @@ def _draw(pose: torch.Tensor, x: torch.Tensor, y: torch.Tensor, soft: float) -> 
 
 
 def _free(pusher: torch.Tensor) -> torch.Tensor:
-    """bool ``(n, h, w)``: pixels that the pusher's mask does not touch."""
+    """Mark the pixels that the pusher's mask does not touch, bool ``(n, h, w)``."""
     return F.max_pool2d(pusher[:, None], 3, 1, 1)[:, 0] < 0.1
 
 
 def _pieces(mask: np.ndarray) -> np.ndarray:
-    """Connected parts (corners touch) of at least two pixels in each of ``(n, h, w)``."""
+    """Count the connected parts (corners touch) of at least two pixels in each of ``(n, h, w)``."""
     out = np.zeros(len(mask), np.int64)
     for i, one in enumerate(mask.astype(np.uint8)):
         _, _, stats, _ = cv2.connectedComponentsWithStats(one, connectivity=8)
@@ -345,7 +347,7 @@ def _pieces(mask: np.ndarray) -> np.ndarray:
 
 
 def _colours() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Block inside, block outline, pusher (mean of its disc and its rim), float ``(3,)`` in 0..255."""
+    """Return the colours of block inside, block outline and pusher (mean of its disc and its rim), float ``(3,)`` in 0..255."""
     slate, blue = (np.array(tuple(pygame.Color(c))[:3], np.float64) for c in ("LightSlateGray", "RoyalBlue"))
     bright = np.minimum(1.2 * blue, 255)
     inner = ((PUSHER_RADIUS - 4) / PUSHER_RADIUS) ** 2
@@ -353,7 +355,7 @@ def _colours() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _background(size: int) -> np.ndarray:
-    """The scene without pusher and block, float ``(size, size, 3)``: each half from a drawing in which both are in the other."""
+    """Draw the scene without pusher and block, float ``(size, size, 3)``: each half from a drawing in which both are in the other."""
     env = PushTRealEnv(size=size)
     halves = []
     for block_y, pusher_y in ((330.0, 480.0), (30.0, 200.0)):

@@ -1,9 +1,9 @@
-"""TwoRoomRealEnv: a true world of two rooms, one door and a round agent, in numpy alone.
+"""TwoRoom: a real world of two rooms, one door and a round agent, in numpy alone.
 
-The agent's place is the whole state, so one frame tells everything and a step repeats from it to the bit. Collisions are
+The agent's position is the whole state, so one frame shows everything and a step repeats from it to the bit. Collisions are
 exact: the disc is swept along its way to the first wall or door post, the part of the way that leads into it is lost,
 and the rest goes on along its surface. Nothing tunnels, however far it is pushed. The rooms and the door never change,
-and the goal is not drawn: it is the task's, not the world's.
+and the goal is not drawn: it belongs to the task, not to the world.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from neuralsim.envs.real_env import RealEnv
 from neuralsim.spec import WorldSpec
 
 ARENA = 512.0
-"""Side of the square arena, in units; 8 units are a pixel of a 64-pixel frame."""
+"""Side of the square world, in units; 8 units are a pixel of a 64-pixel frame."""
 STEP_UNITS = 16.0
 """Displacement in units for an action of 1: two pixels of a 64-pixel frame, 27.5 steps from wall to opposite wall."""
 RADIUS = 20.0
-"""The agent's."""
+"""Radius of the agent."""
 RIM = 16.0
 """Thickness of the outer walls."""
 WALL = (240.0, 272.0)
@@ -34,17 +34,17 @@ DOOR = (128.0, 224.0)
 AGENT_RANGE = (RIM + RADIUS, ARENA - RIM - RADIUS)
 """The agent's centre stays within these coordinates."""
 GOAL = (384.0, 256.0)
-"""The standing goal: the middle of the right room. Frames show no goal, so stored rewards and ends all mean this one."""
+"""The goal: the middle of the right room. Frames show no goal, so stored rewards and ends all mean this one."""
 SUCCESS_DISTANCE = 16.0
 """The goal is reached within this many units."""
 STATE_NAMES = ("agent_x", "agent_y")
 
 SLACK = 1e-3
-"""How far into a wall a given state may reach, in units: what float32 leaves of a place at a wall is less."""
+"""Units that a given state may reach into a wall: the rounding of float32 is less."""
 GLANCE = 1e-9
-"""A way at no larger an angle than this to a corner's surface passes it, so that rounding holds up nobody who slides."""
+"""A path at no larger an angle than this to a corner's surface passes it, so that rounding does not stop a sliding agent."""
 CONTACTS = 4
-"""Surfaces that one step may slide along; what is left of its way at one more is lost."""
+"""Surfaces that one step may slide along; the rest of its path at one more is lost."""
 
 FLOORS = (
     ((RIM, WALL[0]), (RIM, ARENA - RIM), (247, 239, 224)),
@@ -61,7 +61,7 @@ SAMPLES = 4
 
 
 def tworoom_spec(size: int = 64, context: int = 1) -> WorldSpec:
-    """The WorldSpec that the true and the learned TwoRoom share."""
+    """The WorldSpec that the real and the learned TwoRoom share."""
     return WorldSpec(
         name="tworoom",
         height=size,
@@ -75,16 +75,16 @@ def tworoom_spec(size: int = 64, context: int = 1) -> WorldSpec:
 
 
 class TwoRoomRealEnv(RealEnv):
-    """True TwoRoom: bring the round agent to a place, perhaps through the door into the other room.
+    """Real TwoRoom: bring the round agent to a place, perhaps through the door into the other room.
 
     Observation: uint8 ``(size, size, 3)``, or with ``observation="state"`` float32 ``(2,)``: the agent's x, y in units
-    of a 512-wide arena. Action: float32 ``(2,)`` in [-1, 1], the agent's displacement right and down in steps of 16
-    units. Reward: minus the straight distance to the goal in arena widths, -1.2..0; it knows nothing of the wall.
+    of a 512-wide world. Action: float32 ``(2,)`` in [-1, 1], the agent's displacement right and down in steps of 16
+    units. Reward: minus the straight distance to the goal in world widths, -1.2..0; it ignores the wall.
     Terminates within 16 units of the goal. ``info``: ``agent`` (2,), ``goal`` (2,), ``distance`` in units, ``success``.
 
-    ``reset(options={"state": (2,), "goal": (2,)})`` starts exactly there and wishes for that goal, for this episode. By
-    default the start is random and the goal is always the middle of the right room: a frame does not show it, and what
-    is learned from frames must be seen in them.
+    ``reset(options={"state": (2,), "goal": (2,)})`` starts exactly there with that goal, for this episode. By default the
+    start is random and the goal is the middle of the right room: frames do not show it, so what is learned from them
+    must not depend on it.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class TwoRoomRealEnv(RealEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start at ``options["state"]`` or anywhere; go for ``options["goal"]`` or the standing one."""
+        """Start at ``options["state"]`` or at random; the goal is ``options["goal"]`` or the default one."""
         super().reset(seed=seed)
         chosen = {k: v for k, v in (options or {}).items() if v is not None}
         unknown = set(options or {}) - {"state", "goal"}
@@ -127,8 +127,8 @@ class TwoRoomRealEnv(RealEnv):
     # -- the world's own state
 
     def state(self) -> np.ndarray:
-        """float64 ``(2,)``: the agent's x, y in units."""
-        return self._here().copy()
+        """Return the state, float64 ``(2,)``: the agent's x, y in units."""
+        return self._position().copy()
 
     def set_state(self, state: object) -> None:
         """Put the agent at ``state`` (see :meth:`state`); a ValueError names one in a wall."""
@@ -136,18 +136,18 @@ class TwoRoomRealEnv(RealEnv):
 
     def frame(self, size: int) -> np.ndarray:
         """The scene as uint8 ``(size, size, 3)``."""
-        return draw(self._here(), size)
+        return draw(self._position(), size)
 
-    def _here(self) -> np.ndarray:
+    def _position(self) -> np.ndarray:
         if self._place is None:
             raise gym.error.ResetNeeded("TwoRoomRealEnv has no state before reset: call env.reset(seed=...) first")
         return self._place
 
     def _info(self) -> dict[str, Any]:
-        here = self._here()
-        distance = math.dist(here, self._goal)
+        position = self._position()
+        distance = math.dist(position, self._goal)
         return {
-            "agent": here.copy(),
+            "agent": position.copy(),
             "goal": self._goal.copy(),
             "distance": distance,
             "success": distance <= SUCCESS_DISTANCE,
@@ -155,7 +155,7 @@ class TwoRoomRealEnv(RealEnv):
 
 
 def random_state(rng: np.random.Generator, near_goal: bool = False) -> np.ndarray:
-    """A random free place ``(2,)``, every one equally likely; ``near_goal`` draws about the standing goal instead."""
+    """Draw a random free place ``(2,)``, every one equally likely; ``near_goal`` draws about the goal instead."""
     spread = 10 ** rng.uniform(0.5, 1.8) if near_goal else 0.0  # 3 to 60 units, so that both sides of success are seen
     while True:
         place = np.array(GOAL) + rng.normal(size=2) * spread if near_goal else rng.uniform(*AGENT_RANGE, 2)
@@ -190,7 +190,7 @@ CORNERS = np.array([(x, y) for x in WALL for y in DOOR])
 
 
 def clearance(places: np.ndarray) -> np.ndarray:
-    """How far agents at ``places`` ``(..., 2)`` are from the nearest wall, in units ``(...)``; negative inside one."""
+    """Return the distance of agents at ``places`` ``(..., 2)`` from the nearest wall, in units ``(...)``; negative inside one."""
     x, y = places[..., 0], places[..., 1]
     outer = np.minimum(np.minimum(x, ARENA - x), np.minimum(y, ARENA - y)) - RIM
     beside = np.maximum(WALL[0] - x, x - WALL[1])  # of the middle wall
@@ -200,7 +200,7 @@ def clearance(places: np.ndarray) -> np.ndarray:
 
 
 def check_place(place: object, what: str) -> np.ndarray:
-    """``place`` as float64 ``(2,)``, or a ValueError that says what is wrong with it."""
+    """Check ``place``; returns it as float64 ``(2,)`` or raises a ValueError that names its fault."""
     try:
         array = np.array(place, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -220,10 +220,10 @@ def check_place(place: object, what: str) -> np.ndarray:
 
 
 def move(places: np.ndarray, ways: np.ndarray) -> np.ndarray:
-    """Where agents at free ``places`` ``(n, 2)`` end that are pushed by ``ways`` ``(n, 2)`` units, float64 ``(n, 2)``.
+    """Push agents at free ``places`` ``(n, 2)`` by ``ways`` ``(n, 2)`` units; returns where they end, float64 ``(n, 2)``.
 
-    Each goes straight to the first surface in its way, loses the part of the way that leads into it, and goes on with
-    the rest; so none goes farther than its way is long.
+    Each goes straight to the first surface in its way, loses the part that leads into it, and goes on with the rest, so none
+    goes farther than its way is long.
     """
     here, rest = np.array(places, np.float64), np.array(ways, np.float64)
     for _ in range(CONTACTS + 1):
@@ -237,7 +237,7 @@ def move(places: np.ndarray, ways: np.ndarray) -> np.ndarray:
 
 
 def _first_contact(here: np.ndarray, way: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The share ``(n,)`` of each way that is free, and the normal ``(n, 2)`` of what ends it."""
+    """Return the share ``(n,)`` of each way that is free, and the normal ``(n, 2)`` of the surface that ends it."""
     gap, speed = (_PLACE - here[:, _AXIS]) * _SIGN, way[:, _AXIS] * _SIGN
     met = (speed > 0) & (gap < speed) & (gap >= -SLACK)
     faces = np.divide(gap.clip(min=0), speed, out=np.ones_like(gap), where=met)
@@ -266,7 +266,7 @@ def _first_contact(here: np.ndarray, way: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def draw(place: np.ndarray, size: int = 64) -> np.ndarray:
-    """The scene with the agent at ``place`` ``(2,)``: uint8 ``(size, size, 3)``, each pixel the mean over its area."""
+    """Draw the scene with the agent at ``place`` ``(2,)``: uint8 ``(size, size, 3)``, each pixel the mean over its area."""
     scene, pixel = background(size), ARENA / size
     frame = scene.round().astype(np.uint8)
     first = np.maximum(np.floor((place - RADIUS) / pixel).astype(int) - 1, 0)
@@ -283,11 +283,11 @@ def draw(place: np.ndarray, size: int = 64) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def background(size: int) -> np.ndarray:
-    """The scene without its agent, float64 ``(size, size, 3)`` in 0..255, each pixel the mean over its area; read-only."""
+    """Draw the scene without its agent, float64 ``(size, size, 3)`` in 0..255, each pixel the mean over its area; read-only."""
     edges = np.linspace(0, ARENA, size + 1)
 
     def cover(low: float, high: float) -> np.ndarray:
-        """The share of each pixel along one axis that lies in low..high, ``(size,)``."""
+        """Return the share of each pixel along one axis that lies in low..high, ``(size,)``."""
         return np.diff(edges.clip(low, high)) * (size / ARENA)
 
     picture = np.tile(np.array(WALL_COLOUR, np.float64), (size, size, 1))

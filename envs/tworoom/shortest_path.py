@@ -1,4 +1,4 @@
-"""Shortest paths of TwoRoom's agent: round the door posts, which a planner has to find and a test has to know.
+"""Shortest paths of TwoRoom's agent round the door posts: the reference for planners.
 
 For the agent's centre the posts are rounded rectangles. Their corners are taken as polygons of sides that touch the true
 circle, so a path is free, and longer than the true shortest one by less than half a unit.
@@ -17,11 +17,11 @@ SIDES = 6
 SPACING = 2.0
 """Units between the points at which a straight line is tested."""
 GRAZE = 0.05
-"""A line that comes no deeper than this into a wall is free: more than the tests could miss between their points."""
+"""A line that comes no deeper than this into a wall is free: more than the test points could miss between them."""
 
 
 def shortest_path(start: object, end: object) -> np.ndarray:
-    """Points ``(k, 2)``, k at least 2, from ``start`` to ``end`` (both ``(2,)``, free) along straight lines; ValueError for
+    """Find the points ``(k, 2)``, k at least 2, from ``start`` to ``end`` (both ``(2,)``, free) along straight lines; ValueError for
     places in a wall."""
     a, b = check_place(start, "start"), check_place(end, "end")
     if _free(a, b[None])[0]:
@@ -37,21 +37,21 @@ def shortest_path(start: object, end: object) -> np.ndarray:
 
 
 def shortest_path_length(start: object, end: object) -> float:
-    """Units from ``start`` to ``end`` (both ``(2,)``) without touching a wall; see :func:`shortest_path`."""
+    """Return the length of :func:`shortest_path` in units."""
     return float(np.linalg.norm(np.diff(shortest_path(start, end), axis=0), axis=1).sum())
 
 
-def _free(here: np.ndarray, there: np.ndarray) -> np.ndarray:
-    """Whether the straight line from ``here`` ``(2,)`` to each of ``there`` ``(n, 2)`` is free, bool ``(n,)``."""
-    points = int(np.ceil(np.linalg.norm(there - here, axis=1).max() / SPACING)) + 2
+def _free(start: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Mark the ``ends`` ``(n, 2)`` to which the straight line from ``start`` ``(2,)`` is free, bool ``(n,)``."""
+    points = int(np.ceil(np.linalg.norm(ends - start, axis=1).max() / SPACING)) + 2
     share = np.linspace(0, 1, points)[:, None, None]
-    return np.asarray(clearance(here + share * (there - here)).min(0) >= -GRAZE)
+    return np.asarray(clearance(start + share * (ends - start)).min(0) >= -GRAZE)
 
 
 @lru_cache(maxsize=1)
 def _between_turns() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where paths may turn ``(m, 2)``, the shortest lengths between any two ``(m, m)``, and which turn comes next on the
-    way ``(m, m)`` (Floyd and Warshall)."""
+    """Return the points at which paths may turn ``(m, 2)``, the shortest lengths between any two ``(m, m)``, and the next point on that
+    path ``(m, m)`` (Floyd and Warshall)."""
     side = np.pi / 2 / SIDES
     angle = (np.arange(SIDES) + 0.5) * side
     away = RADIUS / np.cos(side / 2) * np.stack([np.cos(angle), np.sin(angle)], 1)

@@ -1,7 +1,7 @@
-"""TwoRoomStateEstimator: reads the agent's place off TwoRoom frames, with nothing but the pixels and the known empty scene.
+"""Estimator of the agent's position from TwoRoom frames, from the pixels and the known empty scene alone.
 
-Every pixel is a mixture of the empty scene and the agent's colour; the agent is the centroid of its share. The reader's
-error on true frames is in ``tests/test_tworoom.py``.
+Every pixel is a mixture of the empty scene and the agent's colour; the agent is the centroid of its share. The error on
+true frames is in ``tests/envs/tworoom/test_env.py``.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import numpy as np
 from neuralsim.envs.tworoom.env import AGENT_COLOUR, AGENT_EDGE, AGENT_EDGE_COLOUR, ARENA, RADIUS, background
 
 LOST_SHARE = 0.35
-"""The agent counts as lost where less than this share of its area is seen."""
+"""The agent is not found where less than this share of its area is visible."""
 FOREIGN = 100.0
 """A pixel farther than this from every mixture of scene and agent, in grey levels, shows neither."""
 BATCH = 256
-"""Frames read at once."""
+"""Frames at once."""
 
 
 class TwoRoomStateEstimator:
-    """Reads ``size``-pixel frames of TwoRoom; ``extent`` is the world's width in its units: what being lost costs as a
-    position error."""
+    """Estimates the agent's position in ``size``-pixel frames. ``extent``: the position error of an agent that is not found, the world's
+    width."""
 
     extent = ARENA
 
@@ -35,8 +35,7 @@ class TwoRoomStateEstimator:
         self._reach = int(np.ceil(RADIUS / self.pixel)) + 1
 
     def __call__(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 ``(n, size, size, 3)`` -> the agents' places in units ``(n, 2)``, and whether there was one ``(n,)``: a
-        place counts only there."""
+        """Estimate frames uint8 ``(n, size, size, 3)``; returns positions in units ``(n, 2)``, valid where found, bool ``(n,)``."""
         frames = np.asarray(frames)
         if frames.ndim != 4 or frames.shape[1:] != (self.size, self.size, 3) or frames.dtype != np.uint8:
             raise ValueError(
@@ -51,9 +50,9 @@ class TwoRoomStateEstimator:
         change = frames - self._scene
         share = np.einsum("nhwc,hwc->nhw", change, self._towards) / self._square
         foreign = np.einsum("nhwc,nhwc->nhw", change, change) - share**2 * self._square
-        # A little less than nothing is allowed: else noise, where there is no agent, would add up to some.
+        # Slightly negative shares are kept: without them noise would add up to an agent.
         share = np.where(foreign > FOREIGN**2, 0.0, share.clip(-0.2, 1.0))
-        # The centroid of what lies about the densest place: specks elsewhere do not count.
+        # The centroid about the densest place: specks elsewhere do not count.
         side = 2 * self._reach + 1
         padded = np.pad(share, ((0, 0), (self._reach, self._reach), (self._reach, self._reach)))
         windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side), axis=(1, 2))
@@ -70,7 +69,7 @@ class TwoRoomStateEstimator:
 
 
 def _box_sums(images: np.ndarray, side: int) -> np.ndarray:
-    """Sums ``(n, h - side + 1, w - side + 1)`` over all boxes of ``side`` pixels in ``(n, h, w)``."""
+    """Return sums ``(n, h - side + 1, w - side + 1)`` over all boxes of ``side`` pixels in ``(n, h, w)``."""
     for axis in (1, 2):
         running = np.insert(images.cumsum(axis), 0, 0.0, axis)
         length = running.shape[axis]

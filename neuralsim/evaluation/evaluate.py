@@ -1,8 +1,8 @@
-"""Measure: how true a dream is, on episodes the model has never seen.
+"""Evaluate a world model on episodes that it has never seen.
 
-Open-loop rollouts of 1 to 64 steps are compared with the truth: pixels, rewards, ends and states in every world, and where
-there is a Judge, what is to be seen in the frames in numbers a person understands. Every figure stands beside that of copying
-the last frame, beside the reader's own error on true frames, and inside a 95 % confidence interval.
+Open-loop rollouts of 1 to 64 steps are compared with the truth: pixels, rewards, ends and states in every world, and with a world's own
+WorldMetrics also the things seen in its frames. Every metric stands beside that of copying the last frame, beside the state
+estimator's own error on true frames, and inside a 95 % confidence interval.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from neuralsim.data.store import EpisodeStore
-from neuralsim.evaluation.ablations import heed_rows, variant_rows, variants_of
+from neuralsim.evaluation.ablations import other_action_rows, variant_rows, variants_of
 from neuralsim.evaluation.config import STRIDE, EvalConfig
 from neuralsim.evaluation.head_metrics import ending_rows, reward_rows, state_rows, uncertainty_rows
 from neuralsim.evaluation.plots import curves_of, draw_curves, draw_strip, eventful_first
 from neuralsim.evaluation.report import Metric, Report, metric_of
-from neuralsim.evaluation.rollouts import Rollouts, held_out_episodes, roll_out, sample_windows
+from neuralsim.evaluation.rollouts import ImaginedRolloutConfig, Rollouts, held_out_episodes, roll_out, sample_windows
 from neuralsim.evaluation.statistics import Bootstrap, mean
 from neuralsim.evaluation.world_metrics import WorldMetrics
 from neuralsim.models.latent_world import LatentWorld
@@ -33,15 +33,19 @@ from neuralsim.world_model import WorldModel
 __all__ = ["EvalConfig", "WorldEvaluation", "calibrate_uncertainty", "evaluate_world_model"]
 
 
+CALIBRATION = ImaginedRolloutConfig(batch=64)
+"""Settings of the rollouts that calibrate the uncertainty."""
+
+
 @dataclass(frozen=True)
 class WorldEvaluation(Report):
-    """A Report of :func:`measure`, with the rollouts behind its pictures."""
+    """A Report of :func:`evaluate_world_model`, with the rollouts behind its pictures."""
 
     rollouts: Rollouts | None = None
     curves: Mapping[str, Any] | None = None
 
     def draw(self, path: str | os.PathLike[str]) -> tuple[Path, Path | None]:
-        """Write the drift curves to ``path`` (PNG) and truth above dream to ``<name>-strip.png``; returns both paths."""
+        """Write the drift curves to ``path`` (PNG) and true above imagined frames to ``<name>-strip.png``; returns both paths."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         draw_curves(target, self.title, self.curves or {})
@@ -59,39 +63,43 @@ class WorldEvaluation(Report):
 def evaluate_world_model(
     model: WorldModel,
     store: EpisodeStore,
-    judge: WorldMetrics | None = None,
+    metrics: WorldMetrics | None = None,
     config: EvalConfig | None = None,
     near: EpisodeStore | None = None,
     show: bool = False,
 ) -> WorldEvaluation:
     """Measure ``model`` on the held-out episodes of ``store``.
 
-    ``near``: further episodes, of which more end, to ask about termination. Without a ``judge`` only what pixels, rewards and
-    states tell is measured, and how much worse a dream is under other actions. Horizons that fewer than half of the episodes
-    reach are left out. A world that redraws frames is held to the judge's bars; a compact one is there to be planned in, and
-    held to that (see 'neuralsim plan'). ``show`` draws a progress bar. Raises ValueError where the store is of another world or
-    has no held-out episode that is long enough.
+    Horizons that fewer than half of the episodes reach are left out. A model that draws frames is held to the targets of ``metrics``; a
+    compact one is made for planning, and held to that (see 'neuralsim plan'). Raises ValueError where the store is of another world
+    or has no held-out episode that is long enough.
+
+    Args:
+        metrics: the world's own metrics; without them only pixels, rewards and states are measured, and the loss under other actions.
+        config: extent of the evaluation.
+        near: further episodes, of which more end, to measure termination on.
+        show: draw a progress bar.
     """
     config = config or EvalConfig()
     if store.spec.frame_shape != model.spec.frame_shape or store.spec.action_names != model.spec.action_names:
         raise ValueError(f"measure: the model is of {model.spec}, the episodes in {store.folder} of {store.spec}")
     rng = np.random.default_rng(config.seed)
-    context, asked = model.spec.context, config.horizons
+    context, requested = model.spec.context, config.horizons
     config = replace(config, horizons=_reached(store, context, config))
     last = max(config.horizons)
     model.eval()
     windows = sample_windows(store, config.rollouts, context, last, rng, config.all_held_out)
-    windows = eventful_first(windows, judge)
-    reader = None if judge is None else judge.reader
-    small = config.small
+    windows = eventful_first(windows, metrics)
+    estimator = None if metrics is None else metrics.estimator
+    small = config.side_rollouts
     variants = variants_of(model, config)
     work = config.rollouts * (last + STRIDE) + (len(variants) + 1) * small * 30
-    work += 0 if judge is None else judge.trial_steps(small)
+    work += 0 if metrics is None else metrics.simulator_steps(small)
     with Progress(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeRemainingColumn(),
         console=Console(stderr=True), disable=not show, transient=True,
     ) as progress:  # fmt: skip
-        bar = progress.add_task("dreaming", total=work)
+        bar = progress.add_task("imagining", total=work)
 
         def tick(steps: int) -> None:
             progress.advance(bar, steps)
@@ -99,48 +107,44 @@ def evaluate_world_model(
         rollouts = roll_out(
             model,
             windows,
-            config.looked_at,
-            reader,
-            ssim_steps=config.horizons,
-            batch=config.batch,
-            seed=config.seed,
-            precision=config.precision,
-            keep=4,
-            tick=tick,
+            config.frame_steps,
+            estimator,
+            ImaginedRolloutConfig(config.horizons, 1, config.batch, config.seed, config.precision, keep=4),
+            tick,
         )
         boot = Bootstrap(rollouts.episodes, seed=config.seed)
         rows = [*_frame_rows(rollouts, boot, config)]
-        if judge is not None:
-            rows += judge.rows(rollouts, boot, config)
+        if metrics is not None:
+            rows += metrics.rows(rollouts, boot, config)
         rows += state_rows(rollouts, store.info.state_names, boot, config)
         rows += reward_rows(rollouts, boot, config)
-        meaning = () if judge is None else (judge.ending, judge.near_miss)
+        meaning = () if metrics is None else (metrics.ending, metrics.near_miss)
         rows += ending_rows(model, near or store, config, tick, *meaning)
         rows += uncertainty_rows(rollouts, boot, config)
         few = windows.index(slice(small))
         progress.update(bar, description="other actions")
-        if judge is None or judge.truth is None:
-            rows += heed_rows(model, few, rollouts, judge, config, tick)
-        if judge is not None:
-            rows += judge.trials(model, few, rollouts, config, tick)
+        if metrics is None or metrics.real_env is None:
+            rows += other_action_rows(model, few, rollouts, metrics, config, tick)
+        if metrics is not None:
+            rows += metrics.simulator_rows(model, few, rollouts, config, tick)
         progress.update(bar, description="other samplers")
-        rows += variant_rows(model, few, rollouts, judge, config, variants, tick)
-    if judge is not None and not isinstance(model, LatentWorld):
-        rows = [replace(row, bar=judge.bars.get((row.key, row.step))) for row in rows]
-    told = {"seed": config.seed, "denoise_steps": getattr(model, "denoise_steps", None)}
-    if short := sorted(set(asked) - set(config.horizons)):
-        told["left_out"] = f"steps {' '.join(map(str, short))}: too few episodes are as long"
+        rows += variant_rows(model, few, rollouts, metrics, config, variants, tick)
+    if metrics is not None and not isinstance(model, LatentWorld):
+        rows = [replace(row, target=metrics.targets.get((row.key, row.step))) for row in rows]
+    settings = {"seed": config.seed, "denoise_steps": getattr(model, "denoise_steps", None)}
+    if short := sorted(set(requested) - set(config.horizons)):
+        settings["left_out"] = f"steps {' '.join(map(str, short))}: too few episodes are as long"
     return WorldEvaluation(
         title=f"{store.spec.name}: {config.rollouts} held-out rollouts, {len(np.unique(rollouts.episodes))} episodes",
         rows=tuple(rows),
-        circumstances=circumstances() | told,
+        circumstances=circumstances() | settings,
         rollouts=rollouts,
-        curves=curves_of(rollouts, judge),
+        curves=curves_of(rollouts, metrics),
     )
 
 
 def _reached(store: EpisodeStore, context: int, config: EvalConfig) -> tuple[int, ...]:
-    """The horizons that at least half of the held-out episodes reach; the nearest, if none."""
+    """Return the horizons that at least half of the held-out episodes reach; the nearest, if none."""
     reach = store.lengths[held_out_episodes(store, config.all_held_out)] + 1 - context
     return tuple(h for h in config.horizons if 2 * (reach >= h).sum() >= len(reach)) or (min(config.horizons),)
 
@@ -150,31 +154,28 @@ def calibrate_uncertainty(
     store: EpisodeStore,
     quantile: float = 0.99,
     steps: int = 30,
-    dreams: int = 512,
-    *,
-    seed: int = 0,
-    batch: int = 64,
-    precision: str = "auto",
+    rollouts: int = 512,
+    config: ImaginedRolloutConfig = CALIBRATION,
     all_held_out: bool = False,
 ) -> float:
-    """The uncertainty that the worst step of a held-out dream of ``steps`` true actions passes in 1 - ``quantile`` of dreams.
+    """Return the uncertainty that the worst of ``steps`` steps exceeds in 1 - ``quantile`` of held-out imagined rollouts.
 
-    A trainer stores it as the model's threshold: past it a dream counts as having left what the model knows.
+    A trainer stores it as the model's threshold: past it a rollout counts as out of distribution.
     """
     if not 0 < quantile < 1:
         raise ValueError(f"quantile: expected a share between 0 and 1, got {quantile!r}")
-    rng = np.random.default_rng(seed)
-    windows = sample_windows(store, dreams, model.spec.context, steps, rng, all_held_out)
-    rollouts = roll_out(model, windows, (), None, batch=batch, seed=seed, precision=precision)
-    return float(np.quantile(rollouts.uncertainty.max(1), quantile))
+    rng = np.random.default_rng(config.seed)
+    windows = sample_windows(store, rollouts, model.spec.context, steps, rng, all_held_out)
+    found = roll_out(model, windows, (), None, config)
+    return float(np.quantile(found.uncertainty.max(1), quantile))
 
 
 def _frame_rows(r: Rollouts, boot: Bootstrap, config: EvalConfig) -> Iterator[Metric]:
-    """How like the true frames the imagined ones are, pixel by pixel, redrawn and at every horizon."""
+    """Compare imagined frames with true ones, pixel by pixel, redrawn and at every horizon."""
     yield metric_of(boot(mean, r.psnr(0)), "codec_psnr", "redrawing a true frame: PSNR", unit="dB", better="high")
     for step in config.horizons:
         ours, theirs = (boot(mean, r.psnr(step, copy)) for copy in (False, True))
         yield metric_of(ours, "psnr", "PSNR", theirs, unit="dB", step=step, better="high")
-    for step in config.horizons if np.isfinite(r.likeness).any() else ():
-        ours, theirs = (boot(mean, x[:, r.column(step)]) for x in (r.likeness, r.likeness_copy))
+    for step in config.horizons if np.isfinite(r.ssim).any() else ():
+        ours, theirs = (boot(mean, x[:, r.column(step)]) for x in (r.ssim, r.ssim_copy))
         yield metric_of(ours, "ssim", "SSIM", theirs, step=step, better="high")

@@ -7,24 +7,24 @@ import torch
 import torch.nn.functional as F
 
 ROUNDING_ERROR = 1 / 12
-"""Mean squared error of rounding to whole grey levels: frames nearer than this count as this near, which caps PSNR at 58.9 dB."""
+"""Mean squared error of rounding to whole grey levels: smaller errors count as this one, which caps PSNR at 58.9 dB."""
 
 
 def squared_error(frames: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Mean squared difference in grey levels of uint8 ``(..., h, w, 3)``, float64 ``(...)``."""
+    """Return the mean squared difference in grey levels of uint8 ``(..., h, w, 3)``, float64 ``(...)``."""
     difference = frames.astype(np.int16) - other.astype(np.int16)
     return np.square(difference, dtype=np.int32).mean((-3, -2, -1))
 
 
 def psnr(error: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio in dB of a mean squared error in grey levels; at most 58.9."""
+    """Return the peak signal-to-noise ratio in dB of a mean squared error in grey levels; at most 58.9."""
     return 10 * np.log10(255.0**2 / np.maximum(error, ROUNDING_ERROR))
 
 
 def ssim(frames: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Structural similarity of uint8 ``(n, h, w, 3)`` pairs, ``(n,)`` in -1..1, 1 for equal frames.
+    """Return the structural similarity of uint8 ``(n, h, w, 3)`` pairs, ``(n,)`` in -1..1, 1 for equal frames.
 
-    Wang et al. 2004: Gaussian window of 11 pixels with sigma 1.5, K1 = 0.01, K2 = 0.03, per channel, mean over whole windows; what
+    Wang et al. 2004: Gaussian window of 11 pixels with sigma 1.5, K1 = 0.01, K2 = 0.03, per channel, mean over whole windows; as
     scikit-image gives with ``gaussian_weights=True, use_sample_covariance=False`` away from the border.
     """
     x, y = (
@@ -41,12 +41,12 @@ def ssim(frames: np.ndarray, other: np.ndarray) -> np.ndarray:
     var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
     cov = blur(x * y) - mean_x * mean_y
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    likeness = (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
-    return likeness.mean((1, 2, 3)).view(len(frames), -1).mean(1).numpy()
+    similarity = (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    return similarity.mean((1, 2, 3)).view(len(frames), -1).mean(1).numpy()
 
 
 def mask_iou(mask: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Intersection over union of bool ``(..., h, w)``; NaN where both are empty, so that nothing is scored for showing nothing."""
+    """Return the intersection over union of bool ``(..., h, w)``; NaN where both are empty, so that an empty frame scores nothing."""
     union = (mask | other).sum((-2, -1))
     with np.errstate(invalid="ignore"):
         return np.where(union > 0, (mask & other).sum((-2, -1)) / np.maximum(union, 1), np.nan)

@@ -1,4 +1,4 @@
-"""Pictures of a measurement: drift curves, and truth above dream. Drawn without a display."""
+"""Pictures of an evaluation: drift curves, and true above imagined frames. Drawn without a display."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Line = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Middle, low and high at each step, ``(s,)`` each."""
 
 
-def eventful_first(windows: Windows, judge: WorldMetrics | None) -> Windows:
-    """The same windows, up to four first in which much happens: those the picture shows. The rest keep their order."""
-    if judge is None:
+def eventful_first(windows: Windows, metrics: WorldMetrics | None) -> Windows:
+    """Reorder the windows: up to four in which much happens come first, for the picture. The rest keep their order."""
+    if metrics is None:
         return windows
-    first = np.array(list(islice(judge.showpieces(windows), 4)), np.int64)
+    first = np.array(list(islice(metrics.eventful(windows), 4)), np.int64)
     return windows.index(np.concatenate([first, np.setdiff1d(np.arange(len(windows)), first)]))
 
 
 def quartiles(values: np.ndarray) -> Line:
-    """Median and quartiles down each column of ``(n, s)`` that is not all NaN."""
+    """Return median and quartiles of each column of ``(n, s)`` that is not all NaN."""
     out = np.full((3, values.shape[1]), np.nan)
     for c in range(values.shape[1]):
         kept = values[:, c][~np.isnan(values[:, c])]
@@ -36,22 +36,22 @@ def quartiles(values: np.ndarray) -> Line:
     return out[0], out[1], out[2]
 
 
-def curves_of(r: Rollouts, judge: WorldMetrics | None) -> dict[str, Any]:
-    """For each drawn figure: steps, and lines name -> Line over rollouts."""
+def curves_of(r: Rollouts, metrics: WorldMetrics | None) -> dict[str, Any]:
+    """Return the steps, and for each panel its lines over rollouts by name."""
     copied = np.where(r.steps == 0, np.nan, r.error_copy)
-    panels: dict[str, Any] = {"PSNR (dB)": {"dream": quartiles(psnr(r.error)), "copy last": quartiles(psnr(copied))}}
-    if judge is not None:
-        panels |= judge.panels(r)
-    doubt = np.concatenate([np.full((len(r), 1), np.nan), r.uncertainty], 1)[:, r.steps]
-    panels["uncertainty"] = {"dream": quartiles(doubt.astype(np.float64))}
+    panels: dict[str, Any] = {"PSNR (dB)": {"imagined": quartiles(psnr(r.error)), "copy last": quartiles(psnr(copied))}}
+    if metrics is not None:
+        panels |= metrics.panels(r)
+    uncertainty = np.concatenate([np.full((len(r), 1), np.nan), r.uncertainty], 1)[:, r.steps]
+    panels["uncertainty"] = {"imagined": quartiles(uncertainty.astype(np.float64))}
     return {"steps": r.steps, "panels": panels}
 
 
-COLOURS = {"dream": "#2b6cb0", "copy last": "#c05621", "reader's floor": "#718096"}
+COLOURS = {"imagined": "#2b6cb0", "copy last": "#c05621", "estimator's floor": "#718096"}
 
 
 def draw_curves(path: Path, title: str, curves: Mapping[str, Any]) -> None:
-    """One panel per figure: the median over rollouts as a line, the middle half as a band, over the steps dreamt.
+    """Draw one panel per metric: the median over rollouts as a line, the middle half as a band, over the imagined steps.
 
     ``curves``: ``steps`` ``(s,)`` and ``panels``, title -> line name -> (middle, low, high), each ``(s,)``.
     """
@@ -68,7 +68,7 @@ def draw_curves(path: Path, title: str, curves: Mapping[str, Any]) -> None:
             axes.plot(curves["steps"], middle, color=COLOURS.get(line), label=line)
             axes.fill_between(curves["steps"], low, high, color=COLOURS.get(line), alpha=0.18, linewidth=0)
         axes.set_title(name, fontsize=10)
-        axes.set_xlabel("steps dreamt")
+        axes.set_xlabel("imagined steps")
         axes.grid(alpha=0.25)
         if i == 0:
             axes.legend(frameon=False, fontsize=8)
@@ -76,21 +76,21 @@ def draw_curves(path: Path, title: str, curves: Mapping[str, Any]) -> None:
 
 
 def draw_strip(path: Path, true: np.ndarray, imagined: np.ndarray, steps: Sequence[int]) -> None:
-    """Rollouts ``(n, s, h, w, 3)`` uint8 at ``steps``: for each, the true frames above the imagined ones."""
-    draw_videos(path, {"true": true, "dream": imagined}, steps)
+    """Draw rollouts ``(n, s, h, w, 3)`` uint8 at ``steps``: for each, the true frames above the imagined ones."""
+    draw_videos(path, {"true": true, "imagined": imagined}, steps)
 
 
-def draw_videos(path: Path, films: Mapping[str, np.ndarray], steps: Sequence[int]) -> None:
-    """Several films ``(n, s, h, w, 3)`` uint8 of the same ``n`` scenes at ``steps``, by name: for each scene one above the other."""
+def draw_videos(path: Path, videos: Mapping[str, np.ndarray], steps: Sequence[int]) -> None:
+    """Draw several videos ``(n, s, h, w, 3)`` uint8 of the same ``n`` scenes at ``steps``, by name: for each scene one above the other."""
     from matplotlib.figure import Figure
 
-    n, s = next(iter(films.values())).shape[:2]
-    figure = Figure(figsize=(1.3 * s + 0.5, 1.35 * len(films) * n), layout="constrained", dpi=110)
-    axes = figure.subplots(len(films) * n, s, squeeze=False)
+    n, s = next(iter(videos.values())).shape[:2]
+    figure = Figure(figsize=(1.3 * s + 0.5, 1.35 * len(videos) * n), layout="constrained", dpi=110)
+    axes = figure.subplots(len(videos) * n, s, squeeze=False)
     for i in range(n):
         for j, step in enumerate(steps):
-            for k, (name, frames) in enumerate(films.items()):
-                panel = axes[len(films) * i + k, j]
+            for k, (name, frames) in enumerate(videos.items()):
+                panel = axes[len(videos) * i + k, j]
                 panel.imshow(frames[i, j], interpolation="nearest")
                 panel.set_xticks([])
                 panel.set_yticks([])

@@ -20,7 +20,7 @@ from neuralsim.runtime.files import write_atomically
 
 @dataclass(frozen=True)
 class Target:
-    """What a figure must reach: ``least <= value <= most``; with ``beats`` it must be better than copy-last-frame, and their 95 %
+    """Required range of a metric: ``least <= value <= most``; with ``beats`` it must be better than copy-last-frame, and their 95 %
     intervals apart; with ``surely`` the whole of its 95 % interval must lie within, and not on the edge."""
 
     least: float = -math.inf
@@ -29,7 +29,7 @@ class Target:
     surely: bool = False
 
     def passed(self, value: float) -> bool:
-        """Whether ``value`` lies within the bar; NaN does not."""
+        """Report that ``value`` lies within the range; NaN does not."""
         return self.least < value < self.most if self.surely else self.least <= value <= self.most
 
     def __str__(self) -> str:
@@ -43,47 +43,57 @@ class Target:
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure. ``key`` and ``step`` name it for programs, ``label`` for people; ``low`` to ``high`` is its 95 % confidence interval.
-
-    ``baseline`` is the same figure for copy-last-frame, with its interval where that is known, ``floor`` for the reader on true
-    frames; None where there is no such thing.
-    ``median`` of repeats, where ``value`` is the best of them. ``better`` is "high", "low" or "" where neither is.
-    """
+    """One measured value. None where a field does not apply."""
 
     key: str
+    """Its name for programs, together with ``step``."""
     label: str
+    """Its name for people."""
     value: float
+    """Best of the repeats, where there are any."""
     unit: str = ""
+    """Unit of ``value``."""
     step: int | None = None
+    """Step of a rollout."""
     low: float | None = None
+    """Lower end of the 95 % confidence interval."""
     high: float | None = None
+    """Upper end of it."""
     n: int | None = None
+    """Sample size."""
     baseline: float | None = None
+    """Value of copy-last-frame."""
     floor: float | None = None
+    """Value of true frames: the state estimator's own error."""
     better: str = ""
+    """``high``, ``low``, or empty where neither is better."""
     median: float | None = None
-    bar: Target | None = None
+    """Median of the repeats."""
+    target: Target | None = None
+    """Required range; ``bar`` in JSON."""
     baseline_low: float | None = None
+    """Lower end of the baseline's interval."""
     baseline_high: float | None = None
+    """Upper end of it."""
 
     @property
     def passed(self) -> bool | None:
-        """Whether the bar is reached; None without a bar."""
-        if self.bar is None:
+        """The target is reached; None without a target."""
+        if self.target is None:
             return None
-        told = [self.value, *((self.low, self.high) if self.bar.surely else ())]
+        told = [self.value, *((self.low, self.high) if self.target.surely else ())]
         within = all(x is not None and self.bar.passed(x) for x in told)
-        return within and (self.beats_copying or not self.bar.beats)
+        return within and (self.beats_copying or not self.target.beats)
 
     @property
     def beats_copying(self) -> bool:
-        """Whether this is better than the baseline, and their intervals are apart."""
+        """This is better than the baseline, and their intervals are apart."""
         ours, theirs = (self.low, self.baseline_high) if self.better == "high" else (self.baseline_low, self.high)
         return ours is not None and theirs is not None and ours > theirs
 
 
 def metric_of(estimate: Estimate, key: str, label: str, copied: Estimate | None = None, **rest: Any) -> Metric:
-    """A Row of an Estimate, beside that of copy-last-frame if ``copied`` is given."""
+    """Make the Metric of an Estimate, beside that of copy-last-frame if ``copied`` is given."""
     if copied is not None:
         rest |= {"baseline": copied.value, "baseline_low": copied.low, "baseline_high": copied.high}
     return Metric(key, label, estimate.value, low=estimate.low, high=estimate.high, n=estimate.n, **rest)
@@ -91,7 +101,7 @@ def metric_of(estimate: Estimate, key: str, label: str, copied: Estimate | None 
 
 @dataclass(frozen=True)
 class Report:
-    """Rows with their title and circumstances (when, where, how)."""
+    """Metrics with their title and circumstances (when, where, how)."""
 
     title: str
     rows: tuple[Metric, ...]
@@ -125,7 +135,7 @@ class Report:
             "copy-last": any(r.baseline is not None for r in rows),
             "floor": any(r.floor is not None for r in rows),
             "n": any(r.n is not None for r in rows),
-            "bar": any(r.bar is not None for r in rows),
+            "target": any(r.target is not None for r in rows),
         }
         shown = [name for name, wanted in columns.items() if wanted]
         for name in shown:
@@ -141,15 +151,15 @@ class Report:
                 "copy-last": _number(row.baseline),
                 "floor": _number(row.floor),
                 "n": "" if row.n is None else str(row.n),
-                "bar": "" if row.bar is None else f"{row.bar} {'✓' if row.passed else '✗'}",
+                "target": "" if row.target is None else f"{row.target} {'✓' if row.passed else '✗'}",
             }
             table.add_row(row.label, *(cells[name] for name in shown))
         return table
 
     def grid(self, rows: Sequence[Metric]) -> Table:
-        """Rows of the same keys at several steps: one column per step; below each figure its interval, baseline and floor."""
+        """Make the table of metrics at several steps: one column per step; below each value its interval, baseline and floor."""
         steps = sorted({r.step for r in rows if r.step is not None})
-        table = Table(title="by steps dreamt")
+        table = Table(title="by imagined steps")
         table.add_column("")
         for step in steps:
             table.add_column(str(step), justify="right", no_wrap=True)
@@ -165,7 +175,7 @@ class Report:
                         "" if r.baseline_low is None else f"{_number(r.baseline_low)}..{_number(r.baseline_high)}"
                     ),
                 ),
-                ("  reader's floor", lambda r: _number(r.floor)),
+                ("  estimator's floor", lambda r: _number(r.floor)),
             ]
             table.add_row(
                 first.label + (f" ({first.unit})" if first.unit else ""),
@@ -178,25 +188,26 @@ class Report:
         return table
 
     def tables(self) -> list[Table]:
-        """What must be reached, then the figures by steps dreamt, then the rest; those that there are."""
+        """Make the tables there are: metrics with a target, then those by imagined steps, then the rest."""
         counts = Counter(r.key for r in self.rows)
-        bars = [r for r in self.rows if r.bar is not None]
+        targets = [r for r in self.rows if r.target is not None]
         by_step = [r for r in self.rows if counts[r.key] > 2]
-        rest = [r for r in self.rows if r.bar is None and counts[r.key] <= 2]
-        if not bars or not by_step:
+        rest = [r for r in self.rows if r.target is None and counts[r.key] <= 2]
+        if not targets or not by_step:
             return [self.table()]
-        return [self.table(bars), self.grid(by_step), *([replace(self, title="more").table(rest)] if rest else [])]
+        return [self.table(targets), self.grid(by_step), *([replace(self, title="more").table(rest)] if rest else [])]
 
     def __rich__(self) -> Group:
         return Group(*self.tables())
 
     def to_json(self) -> str:
-        """Indented JSON; numbers that are not finite become null, since JSON has none."""
+        """Return indented JSON; numbers that are not finite become null, since JSON has none."""
         body: dict[str, Any] = {
             "title": self.title,
             "circumstances": dict(self.circumstances),
             "rows": [
-                {**asdict(r), "bar": None if r.bar is None else asdict(r.bar), "passed": r.passed} for r in self.rows
+                {"bar" if k == "target" else k: v for k, v in asdict(r).items()} | {"passed": r.passed}
+                for r in self.rows
             ],
         }
         return json.dumps(_finite(body), indent=1)
@@ -214,7 +225,7 @@ def _plain(value: object) -> bool:
 
 
 def _number(value: float | None) -> str:
-    """Three significant digits, fewer where they mean nothing."""
+    """Format three significant digits, fewer where they mean nothing."""
     if value is None:
         return ""
     if math.isnan(value):
@@ -230,7 +241,7 @@ def _number(value: float | None) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """``value`` with every number that is not finite replaced by None."""
+    """Replace every number in ``value`` that is not finite by None."""
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

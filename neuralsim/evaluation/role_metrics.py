@@ -53,7 +53,7 @@ def root(squares: np.ndarray) -> float:
 
 
 def action_error(found: torch.Tensor, true: torch.Tensor, counts: np.ndarray | None = None) -> np.ndarray:
-    """Return the mean squared error of actions ``(n, k, a)`` per query ``(n,)``, over the steps that count ``(n, k)``; NaN where none does."""
+    """Return the mean squared error of actions ``(n, k, a)`` per query ``(n,)``, over the steps in ``counts`` ``(n, k)``; NaN of none."""
     squares = (found - true).square().mean(-1).cpu().double().numpy()
     kept = squares if counts is None else np.where(counts, squares, np.nan)
     none = np.isnan(kept).all(1)
@@ -75,7 +75,7 @@ def simulate_rows(play: RolePredictions, boot: Bootstrap) -> Iterator[Metric]:
     ):
         for step in reported_steps(queries.steps):
             ours, copied = (boot(root, frame_error(x, after, step)) for x in (frames, still))
-            yield metric_of(ours, name, label, copied, unit="sd", step=step, better="low", bar=Target(beats=True))
+            yield metric_of(ours, name, label, copied, unit="sd", step=step, better="low", target=Target(beats=True))
 
 
 def act_rows(demos: RolePredictions, boot: Bootstrap) -> Iterator[Metric]:
@@ -93,7 +93,7 @@ def act_rows(demos: RolePredictions, boot: Bootstrap) -> Iterator[Metric]:
         if name == "mean":
             gain = boot(mean, ours - theirs)
             yield metric_of(
-                gain, "act/gain", "act: squared error less that of the mean action", better="low", bar=NEGATIVE
+                gain, "act/gain", "act: squared error less that of the mean action", better="low", target=NEGATIVE
             )
 
 
@@ -104,7 +104,7 @@ def infer_rows(play: RolePredictions, counts: np.ndarray, boot: Bootstrap) -> It
     yield metric_of(boot(root, ours), "infer", "infer: error from true frames", better="low")
     yield metric_of(boot(root, blind), "infer/act", "infer: error of act, which sees no future", better="low")
     gain = boot(mean, ours - blind)
-    yield metric_of(gain, "infer/gain", "infer: squared error less that of act", better="low", bar=NEGATIVE)
+    yield metric_of(gain, "infer/gain", "infer: squared error less that of act", better="low", target=NEGATIVE)
     yield _same(
         play.inferred, true, counts, boot, "infer/same", "infer: correlation with the true actions", Target(least=SAME)
     )
@@ -151,12 +151,12 @@ def foresee_rows(demos: RolePredictions, boot: Bootstrap) -> Iterator[Metric]:
             step=step,
             floor=floor,
             better="low",
-            bar=Target(beats=True),
+            target=Target(beats=True),
         )
     last = queries.steps
     gap = boot(mean, frame_error(demos.foreseen, after, last) - frame_error(demos.simulated, after, last))
     label = "foresee: squared error less that of frames simulated from the true actions"
-    yield metric_of(gap, "foresee/gap", label, step=last, better="low", bar=Target(least=0.0))
+    yield metric_of(gap, "foresee/gap", label, step=last, better="low", target=Target(least=0.0))
 
 
 def dream_rows(demos: RolePredictions, boot: Bootstrap) -> Iterator[Metric]:
@@ -176,7 +176,7 @@ def dream_rows(demos: RolePredictions, boot: Bootstrap) -> Iterator[Metric]:
         )
     gain = boot(mean, apart - swapped)
     label = "dream: squared error less that from another prediction's actions"
-    yield metric_of(gain, "dream/gain", label, step=queries.steps, better="low", bar=NEGATIVE)
+    yield metric_of(gain, "dream/gain", label, step=queries.steps, better="low", target=NEGATIVE)
 
 
 def prefix_rows(demos: RolePredictions, boot: Bootstrap) -> Iterator[Metric]:
@@ -192,19 +192,19 @@ def prefix_rows(demos: RolePredictions, boot: Bootstrap) -> Iterator[Metric]:
     ):
         equal = (found[:, :p] == begun).flatten(1).all(1).cpu().double().numpy()
         label = f"{role}: prefix of {p} comes back bit-equal"
-        yield metric_of(boot.share(equal), f"prefix/{role}", label, better="high", bar=Target(least=1.0))
+        yield metric_of(boot.share(equal), f"prefix/{role}", label, better="high", target=Target(least=1.0))
     after, alone = action_error(acted[:, p:], true[:, p:]), action_error(demos.acted[:, p:], true[:, p:])
     yield metric_of(boot(root, after), "prefix", f"act: error after a true prefix of {p}", better="low")
     yield metric_of(boot(root, alone), "prefix/without", "act: error of the same steps without", better="low")
     gain = boot(mean, after - alone)
-    yield metric_of(gain, "prefix/gain", "act: squared error less that without", better="low", bar=NEGATIVE)
+    yield metric_of(gain, "prefix/gain", "act: squared error less that without", better="low", target=NEGATIVE)
 
 
 def value_rows(demos: RolePredictions, boot: Bootstrap) -> Iterator[Metric]:
     """Rank correlation of the value with the nearness of success."""
     found = boot(rank_correlation, demos.value.cpu().double().numpy(), demos.queries.value)
     label = "value: rank correlation with the nearness of success"
-    yield metric_of(found, "value", label, better="high", bar=POSITIVE)
+    yield metric_of(found, "value", label, better="high", target=POSITIVE)
 
 
 def _same(
@@ -219,4 +219,4 @@ def _same(
         return pearson(a[chosen][kept].ravel(), b[chosen][kept].ravel())
 
     rows = np.where(counts.any(1), np.arange(len(a), dtype=np.float64), np.nan)
-    return metric_of(boot(correlation, rows), key, label, better="high" if bar.least > 0 else "", bar=bar)
+    return metric_of(boot(correlation, rows), key, label, better="high" if bar.least > 0 else "", target=bar)

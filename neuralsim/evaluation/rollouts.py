@@ -1,7 +1,7 @@
-"""Open-loop dreams of held-out episodes, beside the truth: what measuring is computed from.
+"""Open-loop imagined rollouts of held-out episodes beside the true ones, from which every metric is computed.
 
 A measured window is the model's context, then up to 64 steps: the model sees the context's frames, then only the true actions.
-Sources: section 5.6 of field/systems.md; copy-last answers Physics-IQ's flaw of scoring a still picture well (arXiv 2501.09038).
+Sources: section 5.6 of field/systems.md; copy-last-frame answers Physics-IQ's flaw of scoring a still picture well (arXiv 2501.09038).
 """
 
 from __future__ import annotations
@@ -22,37 +22,40 @@ from neuralsim.runtime.device import inference, pick_dtype
 from neuralsim.world_model import State, WorldModel
 
 Ticker = Callable[[int], None]
-"""Told how many rollout steps are done since it was last told."""
+"""Called with the number of rollout steps done since its last call."""
 
 
 @dataclass(frozen=True)
 class Windows:
-    """``n`` windows of held-out episodes: which episode, and its first step; ``context`` frames of each are history.
-
-    ``plans`` ``(n, steps, a)``, where given, are dreamt instead of the actions that were taken after the history.
-    """
+    """``n`` windows of held-out episodes: a history, then the steps to imagine."""
 
     store: EpisodeStore
+    """Store of the episodes."""
     episodes: np.ndarray
+    """Episode of each window ``(n,)``."""
     starts: np.ndarray
+    """First step of each window ``(n,)``."""
     context: int
+    """Frames of history."""
     steps: int
+    """Steps after the history."""
     plans: np.ndarray | None = None
+    """Actions ``(n, steps, a)`` in place of those taken after the history."""
 
     def __len__(self) -> int:
         return len(self.episodes)
 
     def index(self, rows: slice | np.ndarray) -> Windows:
-        """Some of the windows."""
+        """Select some of the windows."""
         plans = None if self.plans is None else self.plans[rows]
         return replace(self, episodes=self.episodes[rows], starts=self.starts[rows], plans=plans)
 
     def cut(self, steps: int) -> Windows:
-        """The same windows, ``steps`` long."""
+        """Cut the windows to ``steps`` steps."""
         return replace(self, steps=steps, plans=None if self.plans is None else self.plans[:, :steps])
 
     def read(self) -> Clip:
-        """The windows' arrays: ``context + steps`` frames and one action fewer; see Clip."""
+        """Read the windows as a Clip: ``context + steps`` frames and one action fewer."""
         actions = self.context + self.steps - 1
         parts: dict[str, list[np.ndarray]] = {
             "frames": [],
@@ -64,7 +67,7 @@ class Windows:
         for episode, start in zip(self.episodes, self.starts, strict=True):
             whole = self.store[int(episode)]
             for name, kept in parts.items():
-                none = name == "actions" and not self.store.spec.action_size  # what there is none of, everybody knows
+                none = name == "actions" and not self.store.spec.action_size  # zero dimensions need no record
                 array = np.empty((len(whole), 0), self.store.spec.action_dtype) if none else getattr(whole, name)
                 if array is not None:
                     kept.append(array[start : start + actions + (name in ("frames", "states"))])
@@ -75,8 +78,8 @@ class Windows:
 
 
 def held_out_episodes(store: EpisodeStore, all_held_out: bool) -> np.ndarray:
-    """Indices of the episodes that may be measured on: the held-out split, or all of a store collected for nothing else;
-    those whose actions are known, where the world has any."""
+    """Return the indices of the episodes to measure on: the held-out split, or all of a store that training never sees; only those with
+    known actions, where the world has any."""
     chosen = np.arange(len(store)) if all_held_out else store.split(True)
     return chosen[store.acted(chosen)] if store.spec.action_size else chosen
 
@@ -84,7 +87,7 @@ def held_out_episodes(store: EpisodeStore, all_held_out: bool) -> np.ndarray:
 def sample_windows(
     store: EpisodeStore, n: int, context: int, steps: int, rng: np.random.Generator, all_held_out: bool = False
 ) -> Windows:
-    """``n`` windows spread evenly over the held-out episodes, each at a random place of its episode."""
+    """Draw ``n`` windows spread evenly over the held-out episodes, each at a random step of its episode."""
     length = context + steps
     episodes = held_out_episodes(store, all_held_out)
     episodes = episodes[store.lengths[episodes] + 1 >= length]
@@ -99,10 +102,10 @@ def sample_windows(
     return Windows(store, chosen, starts, context, steps)
 
 
-def dream(model: WorldModel, clip: Clip, context: int, seeds: Sequence[int], chunk: int = 1) -> Iterator[State]:
-    """The states at step 0 (the last true frame, encoded), 1, 2, ... of a dream of ``clip``'s actions, ``chunk`` frames at once.
+def imagine(model: WorldModel, clip: Clip, context: int, seeds: Sequence[int], chunk: int = 1) -> Iterator[State]:
+    """Yield the states at step 0 (the last true frame, encoded), 1, 2, ... under ``clip``'s actions, ``chunk`` frames at once.
 
-    Run it, and whatever reads the states, inside ``inference(model.device, dtype)``.
+    Run it, and all that reads the states, inside ``inference(model.device, dtype)``.
     """
     rng = Noise.from_seeds(seeds, model.device)
     actions = torch.as_tensor(clip.actions).to(model.device)
@@ -122,78 +125,95 @@ def dream(model: WorldModel, clip: Clip, context: int, seeds: Sequence[int], chu
 
 @dataclass(frozen=True)
 class Rollouts:
-    """``n`` rollouts seen at ``steps`` ``(s,)``, the first of which is 0: imagined, true, and read off the true frames.
-
-    reading (of imagined frames) and true_reading (of the true ones: the reader's own error) are ``(n, s)`` Readings, None without a
-    Reader. states ``(n, s, d)``: the true ones, None where nobody knows them; told: as the model tells them, None where it does
-    not. error and error_copy ``(n, s)``: squared error in grey levels. likeness and likeness_copy: SSIM at ``ssim_steps``, NaN
-    elsewhere. heads (reward, terminated as a probability), uncertainty and the truths of the former are ``(n, t)`` for steps 1, 2,
-    ..., t; reward_before ``(n,)`` is the true reward at step 0. frames: the windows kept for the picture, imagined beside true.
-    """
+    """``n`` imagined rollouts beside the true ones, at some ``steps``; None where something is not known."""
 
     episodes: np.ndarray
+    """Episode of each rollout ``(n,)``."""
     steps: np.ndarray
+    """Steps whose frames are compared ``(s,)``, the first of which is 0."""
     error: np.ndarray
+    """Squared error of the imagined frames in grey levels ``(n, s)``."""
     error_copy: np.ndarray
-    likeness: np.ndarray
-    likeness_copy: np.ndarray
+    """The same of the last true frame, copied."""
+    ssim: np.ndarray
+    """SSIM of the imagined frames ``(n, s)``, NaN but at some steps."""
+    ssim_copy: np.ndarray
+    """The same of the last true frame, copied."""
     uncertainty: np.ndarray
+    """The model's uncertainty at steps 1, 2, ..., t ``(n, t)``."""
     true_reward: np.ndarray
+    """True rewards ``(n, t)``."""
     true_terminated: np.ndarray
+    """True terminations ``(n, t)``."""
     reward_before: np.ndarray
+    """True reward at step 0 ``(n,)``."""
     heads: dict[str, np.ndarray]
-    reading: StateEstimate | None = None
-    true_reading: StateEstimate | None = None
+    """Predicted reward, and termination as a probability ``(n, t)``."""
+    estimate: StateEstimate | None = None
+    """State estimate of the imagined frames ``(n, s)``."""
+    true_estimate: StateEstimate | None = None
+    """State estimate of the true frames ``(n, s)``: the estimator's own error."""
     states: np.ndarray | None = None
-    told: np.ndarray | None = None
+    """True states ``(n, s, d)``."""
+    predicted_states: np.ndarray | None = None
+    """States that the model predicts ``(n, s, d)``."""
     frames: tuple[np.ndarray, np.ndarray] | None = None
+    """Frames kept for the picture, imagined and true."""
 
     def __len__(self) -> int:
         return len(self.episodes)
 
     def column(self, step: int) -> int:
-        """Where ``step`` stands in ``steps``."""
+        """Return the index of ``step`` in ``steps``."""
         return int(np.flatnonzero(self.steps == step)[0])
 
     def psnr(self, step: int, copy: bool = False) -> np.ndarray:
-        """``(n,)`` dB."""
+        """Return the PSNR at ``step``, in dB ``(n,)``."""
         return psnr((self.error_copy if copy else self.error)[:, self.column(step)])
+
+
+@dataclass(frozen=True)
+class ImaginedRolloutConfig:
+    """Settings of imagined rollouts."""
+
+    ssim_steps: tuple[int, ...] = ()
+    """Steps at which SSIM is computed."""
+    chunk: int = 1
+    """Frames predicted at once."""
+    batch: int = 32
+    """Rollouts at once."""
+    seed: int = 0
+    """Seed of the noise; that of row i depends on ``seed`` and i alone."""
+    precision: str = "auto"
+    """auto, float32 or bfloat16."""
+    keep: int = 0
+    """First windows whose frames are kept."""
 
 
 def roll_out(
     model: WorldModel,
     windows: Windows,
     steps: Sequence[int],
-    reader: StateEstimator | None,
-    *,
-    ssim_steps: Sequence[int] = (),
-    chunk: int = 1,
-    batch: int = 32,
-    seed: int = 0,
-    precision: str = "auto",
-    keep: int = 0,
+    estimator: StateEstimator | None = None,
+    config: ImaginedRolloutConfig = ImaginedRolloutConfig(),
     tick: Ticker | None = None,
 ) -> Rollouts:
-    """Dream ``windows`` and look at ``steps``; the frames of the first ``keep`` windows are kept. Row i's noise depends on i alone."""
-    seen = np.array(sorted({0, *steps}))
+    """Imagine ``windows`` and compare the frames at ``steps`` with the true ones, by ``estimator`` too where there is one."""
+    compared = np.array(sorted({0, *steps}))
     parts = [
-        _roll_out(model, windows, slice(i, i + batch), seen, reader, ssim_steps, chunk, seed, precision, keep, tick)
-        for i in range(0, len(windows), batch)
+        _roll_out_batch(model, windows, slice(i, i + config.batch), compared, estimator, config, tick)
+        for i in range(0, len(windows), config.batch)
     ]
-    return _join(parts, windows.episodes, seen)
+    return _join(parts, windows.episodes, compared)
 
 
-def _roll_out(
+def _roll_out_batch(
     model: WorldModel,
     windows: Windows,
     rows: slice,
     steps: np.ndarray,
-    reader: StateEstimator | None,
-    ssim_steps: Sequence[int],
-    chunk: int,
-    seed: int,
-    precision: str,
-    keep: int,
+    estimator: StateEstimator | None,
+    config: ImaginedRolloutConfig,
     tick: Ticker | None,
 ) -> dict[str, object]:
     clip = windows.index(rows).read()
@@ -201,15 +221,15 @@ def _roll_out(
     imagined = np.empty((n, len(steps), *clip.frames.shape[2:]), np.uint8)
     heads: dict[str, list[np.ndarray]] = {}
     uncertainty: list[np.ndarray] = []
-    told: list[np.ndarray] = []
-    seeds = [seed * 1_000_003 + i for i in range(len(windows))[rows]]
-    with inference(model.device, pick_dtype(precision, model.device)):
-        for step, state in enumerate(dream(model, clip, windows.context, seeds, chunk)):
+    predicted: list[np.ndarray] = []
+    seeds = [config.seed * 1_000_003 + i for i in range(len(windows))[rows]]
+    with inference(model.device, pick_dtype(config.precision, model.device)):
+        for step, state in enumerate(imagine(model, clip, windows.context, seeds, config.chunk)):
             where = np.flatnonzero(steps == step)
             if len(where):
                 imagined[:, where[0]] = model.decode(state).cpu().numpy()
-                with suppress(TypeError):  # it tells no states
-                    told.append(model.read_state(state).float().cpu().numpy())
+                with suppress(TypeError):  # it predicts no states
+                    predicted.append(model.read_state(state).float().cpu().numpy())
             if step:
                 for name, value in model.read(state).items():
                     heads.setdefault(name, []).append(value.float().cpu().numpy())
@@ -227,19 +247,19 @@ def _roll_out(
         "reward_before": clip.rewards[:, first - 1].astype(np.float64) if first else np.full(n, np.nan),
         "heads": {name: np.stack(values, 1).astype(np.float64) for name, values in heads.items()},
     }
-    for name, frames in (("likeness", imagined), ("likeness_copy", last)):
-        likeness = np.full((n, len(steps)), np.nan)
-        for column in np.flatnonzero(np.isin(steps, ssim_steps)):
-            likeness[:, column] = ssim(frames[:, column], true[:, column])
-        part[name] = likeness
-    if reader is not None:
-        part["reading"] = reader(imagined.reshape(-1, *imagined.shape[2:])).reshape(n, len(steps))
-        part["true_reading"] = reader(true.reshape(-1, *true.shape[2:])).reshape(n, len(steps))
+    for name, frames in (("ssim", imagined), ("ssim_copy", last)):
+        similarity = np.full((n, len(steps)), np.nan)
+        for column in np.flatnonzero(np.isin(steps, config.ssim_steps)):
+            similarity[:, column] = ssim(frames[:, column], true[:, column])
+        part[name] = similarity
+    if estimator is not None:
+        part["estimate"] = estimator(imagined.reshape(-1, *imagined.shape[2:])).reshape(n, len(steps))
+        part["true_estimate"] = estimator(true.reshape(-1, *true.shape[2:])).reshape(n, len(steps))
     if clip.states is not None:
         part["states"] = clip.states[:, first + steps].astype(np.float64)
-    if told:
-        part["told"] = np.stack(told, 1).astype(np.float64)
-    kept = slice(0, max(0, keep - rows.start))
+    if predicted:
+        part["predicted_states"] = np.stack(predicted, 1).astype(np.float64)
+    kept = slice(0, max(0, config.keep - rows.start))
     part["frames"] = (imagined[kept], true[kept].copy())
     return part
 
@@ -248,7 +268,7 @@ def _join(parts: list[dict[str, object]], episodes: np.ndarray, steps: np.ndarra
     joined: dict[str, object] = {}
     for name, example in parts[0].items():
         values = [part[name] for part in parts if name in part]
-        if len(values) < len(parts):  # not every episode knows its states
+        if len(values) < len(parts):  # not every episode has states
             continue
         if isinstance(example, dict):
             joined[name] = {k: np.concatenate([v[k] for v in values]) for k in example}  # type: ignore[index]

@@ -10,24 +10,24 @@ import numpy as np
 
 
 def turn(angle: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The angle between two angles in radians, in degrees 0..180."""
+    """Return the difference of two angles in radians, in degrees 0..180."""
     return np.degrees(np.abs((angle - other + np.pi) % (2 * np.pi) - np.pi))
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1, ties shared evenly."""
+    """Return ranks from 1, ties shared evenly."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[inverse]
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's correlation in -1..1; NaN where one of them is constant or fewer than three pairs are given."""
+    """Return Spearman's correlation in -1..1; NaN where one of them is constant or fewer than three pairs are given."""
     return pearson(ranks(x), ranks(y))
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> float:
-    """Pearson's correlation in -1..1; NaN where one of them is constant or fewer than three pairs are given."""
+    """Return Pearson's correlation in -1..1; NaN where one of them is constant or fewer than three pairs are given."""
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
     a, b = x - x.mean(), y - y.mean()
@@ -36,11 +36,11 @@ def pearson(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def mmrv(imagined: np.ndarray, true: np.ndarray) -> float:
-    """Mean maximum rank violation of scores ``(n,)`` each: by how much of the true score, at worst, each is put on the wrong
+    """Return the mean maximum rank violation of scores ``(n,)`` each: the largest gap in true score by which each is put on the wrong
     side of another, on average. 0 where the orders agree, never more than the spread of the true scores; NaN of none.
 
-    Source: SIMPLER (Li et al. 2024, arXiv 2405.05941): of two that are told apart in truth and tied in
-    imagination, the worse counts as violated.
+    Source: SIMPLER (Li et al. 2024, arXiv 2405.05941): of two with different true and equal imagined scores, the worse counts as
+    violated.
     """
     if not len(true):
         return float("nan")
@@ -49,7 +49,7 @@ def mmrv(imagined: np.ndarray, true: np.ndarray) -> float:
 
 
 def auroc(score: np.ndarray, positive: np.ndarray) -> float:
-    """Probability that a positive has the higher score, ties counting half; NaN where either kind is missing."""
+    """Return the probability that a positive has the higher score, ties counting half; NaN where either kind is missing."""
     yes, no = int(positive.sum()), int((~positive).sum())
     if not yes or not no:
         return float("nan")
@@ -57,20 +57,20 @@ def auroc(score: np.ndarray, positive: np.ndarray) -> float:
 
 
 def mean(values: np.ndarray) -> float:
-    """Mean of the numbers that are not NaN; NaN of none."""
+    """Return the mean of the numbers that are not NaN; NaN of none."""
     kept = values[~np.isnan(values)]
     return float(kept.mean()) if kept.size else float("nan")
 
 
 def median(values: np.ndarray) -> float:
-    """Median of the numbers that are not NaN; NaN of none."""
+    """Return the median of the numbers that are not NaN; NaN of none."""
     kept = values[~np.isnan(values)]
     return float(np.median(kept)) if kept.size else float("nan")
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % confidence interval and the number of rollouts behind it."""
+    """A value with its 95 % confidence interval and the number of rollouts behind it."""
 
     value: float
     low: float
@@ -96,7 +96,7 @@ class Bootstrap:
         ]
 
     def __call__(self, statistic: Callable[..., float], *columns: np.ndarray) -> Estimate:
-        """``statistic`` of ``columns``, each of one value (or row) per rollout. A rollout whose first column is NaN does not count."""
+        """Estimate ``statistic`` of ``columns``, one value (or row) per rollout each. Rollouts whose first column is NaN do not count."""
         if any(len(c) != self._size for c in columns):
             raise ValueError(f"Bootstrap over {self._size} rollouts: got columns of {[len(c) for c in columns]} rows")
         first = columns[0] if columns[0].ndim == 1 else columns[0][:, 0]
@@ -107,17 +107,17 @@ class Bootstrap:
         return Estimate(statistic(*(c[valid] for c in columns)), float(low), float(high), int(valid.sum()))
 
     def share(self, happened: np.ndarray) -> Estimate:
-        """The mean of 0s and 1s. Where all agree resampling sees no doubt: the interval is then that of the rule of three."""
+        """Estimate the mean of 0s and 1s. Where all agree resampling sees no spread: the interval is then that of the rule of three."""
         found = self(mean, happened)
         if found.n and found.value in (0.0, 1.0):
-            doubt = min(1.0, 3 / found.n)
-            return replace(found, high=doubt) if found.value == 0 else replace(found, low=1 - doubt)
+            width = min(1.0, 3 / found.n)
+            return replace(found, high=width) if found.value == 0 else replace(found, low=1 - width)
         return found
 
 
 class CrossedBootstrap:
-    """Confidence intervals where all of some policies were tried from the same starts: the policies are a sample of those one
-    might rank, the starts a sample of those one might meet, so both are drawn anew, each policy and each start whole.
+    """Confidence intervals where all policies were run from the same initial histories: both the policies and the histories are samples,
+    so both are resampled, each policy and each history whole.
 
     Source: Owen, "The pigeonhole bootstrap", 2007; its intervals are rather too wide than too narrow. The same seed gives the
     same interval.
@@ -131,8 +131,8 @@ class CrossedBootstrap:
         ]
 
     def __call__(self, statistic: Callable[..., float], *scores: np.ndarray) -> Estimate:
-        """``statistic`` of the policies' mean scores ``(p,)``, given ``scores`` ``(p, e)`` by policy and start. ``n`` is the number
-        of policies. Draws in which the statistic is NaN do not count."""
+        """Estimate ``statistic`` of the policies' mean scores ``(p,)``, given ``scores`` ``(p, e)`` by policy and history. ``n`` is the
+        number of policies. Draws in which the statistic is NaN do not count."""
         if any(s.shape != self._shape for s in scores):
             raise ValueError(f"CrossedBootstrap of {self._shape}: got scores of shape {[s.shape for s in scores]}")
         draws = np.array([statistic(*(s[p][:, e].mean(1) for s in scores)) for p, e in self._draws])
@@ -142,15 +142,15 @@ class CrossedBootstrap:
 
 
 def student(values: np.ndarray) -> Estimate:
-    """The mean of a few numbers (seeds) with Student's 95 % interval; NaN for the interval of fewer than two."""
+    """Estimate the mean of a few numbers (seeds) with Student's 95 % interval; NaN for the interval of fewer than two."""
     n = len(values)
-    doubt = _quantile(n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+    half = _quantile(n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
     middle = float(values.mean()) if n else math.nan
-    return Estimate(middle, middle - doubt, middle + doubt, n)
+    return Estimate(middle, middle - half, middle + half, n)
 
 
 def wilson(successes: int, n: int) -> Estimate:
-    """Share ``successes / n`` with its Wilson 95 % interval; NaN for n = 0.
+    """Estimate the share ``successes / n`` with its Wilson 95 % interval; NaN for n = 0.
 
     Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
     """
@@ -164,7 +164,7 @@ def wilson(successes: int, n: int) -> Estimate:
 
 
 def ratio(over: np.ndarray, under: np.ndarray) -> Estimate:
-    """The mean of ``over`` as a share of the mean of ``under``, numbers of a few seeds each, not paired; NaN unless the latter
+    """Estimate the mean of ``over`` as a share of the mean of ``under``, numbers of a few seeds each, not paired; NaN unless the latter
     mean is above 0. ``n`` is the smaller number of seeds.
 
     The interval is the delta method's, with Student's quantile for the smaller sample; NaN for fewer than two seeds.
@@ -172,11 +172,11 @@ def ratio(over: np.ndarray, under: np.ndarray) -> Estimate:
     n = min(len(over), len(under))
     if not n or not under.mean() > 0:
         return Estimate(math.nan, math.nan, math.nan, n)
-    value, doubt = float(over.mean() / under.mean()), math.nan
+    value, half = float(over.mean() / under.mean()), math.nan
     if n > 1:
         variance = over.var(ddof=1) / len(over) + value**2 * under.var(ddof=1) / len(under)
-        doubt = _quantile(n - 1) * math.sqrt(variance) / float(under.mean())
-    return Estimate(value, value - doubt, value + doubt, n)
+        half = _quantile(n - 1) * math.sqrt(variance) / float(under.mean())
+    return Estimate(value, value - half, value + half, n)
 
 
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -184,7 +184,7 @@ STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228
 
 
 def _quantile(freedom: int) -> float:
-    """Student's t at 97.5 %; beyond the table by its expansion about the normal's (Abramowitz and Stegun 26.7.5)."""
+    """Return Student's t at 97.5 %; beyond the table by its expansion about the normal's (Abramowitz and Stegun 26.7.5)."""
     if freedom <= len(STUDENT):
         return STUDENT[freedom - 1]
     z = 1.959964

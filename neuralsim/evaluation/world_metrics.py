@@ -1,7 +1,7 @@
-"""Judge: what the dreams of one world are judged by, beyond the pixels, rewards and states that every world has.
+"""WorldMetrics: metrics of one world's imagined frames, beyond the pixels, rewards and states that every world has.
 
-Measuring knows no world. What is to be seen in a world's frames, which of it must be how good, and when its scene is still
-whole, a Judge says; whoever measures looks it up by the world's name.
+Evaluation knows no world by name. Which things are seen in a world's frames, how good each must be, and when a scene is still
+intact, its WorldMetrics says; the caller finds it in the world's record.
 """
 
 from __future__ import annotations
@@ -27,81 +27,91 @@ Statistic = Callable[[np.ndarray], float]
 
 @dataclass(frozen=True)
 class SeriesMetric:
-    """One thing that is looked at in rollouts: ``values`` ``(n, s)``, NaN where it does not apply; the same for the last true
-    frame copied, and for the true frames, where the reader's own error is worth telling."""
+    """One quantity along rollouts, each array ``(n, s)``, NaN where it does not apply."""
 
     key: str
+    """Its name for programs."""
     label: str
+    """Its name for people."""
     values: np.ndarray
+    """Values of the imagined frames."""
     copied: np.ndarray | None = None
+    """Values of the last true frame, copied."""
     floor: np.ndarray | None = None
+    """Values of the true frames, where the estimator's own error is of interest."""
     statistic: Statistic = mean
+    """Statistic over rollouts."""
     unit: str = ""
+    """Unit of the values."""
     better: str = "high"
+    """``high`` or ``low``."""
 
     @property
     def share(self) -> bool:
-        """Whether the values are 0s and 1s."""
+        """The values are 0s and 1s."""
         known = self.values[~np.isnan(self.values)]
         return bool(np.isin(known, (0.0, 1.0)).all())
 
 
 @dataclass(frozen=True)
 class IntegrityMetric:
-    """One sign that a scene is still whole: ``values`` ``(b, looks)``, and the bar for their ``statistic``."""
+    """One sign that a scene is still intact: ``values`` ``(b, looks)``, and the target of their ``statistic``."""
 
     key: str
     label: str
     values: np.ndarray
     statistic: Statistic = mean
     better: str = "high"
-    bar: Target | None = None
+    target: Target | None = None
 
 
 class WorldMetrics(ABC):
-    """Judges dreams of one world. ``reader`` reads its frames, ``truth`` is its simulator where that can be put at a state;
-    ``bars``: what a world that redraws frames must reach, by a row's key and step. ``ending``: what its termination means, and
-    ``near_miss``: the reward from which a step without is the harder to tell apart."""
+    """Metrics of one world. ``estimator`` estimates states from its frames; ``real_env`` is its simulator where that can be put at a
+    state."""
 
-    bars: ClassVar[Mapping[tuple[str, int | None], Target]] = {}
+    targets: ClassVar[Mapping[tuple[str, int | None], Target]] = {}
+    """Targets of a model that draws frames, by a metric's key and step."""
     ending: ClassVar[str] = "termination"
+    """Meaning of the world's termination."""
     near_miss: ClassVar[float | None] = None
+    """Reward from which a step without termination is hard to tell from one with."""
 
-    def __init__(self, reader: StateEstimator, truth: GroundTruthEnv | None = None) -> None:
-        self.reader, self.truth = reader, truth
+    def __init__(self, estimator: StateEstimator, real_env: GroundTruthEnv | None = None) -> None:
+        self.estimator, self.real_env = estimator, real_env
 
     @abstractmethod
     def rows(self, r: Rollouts, boot: Bootstrap, config: EvalConfig) -> Iterator[Metric]:
-        """What is told of rollouts that were read."""
+        """Compute the metrics of rollouts with estimates."""
 
     @abstractmethod
     def headlines(self, r: Rollouts) -> tuple[SeriesMetric, ...]:
-        """The figures by which ways to run a model, or other actions, are compared; none where the rollouts lack what it takes."""
+        """Return the metrics by which samplers, or other actions, are compared; none where the rollouts lack what they need."""
 
     @abstractmethod
-    def signs(self, reading: StateEstimate) -> tuple[IntegrityMetric, ...]:
-        """Whether scenes ``(b, looks)`` are whole, the signs with a bar first."""
+    def integrity(self, estimate: StateEstimate) -> tuple[IntegrityMetric, ...]:
+        """Return the signs that scenes ``(b, looks)`` are intact, those with a target first."""
 
     def panels(self, r: Rollouts) -> Mapping[str, Mapping[str, Any]]:
-        """What is drawn beside PSNR and uncertainty: title -> line -> (middle, low, high), each ``(s,)``; see ``curves.middle``."""
+        """Return what is drawn beside PSNR and uncertainty: title -> line -> (middle, low, high), each ``(s,)``; see
+        ``plots.quartiles``."""
         return {}
 
-    def showpieces(self, windows: Windows) -> Iterator[int]:
-        """Windows in which much happens, for the picture."""
+    def eventful(self, windows: Windows) -> Iterator[int]:
+        """Yield the indices of windows in which much happens, for the picture."""
         return iter(())
 
-    def trials(
+    def simulator_rows(
         self, model: WorldModel, windows: Windows, main: Rollouts, config: EvalConfig, tick: Ticker
     ) -> Iterator[Metric]:
-        """What further dreams of ``windows``, the first of those of ``main``, tell beside the simulator."""
+        """Compute metrics of further rollouts of ``windows``, the first of those of ``main``, beside the simulator."""
         return iter(())
 
-    def trial_steps(self, windows: int) -> int:
-        """How many steps ``trials`` will dream."""
+    def simulator_steps(self, windows: int) -> int:
+        """Return the number of steps that ``simulator_rows`` will imagine."""
         return 0
 
 
 def pixel_headlines(r: Rollouts) -> tuple[SeriesMetric, ...]:
-    """The headlines of a world that has no Judge."""
+    """Return the headlines of a world without WorldMetrics."""
     copied = np.where(r.steps == 0, np.nan, r.error_copy)
     return (SeriesMetric("psnr", "PSNR", psnr(r.error), psnr(copied), unit="dB"),)

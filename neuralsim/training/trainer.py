@@ -1,8 +1,7 @@
-"""train: episodes in, a world folder out; progress, TensorBoard, checkpoints, resume to the bit.
+"""Trainer: trains a world folder from episodes, with progress, TensorBoard and checkpoints that resume to the bit.
 
-A curriculum (see ``neuralsim.training.stages``) says what is learned in which stages, a recipe how long. Every draw is a function of
-(seed, stage, step), so a run that was killed at any moment goes on from its last checkpoint exactly as if it had not
-been.
+Training stages (see ``neuralsim.training.stages``) define the losses, a recipe the durations. Every random draw is a function of
+(seed, stage, step), so a run killed at any moment continues from its last checkpoint exactly as if it had not been.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import json
 import math
 import os
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -24,15 +24,16 @@ from neuralsim.data.episode import HELD_OUT_EVERY
 from neuralsim.data.store import EpisodeStore, JoinedStore
 from neuralsim.data.windows import WindowSampler
 from neuralsim.evaluation.evaluate import calibrate_uncertainty
-from neuralsim.evaluation.rollouts import held_out_episodes
+from neuralsim.evaluation.rollouts import ImaginedRolloutConfig, held_out_episodes
 from neuralsim.pretrained.card import finish, source_commit
 from neuralsim.pretrained.starts import Starts
 from neuralsim.pretrained.world import open_world
 from neuralsim.runtime.device import arithmetic, pick_device, pick_dtype
-from neuralsim.runtime.files import write_atomically
+from neuralsim.runtime.files import disk_errors, folder_lock, sweep_leftovers, write_atomically
 from neuralsim.runtime.interrupt import GracefulInterrupt, Stopped
 from neuralsim.runtime.machine import cpu_model
 from neuralsim.runtime.progress import columns
+from neuralsim.storage.weights import save_world
 from neuralsim.training import checkpoint as ckpt
 from neuralsim.training.config import TrainConfig
 from neuralsim.training.latent_stages import LatentStages
@@ -41,19 +42,22 @@ from neuralsim.training.stages import Stage, StageContext, TrainingStages
 from neuralsim.training.video_stages import VideoStages
 
 CALIBRATION_STEPS = 30
-"""Length of the held-out dreams that set ``uncertainty_threshold``: one in a hundred of them passes it."""
+"""Length of the held-out rollouts that set ``uncertainty_threshold``: one in a hundred of them exceeds it."""
 
 ROLE_PARTS = ("joint.", "value_head.")
-"""Weights that a world which only simulates does not have."""
+"""Prefixes of weights that a world which only simulates does not have."""
+SETTINGS = "settings.json"
+"""File in the run's folder with the settings that decide its result."""
+RESUME = "make room and run the same command with --resume"
 
 
 def stages_of(recipe: Recipe, run: StageContext) -> TrainingStages:
-    """The curriculum that ``recipe`` is for."""
+    """Make the training stages of ``recipe``."""
     return LatentStages(recipe, run) if isinstance(recipe, LatentRecipe) else VideoStages(recipe, run)
 
 
 class Trainer:
-    """A run in its folder. ``run()`` goes through the stages and returns the folder of the finished world."""
+    """One training run in its folder. ``run()`` trains all stages and returns the folder of the finished world."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
@@ -63,17 +67,18 @@ class Trainer:
         self.dtype = pick_dtype(config.precision, self.device)
         if config.threads:
             torch.set_num_threads(config.threads)
-        # Start states and the limit of doubt are the first store's; what else there is only teaches.
+        # Start states and the uncertainty threshold come from the first store; the others are training data only.
         self.home = EpisodeStore(config.store, config.episodes)
         self.store = JoinedStore([self.home, *map(EpisodeStore, config.further)]) if config.further else self.home
-        _check_teaches(self.store)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        _check_trainable(self.store)
         self.found = ckpt.latest_checkpoint(self.folder)
         if self.found and not config.resume:
             raise FileExistsError(
                 f"{self.folder}: holds a run already (at {self.found.name}); add --resume to go on with it or choose another --out"
             )
-        write_atomically(self.folder / "recipe.json", json.dumps(asdict(self.recipe), indent=1))
+        self.settings = json.loads(json.dumps(_settings(config, self.recipe, self.store)))
+        if self.found:
+            _check_same_settings(self.folder, self.settings)
         cache = config.cache or self.folder / "cache"
         run = StageContext(self.store, cache, config.seed, self.device, self.dtype, self._bar)
         with torch.random.fork_rng(devices=[]):
@@ -84,11 +89,11 @@ class Trainer:
         if config.init and not self.found:
             self._begin_with(config.init)
         self.model.train()
-        self.progress = ckpt.read_progress(self.found) if self.found else ckpt.Progress(0, 0, 0.0)
+        self.progress = ckpt.read_progress(self.found) if self.found else ckpt.TrainingProgress(0, 0, 0.0)
         self._stopping = GracefulInterrupt()
 
     def rehearsal(self, store: EpisodeStore, cache: Path) -> TrainingStages:
-        """The same curriculum on other episodes, with a model of its own, to see how long its steps take."""
+        """Make the same stages on other episodes, with a model of their own, to measure the time of their steps."""
         curriculum = stages_of(
             self.recipe,
             StageContext(store, cache, self.config.seed, self.device, self.dtype, lambda _, a, b: iter(range(a, b))),
@@ -97,37 +102,47 @@ class Trainer:
         return curriculum
 
     def _begin_with(self, world: str) -> None:
-        """Copy the weights of a trained world; a ValueError says where its shape differs. What answers in other roles than
-        simulating may be on one side alone."""
+        """Copy the weights of a trained world; a ValueError where its shape differs. The weights of ROLE_PARTS may be missing on
+        either side."""
         weights = open_world(world).model.state_dict()
         own = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
         shared = weights.keys() & own.keys()
         apart = {name for name in weights.keys() ^ own.keys() if not name.startswith(ROLE_PARTS)}
-        odd = sorted(apart) + [name for name in shared if own[name] != weights[name].shape]
-        if odd:
+        differing = sorted(apart) + [name for name in shared if own[name] != weights[name].shape]
+        if differing:
             raise ValueError(
-                f"--init {world}: differs from recipe {self.recipe.name!r} in {len(odd)} tensors, e.g. {min(odd)}; "
+                f"--init {world}: differs from recipe {self.recipe.name!r} in {len(differing)} tensors, e.g. {min(differing)}; "
                 "choose a world that was trained with this recipe"
             )
         self.model.load_state_dict({name: weights[name] for name in shared}, strict=False)
 
     def _chosen_stages(self) -> list[tuple[int, str]]:
-        """Number and name of each stage to go through; a ValueError for one that the curriculum lacks, or that would go
-        on from nothing."""
+        """Return number and name of each stage to run; a ValueError for an unknown one, or one without a predecessor."""
         names, asked = list(self.curriculum.makers), self.config.stages
         if unknown := sorted(set(asked) - set(names)):
             raise ValueError(f"--stages: recipe {self.recipe.name!r} has no stage {unknown}; it has {', '.join(names)}")
         if asked and names[0] not in asked and not self.config.init:
             raise ValueError(
-                f"--stages {' '.join(asked)}: goes on from what {names[0]!r} makes; say from which world with --init"
+                f"--stages {' '.join(asked)}: needs the result of {names[0]!r}; name a world that has it with --init"
             )
         return [(i, name) for i, name in enumerate(names) if not asked or name in asked]
 
     # -- the run
 
     def run(self) -> Path:
-        """Train all stages and write the world. Raises Stopped after a ctrl-C or ``stop_after``, with everything
-        saved."""
+        """Train all stages and write the world. Raises Stopped after a ctrl-C or ``stop_after``, with everything saved, and
+        BlockingIOError where another process works in the run's folder."""
+        with folder_lock(self.folder, "training"):
+            if ckpt.latest_checkpoint(self.folder) != self.found:
+                raise FileExistsError(
+                    f"{self.folder}: another process has trained here meanwhile; run the same command again with --resume"
+                )
+            sweep_leftovers(self.folder / "checkpoints")
+            write_atomically(self.folder / "recipe.json", json.dumps(asdict(self.recipe), indent=1))
+            write_atomically(self.folder / SETTINGS, json.dumps(self.settings, indent=1))
+            return self._run()
+
+    def _run(self) -> Path:
         from diffusers.training_utils import EMAModel
         from torch.utils.tensorboard import SummaryWriter
 
@@ -136,7 +151,8 @@ class Trainer:
         elif self.stages[0][0] == 0:
             self.curriculum.begin()
         begin, before = time.perf_counter(), self.progress.seconds
-        writer = SummaryWriter(str(self.folder / "tensorboard"))
+        with disk_errors(self.folder / "tensorboard", go_on=RESUME):
+            writer = SummaryWriter(str(self.folder / "tensorboard"))
         makers = self.curriculum.makers
         try:
             with self._stopping:
@@ -159,7 +175,7 @@ class Trainer:
                     for step in self._bar(stage.name, first, stage.config.steps):
                         self._optimise(stage, optimizer, average, index, step, writer)
                         now = time.perf_counter()
-                        self.progress = ckpt.Progress(index, step + 1, before + now - begin)
+                        self.progress = ckpt.TrainingProgress(index, step + 1, before + now - begin)
                         late = now - begin > 60 * self.config.stop_after
                         if self._stopping.asked or late or now - saved > self.config.checkpoint_every:
                             ckpt.save_checkpoint(
@@ -169,17 +185,18 @@ class Trainer:
                             saved = time.perf_counter()
                             if self._stopping.asked or late:
                                 raise Stopped(
-                                    f"stopped in stage {stage.name!r} at step {step + 1}; add --resume to go on"
+                                    f"stopped in stage {stage.name!r} at step {step + 1}; add --resume to continue"
                                 )
-                    average.copy_to(stage.parameters)  # the averaged weights are what the next stage and the user see
+                    average.copy_to(stage.parameters)  # the next stage and the user get the averaged weights
                     self.curriculum.finish(stage.name)
                     self._picture(stage.name, stage.config.steps, writer)
-                    self.progress = ckpt.Progress(index + 1, 0, before + time.perf_counter() - begin)
+                    self.progress = ckpt.TrainingProgress(index + 1, 0, before + time.perf_counter() - begin)
                     ckpt.save_checkpoint(
                         self.folder, self.progress, self.model, [], torch.optim.AdamW(stage.parameters)
                     )
         finally:
-            writer.close()
+            with disk_errors(self.folder / "tensorboard", kept="all checkpoints", go_on=RESUME):
+                writer.close()
         return self._write_world()
 
     def _optimise(
@@ -192,9 +209,10 @@ class Trainer:
             losses = stage.loss(step, draws)
         total = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(total):
-            named = {k: float(v.detach()) for k, v in losses.items()}
+            values = {k: float(v.detach()) for k, v in losses.items()}
             raise FloatingPointError(
-                f"stage {stage.name!r}, step {step}, seed {self.config.seed}: loss is not finite ({named}); the last checkpoint is whole"
+                f"stage {stage.name!r}, step {step}, seed {self.config.seed}: loss is not finite ({values}); "
+                "the last checkpoint is whole"
             )
         optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -211,37 +229,36 @@ class Trainer:
         self._shown = " ".join(f"{k} {v:.4g}" for k, v in (shown | self._watched).items())
 
     def _picture(self, name: str, step: int, writer: Any) -> None:
-        """Samples for TensorBoard: held-out truth above what the model makes of it, redrawn or dreamt 16 steps ahead."""
+        """Write samples for TensorBoard: held-out frames above the model's, reconstructed or rolled out 16 steps."""
         steps = min(16, int(self.store.lengths.max()))
         held_out = bool((self.store.lengths[held_out_episodes(self.store, all_held_out=False)] >= steps).any())
         draws = np.random.default_rng([self.config.seed, 1004])
         clip = WindowSampler(self.store, steps + 1, held_out).sample(8, draws)
         frames, actions = (torch.as_tensor(x).to(self.device) for x in (clip.frames, clip.actions))
         with torch.no_grad(), arithmetic(self.dtype, self.device):
-            drawn = self.curriculum.redraw(name, frames, actions)
-        if drawn is None:
+            pair = self.curriculum.redraw(name, frames, actions)
+        if pair is None:
             return
-        strip = torch.cat(drawn, 1).cpu().numpy()
+        strip = torch.cat(pair, 1).cpu().numpy()
         writer.add_images(f"{name}/truth_above_model", strip, step, dataformats="NHWC")
 
     # -- the finished world
 
     def _write_world(self) -> Path:
-        """``<run>/world``: config, weights, start states, what the run was, card and manifest; the threshold of doubt is
-        set on held-out dreams first."""
+        """Write ``<run>/world``: config, weights, start states, training record, card and manifest. The uncertainty threshold is
+        calibrated on held-out rollouts first."""
         target = self.folder / "world"
         self.model.eval()
-        ckpt.save_world(self.model, target)  # rounds the weights, so the threshold is that of what ships
+        save_world(self.model, target)  # rounds the weights, so the threshold is that of the saved ones
         held_out = self.home.lengths[held_out_episodes(self.home, all_held_out=False)]
         context = self.model.spec.context
         held_out = held_out[held_out >= context]  # long enough for a history and a step
         if len(held_out):
             steps = min(CALIBRATION_STEPS, int(held_out.max()) + 1 - context)
-            limit = calibrate_uncertainty(
-                self.model, self.home, steps=steps, seed=self.config.seed, precision=self.config.precision
-            )
+            settings = ImaginedRolloutConfig(batch=64, seed=self.config.seed, precision=self.config.precision)
+            limit = calibrate_uncertainty(self.model, self.home, steps=steps, config=settings)
             self.model.uncertainty_threshold.fill_(limit)
-        ckpt.save_world(self.model, target)
+        save_world(self.model, target)
         held_out_or_all = None if not len(held_out) else True
         starts = Starts.cut(self.home, self.recipe.starts, context, self.config.seed, held_out_or_all)
         starts.save(target / "starts.npz")
@@ -277,7 +294,7 @@ class Trainer:
 
     @staticmethod
     def _record_of(world: str | None) -> dict[str, Any] | None:
-        """What is on record of how ``world``, whose weights this run began with, was trained."""
+        """Return the training record of ``world``, whose weights this run began with."""
         folder = None if world is None else open_world(world).folder
         path = None if folder is None else folder / "training.json"
         return json.loads(path.read_text()) if path is not None and path.is_file() else None
@@ -285,37 +302,93 @@ class Trainer:
     # -- progress and stopping
 
     def _bar(self, name: str, first: int, total: int) -> Iterator[int]:
-        """Steps ``first`` to ``total``, shown with speed, ETA and the current losses."""
+        """Yield steps ``first`` to ``total``, displayed with speed, remaining time and the current losses."""
         self._shown, self._watched = "", {}
-        log, told = self.folder / "train.log", time.perf_counter()
+        log, logged = self.folder / "train.log", time.perf_counter()
         with Bar(*columns("shown"), refresh_per_second=2) as bar:
             task = bar.add_task(name, total=total, completed=first, shown="")
             for step in range(first, total):
                 yield step
                 bar.update(task, completed=step + 1, shown=self._shown)
-                if time.perf_counter() - told > 15:
-                    told = time.perf_counter()
-                    with log.open("a") as file:
+                if time.perf_counter() - logged > 15:
+                    logged = time.perf_counter()
+                    with disk_errors(log, kept="all checkpoints", go_on=RESUME), log.open("a") as file:
                         file.write(f"{time.strftime('%H:%M:%S')} {name} {step + 1}/{total} {self._shown}\n")
 
 
-def _check_teaches(store: EpisodeStore) -> None:
-    """A ValueError unless some training episode tells what was done, in a world where anything can be done."""
+def _settings(config: TrainConfig, recipe: Recipe, store: EpisodeStore) -> dict[str, Any]:
+    """Return what decides the result of a run, as plain JSON values."""
+    return {
+        "recipe": asdict(recipe),
+        "data": {"episodes": len(store), "frames": int(store.lengths.sum()) + len(store), "checksum": _checksum(store)},
+        "seed": config.seed,
+        "init": config.init,
+        "stages": list(config.stages),
+        "precision": config.precision,
+    }
+
+
+def _checksum(store: EpisodeStore) -> str:
+    """Return a checksum of the lengths, actions and rewards of all episodes; frames are left out, they are many."""
+    checksum = zlib.crc32(np.asarray(store.lengths, np.int64).tobytes())
+    for arrays in store.shards:
+        for name in ("actions", "rewards"):
+            if name in arrays:
+                checksum = zlib.crc32(np.ascontiguousarray(arrays[name]).tobytes(), checksum)
+    return f"{checksum:08x}"
+
+
+def _check_same_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Raise a ValueError that names the settings in which the run in ``folder`` differs; runs of earlier versions kept the recipe
+    alone."""
+    if (folder / SETTINGS).is_file():
+        before = json.loads((folder / SETTINGS).read_text())
+    elif (folder / "recipe.json").is_file():
+        before = {"recipe": json.loads((folder / "recipe.json").read_text())}
+    else:
+        return
+    differing = [
+        f"{name}: {_format(old)} then, {_format(new)} now"
+        for name, old, new in _differences("", before, {k: v for k, v in settings.items() if k in before})
+    ]
+    if differing:
+        raise ValueError(
+            f"{folder}: --resume with other settings than the run was started with ({'; '.join(differing[:4])}"
+            f"{' ...' if len(differing) > 4 else ''}); repeat the same settings, or choose another --out"
+        )
+
+
+def _differences(prefix: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the dotted name and both values of every leaf in which two JSON values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted(old.keys() | new.keys()):
+            yield from _differences(f"{prefix}.{name}" if prefix else name, old.get(name), new.get(name))
+    elif old != new:
+        yield prefix, old, new
+
+
+def _format(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _check_trainable(store: EpisodeStore) -> None:
+    """Raise a ValueError unless there are training episodes, some of them with actions in a world that has actions."""
     kept = store.split(held_out=False)
     if not len(kept):
         raise ValueError(
             f"{store.folder}: no episodes to train on ({len(store)} in all; those whose seed is a multiple of "
-            f"{HELD_OUT_EVERY} are kept for measuring)"
+            f"{HELD_OUT_EVERY} are kept for evaluation)"
         )
     if store.spec.action_size and not store.acted(kept).any():
         raise ValueError(
-            f"{store.folder}: all {len(kept)} training episodes are video without actions, so nothing would tell what the "
-            f"actions of world {store.spec.name!r} do; add episodes that have them with --also"
+            f"{store.folder}: all {len(kept)} training episodes are video without actions, so the effect of the actions of world "
+            f"{store.spec.name!r} cannot be learned; add episodes that have them with --also"
         )
 
 
 def learning_rate(config: StageConfig, step: int) -> float:
-    """Linear warm-up, then a cosine down to a fiftieth."""
+    """Return the learning rate at ``step``: linear warm-up, then a cosine down to a fiftieth."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     done = (step - config.warmup) / max(1, config.steps - config.warmup)
@@ -323,5 +396,5 @@ def learning_rate(config: StageConfig, step: int) -> float:
 
 
 def train(config: TrainConfig) -> Path:
-    """Train a world; returns the folder of the finished one."""
+    """Train a world and return its folder."""
     return Trainer(config).run()

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuralsim.envs import oracle as module
 from neuralsim.envs.oracle import Oracle
 from neuralsim.envs.pusht import env as pusht
+from neuralsim.envs.pusht import simulator as module
 from neuralsim.envs.pusht.simulator import LANDMARKS, PUSHER_SHARE
 from neuralsim.envs.registry import get_real_world
 from neuralsim.envs.tworoom import env as tworoom

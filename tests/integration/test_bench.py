@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from neuralsim.agents.bench import BARS, run_bench, time_calls
+from neuralsim.agents.bench import TARGETS, run_bench, time_calls
 from neuralsim.evaluation.report import Report
 from neuralsim.pretrained.world import World, open_world
 
@@ -20,7 +20,7 @@ def report(tiny_world) -> Report:
 
 def test_everything_is_timed(report):
     keys = {r.key for r in report.rows}
-    assert keys >= set(BARS)
+    assert keys >= set(TARGETS)
     assert keys >= {"matmul_float32", "matmul_bfloat16", "env_1", "env_32", "features_32", "features_256", "sb3_32"}
     assert keys >= {
         "model_1",
@@ -93,6 +93,6 @@ def test_a_world_that_cannot_begin_is_refused(tiny_world):
 def test_a_compact_worlds_learning_is_timed() -> None:
     report = run_bench(open_world("tworoom-latent", "cpu"), seconds=0.05)
     assert report["ppo_256"].value > 0
-    assert report["ppo_256"].bar is not None
+    assert report["ppo_256"].target is not None
     assert report["ppo_256"].value < report["features_256"].value
     assert report["true_features"].value > 0

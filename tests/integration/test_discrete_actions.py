@@ -30,14 +30,14 @@ from neuralsim.envs.imagined.vector_env import ImaginedVectorEnv
 from neuralsim.envs.wrappers.discrete_actions import DiscreteActionEnv, to_actions
 from neuralsim.envs.wrappers.features import FeatureEnv
 from neuralsim.evaluation.long_horizon import random_keys
-from neuralsim.evaluation.rollouts import Windows, roll_out
+from neuralsim.evaluation.rollouts import ImaginedRolloutConfig, Windows, roll_out
 from neuralsim.formats.action_choices import ActionChoices
 from neuralsim.formats.action_mapping import ActionScale
 from neuralsim.formats.importer import ImportConfig, Importer
 from neuralsim.formats.lerobot_writer import write_lerobot
 from neuralsim.formats.minari import write_minari
 from neuralsim.imagination import Imagination
-from neuralsim.models.action_encoding import encode_actions
+from neuralsim.models.action_encoding import EncodedActions, encode_actions
 from neuralsim.models.latent_world import LatentConfig, LatentWorld
 from neuralsim.models.video_wam import CodecConfig, StreamConfig, VideoWAM
 from neuralsim.noise import Noise
@@ -46,7 +46,7 @@ from neuralsim.pretrained.world import World, open_world
 from neuralsim.spec import WorldSpec
 from neuralsim.task import LearnedTask
 from neuralsim.training.config import TrainConfig
-from neuralsim.training.losses import forcing_losses
+from neuralsim.training.losses import forcing_losses, reading_losses, rollout_losses
 from neuralsim.training.trainer import train
 from neuralsim.world_checker import check_world
 from neuralsim.world_model import State, WorldModel, rollout
@@ -311,9 +311,12 @@ def test_a_video_model_learns_from_choices(tmp_path: Path) -> None:
     model = video(TWO).train().requires_grad_(True)
     clip = WindowSampler(store, 4).sample(3, np.random.default_rng(0))
     noise = Noise.from_seeds(range(3))
-    losses = model.loss(clip, noise)
-    tokens = torch.randn(3, 4, 1, 8)
-    losses |= forcing_losses(model, tokens, torch.as_tensor(clip.actions), noise)
+    actions = EncodedActions(encode_actions(TWO, torch.as_tensor(clip.actions)))
+    tokens = model.codec.encode(torch.as_tensor(clip.frames).flatten(0, 1)).unflatten(0, (3, 4))
+    losses, imagined = rollout_losses(model, tokens, actions, 1, noise)
+    reward, ended = (torch.as_tensor(x, dtype=torch.float32).flatten() for x in (clip.rewards, clip.terminated))
+    losses |= reading_losses(model.reward_head, imagined.flatten(0, 1).flatten(1), reward, ended)
+    losses |= forcing_losses(model, torch.randn(3, 4, 1, 8), actions, noise)
     sum(x.mean() for x in losses.values()).backward()
     gradient = model.stream.action_in[0].weight.grad
     taken = encode_actions(TWO, torch.as_tensor(clip.actions)).flatten(0, 1).any(0)
@@ -564,7 +567,7 @@ def test_open_loop_dreams_follow_recorded_choices(tmp_path: Path) -> None:
     store = EpisodeStore.create(tmp_path / "store", ONE)
     store.add([Episode(np.stack(frames), actions, zeros, zeros > 0, zeros > 0, provenance={"seed": 0})])
     windows = Windows(store, np.array([0]), np.array([0]), 2, 5)
-    rolled = roll_out(model, windows, (1, 5), None, precision="float32")
+    rolled = roll_out(model, windows, (1, 5), None, ImaginedRolloutConfig(precision="float32"))
     assert rolled.error[0, 1:].max() < 20  # reading the first place off a frame is not exact
     assert rolled.error[0, 2] < rolled.error_copy[0, 2] / 10
 

@@ -151,7 +151,7 @@ def test_an_imagination_that_shrinks_returns_still_ranks_and_one_that_knows_noth
     assert rows["pearson_return"].value > 0.99
     assert rows["spearman_return"].value == 1
     assert rows["mmrv_return"].value == 0
-    assert rows["pearson_success"].bar is not None, "ten policies are enough to ask for it"
+    assert rows["pearson_success"].target is not None, "ten policies are enough to ask for it"
     noise = Ranking(names, tuple(tally(rng.normal(size=50)) for _ in order), tuple(map(tally, true[order])))
     rows = {row.key: row for row in noise.agreement()}
     low, high = rows["spearman_return"].low, rows["spearman_return"].high
@@ -208,7 +208,7 @@ def test_two_policies_will_do_and_are_said_to_tell_little(policies: list[str], t
     assert "tell little" in str(report.circumstances["beware"])
     assert np.isnan(report["pearson_success"].value)
     assert report["mmrv_return"].value >= 0
-    assert report["pearson_success"].bar is None
+    assert report["pearson_success"].target is None
 
 
 @pytest.mark.parametrize(

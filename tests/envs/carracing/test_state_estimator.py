@@ -92,7 +92,7 @@ def test_true_scenes_are_whole(seen: CarRacingStateEstimate) -> None:
     assert seen.car_found.all()
     assert seen.black.all()
     assert seen.known.min() > 0.96
-    signs = {s.key: s.values for s in CarRacingMetrics(CarRacingStateEstimator()).signs(seen.reshape(len(seen), 1))}
+    signs = {s.key: s.values for s in CarRacingMetrics(CarRacingStateEstimator()).integrity(seen.reshape(len(seen), 1))}
     assert signs["whole"].mean() == 1
 
 
@@ -110,8 +110,8 @@ def test_what_is_broken_is_not_whole(drive: Drive, what: str) -> None:
         frames = rng.integers(0, 256, frames.shape, np.uint8)
     else:
         frames[:] = 0
-    judge = CarRacingMetrics(CarRacingStateEstimator())
-    signs = {s.key: s.values for s in judge.signs(judge.reader(frames).reshape(len(frames), 1))}
+    metrics = CarRacingMetrics(CarRacingStateEstimator())
+    signs = {s.key: s.values for s in metrics.integrity(metrics.estimator(frames).reshape(len(frames), 1))}
     assert signs["whole"].mean() < 0.05
 
 

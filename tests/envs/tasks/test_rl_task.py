@@ -25,7 +25,12 @@ from neuralsim.envs.pusht.tasks import block_gap, pusher_gap
 from neuralsim.envs.registry import get_real_world
 from neuralsim.envs.tasks.rl_task import find_task, tasks_of
 from neuralsim.envs.tworoom.tasks import goal_path
-from neuralsim.envs.wrappers.discrete_actions import DiscreteActionEnv, DiscreteActionVecEnv, to_actions, moves
+from neuralsim.envs.wrappers.discrete_actions import (
+    DiscreteActionEnv,
+    DiscreteActionVecEnv,
+    discrete_actions,
+    to_actions,
+)
 from neuralsim.envs.wrappers.features import FeatureEnv, FeatureVecEnv
 from neuralsim.pretrained.starts import Starts
 from neuralsim.pretrained.world import World, open_world

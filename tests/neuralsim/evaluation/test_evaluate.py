@@ -20,13 +20,15 @@ from neuralsim.data.store import EpisodeStore
 from neuralsim.envs.pusht.env import GOAL_POSE, STATE_NAMES, PushTRealEnv, pusht_spec, random_state
 from neuralsim.envs.pusht.metrics import PushTMetrics
 from neuralsim.envs.pusht.state_estimator import PushTStateEstimator
-from neuralsim.evaluation.evaluate import MeasureConfig, WorldEvaluation, calibrate_uncertainty, evaluate_world_model
+from neuralsim.evaluation.config import EvalConfig
+from neuralsim.evaluation.evaluate import WorldEvaluation, calibrate_uncertainty, evaluate_world_model
+from neuralsim.evaluation.image_metrics import mask_iou, psnr, ssim
 from neuralsim.evaluation.long_horizon import LongHorizonConfig, evaluate_long_horizon, random_keys
 from neuralsim.evaluation.report import Metric, Report, Target
-from neuralsim.evaluation.rollouts import sample_windows
-from neuralsim.evaluation.image_metrics import mask_iou, psnr, ssim
+from neuralsim.evaluation.rollouts import ImaginedRolloutConfig, sample_windows
 from neuralsim.evaluation.statistics import Bootstrap, auroc, mean, rank_correlation
 from neuralsim.noise import Noise
+from neuralsim.pretrained.starts import Starts
 from neuralsim.world_model import State, WorldModel
 
 STEPS = 75
@@ -202,8 +204,8 @@ def reader() -> PushTStateEstimator:
     return PushTStateEstimator()
 
 
-LONG = MeasureConfig(rollouts=12, horizons=(1, 10, 30, 64), chunk=3, batch=12, precision="float32")
-SHORT = MeasureConfig(rollouts=10, horizons=(1, 10, 30), chunk=1, batch=10, precision="float32")
+LONG = EvalConfig(rollouts=12, horizons=(1, 10, 30, 64), chunk=3, batch=12, precision="float32")
+SHORT = EvalConfig(rollouts=10, horizons=(1, 10, 30), chunk=1, batch=10, precision="float32")
 
 
 @pytest.fixture(scope="module")
@@ -327,7 +329,7 @@ def test_a_liar_has_recall_without_precision(store, book):
 
 def test_the_tiny_model_is_measured_in_all_its_ways(store, reader, tiny_model):
     """Chunk-wise and with other numbers of denoising steps; the model itself is left as it was."""
-    config = MeasureConfig(rollouts=8, horizons=(1, 10), chunk=3, denoise=(1, 2, 4), precision="float32")
+    config = EvalConfig(rollouts=8, horizons=(1, 10), chunk=3, denoise=(1, 2, 4), precision="float32")
     found = evaluate_world_model(tiny_model, store, PushTMetrics(reader, PushTRealEnv(observation="state")), config)
     assert tiny_model.denoise_steps == 1
     keys = {r.key for r in found.rows}
@@ -336,7 +338,7 @@ def test_the_tiny_model_is_measured_in_all_its_ways(store, reader, tiny_model):
 
 
 def test_the_same_seed_gives_the_same_figures(store, book, reader, tiny_model):
-    config = MeasureConfig(rollouts=6, horizons=(1, 10), chunk=1, denoise=(), precision="float32")
+    config = EvalConfig(rollouts=6, horizons=(1, 10), chunk=1, denoise=(), precision="float32")
     first, again = (evaluate_world_model(tiny_model, store, PushTMetrics(reader), config) for _ in range(2))
     other = evaluate_world_model(tiny_model, store, PushTMetrics(reader), replace(config, seed=1))
     assert first.to_json() == again.to_json() or [r.value for r in first.rows] == pytest.approx(
@@ -352,7 +354,7 @@ def test_report_as_table_json_and_pictures(exact, tmp_path):
     text = console.export_text()
     assert "block IoU where it moved" in text
     assert "✓" in text
-    assert "reader's floor" in text
+    assert "estimator's floor" in text
     path = exact.save(tmp_path / "deep" / "measured.json")
     body = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     row = next(r for r in body["rows"] if (r["key"], r["step"]) == ("iou_moved", 10))
@@ -402,7 +404,7 @@ def test_another_world_is_refused(store, book, reader, dot_model):
 
 def test_uncertainty_is_calibrated_on_the_worst_step_of_a_dream(store, book):
     """DriftingWorld's uncertainty after 30 steps is 30 times its stray, uniform in 0..2: the 90th percentile lies near 54."""
-    found = calibrate_uncertainty(DriftingWorld(book), store, 0.9, steps=30, dreams=32, precision="float32")
+    found = calibrate_uncertainty(DriftingWorld(book), store, 0.9, 30, 32, ImaginedRolloutConfig(batch=64, precision="float32"))
     strays = 2 * Noise.from_seeds(range(32)).uniform(1)[:, 0].numpy()
     assert found == pytest.approx(np.quantile(30 * strays, 0.9), rel=1e-4)
     with pytest.raises(ValueError, match="quantile"):
@@ -412,24 +414,21 @@ def test_uncertainty_is_calibrated_on_the_worst_step_of_a_dream(store, book):
 # -- long play -----------------------------------------------------------------------------------------------------------------------
 
 
-def start_of(store: EpisodeStore) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def starts_of(store: EpisodeStore) -> Starts:
     episodes = [store[int(i)] for i in store.split(True)[:2]]
-    return tuple(
-        np.stack([getattr(e, n)[:k] for e in episodes]) for n, k in (("frames", 4), ("actions", 3), ("states", 4))
+    return Starts(
+        *(np.stack([getattr(e, n)[:k] for e in episodes]) for n, k in (("frames", 4), ("actions", 3), ("states", 4)))
     )
 
 
 def test_long_play_of_an_exact_world_is_the_true_one(store, book, reader):
-    frames, actions, states = start_of(store)
     ticks: list[int] = []
     found = evaluate_long_horizon(
         ExactWorld(book),
-        frames,
-        actions,
+        starts_of(store),
         PushTMetrics(reader, PushTRealEnv(observation="state")),
-        states[:, -1],
         LongHorizonConfig(steps=60, look_every=3, precision="float32"),
-        ticks.append,
+        tick=ticks.append,
     )
     assert found["rigid"].value == found["rigid"].baseline == 1
     assert found["pusher_found"].value == 1
@@ -443,9 +442,8 @@ def test_long_play_sees_a_world_fall_apart(store, book, reader):
         def features(self, state):
             return super().features(state) * torch.tensor([float("nan"), 1, 1, 1, 1])
 
-    frames, actions, _ = start_of(store)
     found = evaluate_long_horizon(
-        Rotting(book), frames, actions, PushTMetrics(reader), config=LongHorizonConfig(steps=20, precision="float32")
+        Rotting(book), starts_of(store), PushTMetrics(reader), LongHorizonConfig(steps=20, precision="float32")
     )
     assert found["rigid"].value == 0
     assert found["not_finite"].value == 40
@@ -464,9 +462,8 @@ def test_long_play_sees_memory_grow(store, book, reader):
                 self.kept.append(torch.ones(12_000_000))
             return super().step(state, action, rng)
 
-    frames, actions, _ = start_of(store)
     config = LongHorizonConfig(steps=60, look_every=30, precision="float32")
-    grown = evaluate_long_horizon(Hoarder(book), frames, actions, PushTMetrics(reader), config=config)["growth"]
+    grown = evaluate_long_horizon(Hoarder(book), starts_of(store), PushTMetrics(reader), config)["growth"]
     Hoarder.kept.clear()
     assert grown.value > 150
     assert not grown.passed
@@ -559,7 +556,7 @@ def test_bars_and_rows():
     assert not Target(least=0.8).passed(float("nan"))
     assert not Target(0.8, 1.25).passed(1.3)
     assert [str(b) for b in (Target(least=0.8), Target(most=2), Target(0.8, 1.25))] == ["≥ 0.8", "≤ 2", "0.8 to 1.25"]
-    report = Report("r", (Metric("a", "A", 1.0, bar=Target(most=0.5)), Metric("b", "B", float("nan"))))
+    report = Report("r", (Metric("a", "A", 1.0, target=Target(most=0.5)), Metric("b", "B", float("nan"))))
     assert [r.key for r in report.missed] == ["a"]
     assert json.loads(report.to_json())["rows"][1]["value"] is None
     with pytest.raises(KeyError, match="'c'"):

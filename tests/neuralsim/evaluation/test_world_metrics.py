@@ -1,5 +1,5 @@
 """Measuring any world: a world that replays the truth is perfect, each falseness is seen, whatever the frames' shape, the actions' kind
-and the episodes' lengths; with a judge for CarRacing, and with none for a stranger."""
+and the episodes' lengths; with metrics of CarRacing, and with none for an unknown world."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ SHORT = EvalConfig(rollouts=20, horizons=(1, 10, 30, 64), chunk=1, precision="fl
 # -- a stranger's world ------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_world_nobody_judges_is_measured_by_what_any_world_has(belts: EpisodeStore) -> None:
+def test_a_world_without_metrics_is_measured_by_what_any_world_has(belts: EpisodeStore) -> None:
     assert find_metrics(belts.spec) is None
     found = evaluate_world_model(Tape(belts), belts, find_metrics(belts.spec), replace(SHORT, horizons=(1, 10, 20)))
     last = max(r.step for r in found.rows if r.key == "psnr" and r.step)
@@ -221,7 +221,7 @@ def test_a_still_world_is_copying_and_does_not_beat_it(belts: EpisodeStore) -> N
 def test_to_beat_copying_the_intervals_must_be_apart() -> None:
     bar = Target(beats=True)
     row = Metric(
-        "a", "A", 2.0, low=1.5, high=2.5, baseline=1.0, baseline_low=0.5, baseline_high=1.4, better="high", bar=bar
+        "a", "A", 2.0, low=1.5, high=2.5, baseline=1.0, baseline_low=0.5, baseline_high=1.4, better="high", target=bar
     )
     assert row.passed
     assert not replace(row, low=1.3).passed
@@ -237,14 +237,14 @@ def test_long_play_of_a_strangers_world_asks_for_change_and_frames_that_are_know
     )
     config = LongHorizonConfig(steps=60, look_every=2, precision="float32")
     known = np.concatenate([e.frames for e in belts])
-    whole = evaluate_long_horizon(DeafTape(belts), starts.frames, starts.actions, config=config, known=known)
+    whole = evaluate_long_horizon(DeafTape(belts), starts, config=config, known=known)
     assert whole["changing"].value > 0.5
     assert whole["redrawn"].value == 1
     assert whole["not_finite"].value == 0
-    fading = evaluate_long_horizon(FadingTape(belts), starts.frames, starts.actions, config=config, known=known)
+    fading = evaluate_long_horizon(FadingTape(belts), starts, config=config, known=known)
     assert fading["redrawn"].passed is False
     assert fading["not_finite"].value > 0
-    frozen = evaluate_long_horizon(StillTape(belts), starts.frames, starts.actions, config=config, known=known)
+    frozen = evaluate_long_horizon(StillTape(belts), starts, config=config, known=known)
     assert frozen["changing"].value == 0
 
 
@@ -292,14 +292,12 @@ def test_a_still_road_fails_where_it_should(roads: EpisodeStore) -> None:
 
 
 def test_long_play_of_carracing_by_keys_and_by_a_driver(roads: EpisodeStore) -> None:
-    starts, judge = Starts.cut(roads, 3, 4, 0), CarRacingMetrics(CarRacingStateEstimator())
+    starts, metrics = Starts.cut(roads, 3, 4, 0), CarRacingMetrics(CarRacingStateEstimator())
     config = LongHorizonConfig(steps=20, precision="float32")
     ((name, driver),) = find_frame_policies(roads.spec).items()
     for model, whole in ((DeafTape(roads), 1), (FadingTape(roads), 0)):
-        keys = evaluate_long_horizon(model, starts.frames, starts.actions, judge, config=config)
-        driven = evaluate_long_horizon(
-            model, starts.frames, starts.actions, judge, config=config, driver=driver, name=name
-        )
+        keys = evaluate_long_horizon(model, starts, metrics, config)
+        driven = evaluate_long_horizon(model, starts, metrics, replace(config, name=name), driver.predict)
         assert keys["whole"].value == driven["driver/whole"].value == whole
         assert keys["whole"].baseline == driven["driver/whole"].baseline == 1
         assert keys["whole"].passed is bool(whole)

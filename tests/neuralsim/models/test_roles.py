@@ -25,6 +25,7 @@ from neuralsim.evaluation.report import Metric, Target
 from neuralsim.evaluation.role_metrics import act_rows, action_error, infer_rows, reported_steps
 from neuralsim.evaluation.role_predictions import RolePredictions, RoleQueries, choose_windows
 from neuralsim.evaluation.statistics import Bootstrap
+from neuralsim.models.action_encoding import EncodedActions
 from neuralsim.models.roles import (
     ROLES,
     denoise_chunk,
@@ -188,8 +189,8 @@ def test_saved_and_loaded_it_answers_bit_equal(model: VideoWAM, state: VideoStat
 
 
 def test_a_world_that_only_simulates_says_so(tiny_model: VideoWAM, tiny_world: Path, tmp_path: Path) -> None:
-    start = tiny_model.start(torch.zeros(1, 1, 2, 8), torch.zeros(1, 0, 2))
-    for role in (act, foresee, dream):
+    start = tiny_model.start(torch.zeros(1, 1, 2, 8), EncodedActions(torch.zeros(1, 0, 2)))
+    for role in (predict_actions, predict_video, predict_jointly):
         with pytest.raises(ValueError, match=r"simulates only.*pusht-wam"):
             role(tiny_model, start, noise(1))
     with pytest.raises(ValueError, match="simulates only"):
@@ -255,7 +256,7 @@ def test_the_loader_of_video_cannot_touch_an_action(
     assert {role for _, role in video} == {"foresee"}
     windows = video[0][0]
     assert windows.actions is None
-    assert windows.sample(4, 8, draws, torch.device("cpu")).actions is None
+    assert not windows.sample(4, 8, draws, torch.device("cpu")).actions.known
     with pytest.raises(ActionsAbsent):
         _ = watched[0].actions
     with pytest.raises(ActionsAbsent):
@@ -296,7 +297,8 @@ def foresight(model: VideoWAM, store: EpisodeStore) -> float:
             tokens = model.codec.encode(torch.as_tensor(np.array(store[int(index)].frames)))
             windows = tokens.unfold(0, 8, 1).movedim(-1, 1)
             nobody = torch.zeros(len(windows), dtype=torch.int64)
-            found = joint_losses(model, windows, None, nobody, 2, noise(len(windows)), "foresee")
+            unknown = EncodedActions(torch.zeros(len(windows), 7, 2), known=False)
+            found = joint_losses(model, windows, unknown, nobody, 2, noise(len(windows)), "foresee")
             assert set(found) == {"frames"}
             total.append(float(found["frames"].mean()))
     assert total
@@ -397,10 +399,10 @@ def test_errors_count_only_where_an_action_can_be_told() -> None:
 
 def test_a_sure_bar_wants_the_whole_interval() -> None:
     bar = Target(most=0.0, surely=True)
-    assert Metric("x", "x", -1.0, low=-2, high=-0.1, bar=bar).passed is True
-    assert Metric("x", "x", -1.0, low=-2, high=0.1, bar=bar).passed is False
-    assert Metric("x", "x", 0.0, low=0, high=0, bar=bar).passed is False
-    assert Metric("x", "x", -1.0, bar=bar).passed is False
+    assert Metric("x", "x", -1.0, low=-2, high=-0.1, target=bar).passed is True
+    assert Metric("x", "x", -1.0, low=-2, high=0.1, target=bar).passed is False
+    assert Metric("x", "x", 0.0, low=0, high=0, target=bar).passed is False
+    assert Metric("x", "x", -1.0, target=bar).passed is False
     assert str(bar) == "< 0 (95 %)"
 
 
