@@ -1,4 +1,4 @@
-"""Fault: what goes wrong on purpose while a chunk is being done in the true Push-T, so that a monitor can show whether it notices."""
+"""Faults injected on purpose into chunks of the real Push-T, to measure whether a monitor detects them."""
 
 from __future__ import annotations
 
@@ -10,41 +10,49 @@ import numpy as np
 from neuralsim.envs.pusht.env import PUSHER_RADIUS, WALL_GIVES, WALLS, PushTRealEnv, block_inside, distance_to_block
 
 VISIBLE = 32
-"""Grey levels by which some pixel must differ, while it is watched for, before a fault counts as one that can be seen at all."""
+"""Grey levels by which some pixel must differ, in the frames that are watched, for a fault to count as visible."""
 TRIES = 200
 """Directions tried for a pushed block before it stays where it is."""
-HELD = WALLS[0] - WALL_GIVES
-"""How near to the rim a block may come, in units."""
+RIM = WALLS[0] - WALL_GIVES
+"""Least distance of a block from the edge of the workspace, in units."""
 
 
 @dataclass(frozen=True, eq=False)
 class FaultScene:
-    """What would happen without a fault: frames uint8 ``(k + 1, h, w, 3)``, actions ``(k, a)``, states ``(k + 1, s)``."""
+    """Course of a chunk without a fault."""
 
     frames: np.ndarray
+    """uint8 ``(k + 1, h, w, 3)``."""
     actions: np.ndarray
+    """``(k, a)``."""
     states: np.ndarray
+    """``(k + 1, s)``."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """``happen(scene, at, rng, env)`` gives the frames ``(k + 1 - at, h, w, 3)`` from step ``at`` (1 to k) on, the first that the fault
-    touches; before it all is well. group: faults of one kind; told: what happens, for people."""
+    """One kind of fault."""
 
     name: str
     group: str
-    told: str
+    """Faults of one kind share it."""
+    description: str
     happen: Callable[[FaultScene, int, np.random.Generator, PushTRealEnv], np.ndarray]
+    """``(scene, at, rng, env)`` -> the frames ``(k + 1 - at, h, w, 3)`` from step ``at`` (1 to k) on, the first that the fault changes."""
 
 
 def visible(scene: FaultScene, at: int, frames: np.ndarray) -> bool:
-    """Whether ``frames``, those of some steps from ``at`` on, differ from the scene's by more than VISIBLE grey levels anywhere."""
+    """Return True if ``frames``, from step ``at`` on, differ from the scene's by more than VISIBLE grey levels anywhere."""
     return bool(np.abs(frames.astype(np.int16) - scene.frames[at : at + len(frames)]).max() > VISIBLE)
 
 
 def pusht_faults(elsewhere: np.ndarray, other_world: np.ndarray) -> tuple[Fault, ...]:
-    """The faults of Push-T. ``elsewhere`` and ``other_world`` uint8 ``(n, h, w, 3)``: what another robot's camera shows, and one of
-    another world."""
+    """Return the faults of Push-T.
+
+    Args:
+        elsewhere: uint8 ``(n, h, w, 3)``, frames of another robot's camera.
+        other_world: uint8 ``(n, h, w, 3)``, frames of a camera in another world.
+    """
     return (
         *(Fault(f"pushed-{u}", "pushed block", f"the block is pushed {u} units", _pushed(u)) for u in (10, 20, 40)),
         Fault("mirrored", "swapped camera", "the camera's picture is mirrored", _turned(lambda f: f[:, :, ::-1])),
@@ -64,7 +72,7 @@ def pusht_faults(elsewhere: np.ndarray, other_world: np.ndarray) -> tuple[Fault,
 
 
 def replay(env: PushTRealEnv, state: np.ndarray, actions: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-    """Frames ``(n + 1, h, w, 3)`` of ``actions`` ``(n, a)`` from ``state`` ``(5,)`` on."""
+    """Return frames ``(n + 1, h, w, 3)`` of ``actions`` ``(n, a)`` from ``state`` ``(5,)`` on."""
     env.set_state(state)
     frames = [np.asarray(env.render())]
     for action in actions:
@@ -73,12 +81,13 @@ def replay(env: PushTRealEnv, state: np.ndarray, actions: Sequence[np.ndarray] |
 
 
 def push_block(state: np.ndarray, units: float, rng: np.random.Generator) -> np.ndarray:
-    """``state`` ``(5,)`` with its block ``units`` farther in some direction in which it stays inside and clear of the pusher; the
-    state itself where there is none."""
+    """Move the block of ``state`` ``(5,)`` by ``units`` in a random direction in which it stays inside and clear of the pusher.
+
+    Returns the state itself where there is no such direction."""
     for angle in rng.uniform(-np.pi, np.pi, TRIES):
         moved = np.array(state, np.float64)
-        moved[2:4] += units * np.array([np.cos(angle), np.sin(angle)])
-        if block_inside(moved[2:], HELD) and distance_to_block(moved[:2], moved[2:]) > PUSHER_RADIUS:
+        moved[2:4] += units * np.array([np.cos(angle), np.sin(angle)], np.float64)
+        if block_inside(moved[2:], RIM) and distance_to_block(moved[:2], moved[2:]) > PUSHER_RADIUS:
             return moved
     return np.array(state, np.float64)
 
@@ -113,7 +122,7 @@ def _turned(turn: Callable[[np.ndarray], np.ndarray]) -> Callable[..., np.ndarra
 
 
 def _replaced(frames: np.ndarray) -> Callable[..., np.ndarray]:
-    """Another camera: it shows ``frames`` from a random one on, one after the other."""
+    """Another camera shows ``frames`` from a random one on, one after the other."""
 
     def happen(scene: FaultScene, at: int, rng: np.random.Generator, env: PushTRealEnv) -> np.ndarray:
         begin = int(rng.integers(len(frames)))

@@ -1,8 +1,8 @@
-"""Limits: what a robot may be told to do, whatever a policy asks for. Position, speed and change of speed, kept together.
+"""Hard limits of a robot: position, speed and change of speed, kept together whatever a policy asks for.
 
-A limit on position is only worth something if the robot can still stop in front of it: where the change of an action is limited
-too, speed is let in only as far as the way left suffices to brake. So all limits can be kept in the next period whenever they
-were kept in this one.
+A limit on position is useful only if the robot can still stop in front of it: where the change of an action is limited too, speed is
+allowed only as far as the remaining way suffices to brake. So all limits can be kept in the next period whenever they were kept in
+this one.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Limits:
-    """Hard limits of a robot, in the units of its spec.
-
-    position: the least and most that a reading of the robot may be, by the reading's name. moves: which action dimension moves
-    that reading; the action is then its displacement, ``action_offset + action_scale * action`` per period. A limited reading that
-    no action moves is held in imagination alone, as ``region`` is: the least and most of dreamt states by name (e.g. ``block_x``).
-    speed: the most per action dimension, in ``action_units`` per second. share: the most of the action range, 1 for all of it.
-    change: the most that an action may differ from the one before, in action units (2 and more: no limit).
-    """
+    """Hard limits of a robot, in the units of its spec."""
 
     position: Mapping[str, Range] = field(default_factory=dict)
+    """Least and most of a reading of the robot, by the reading's name. A reading that no action moves (see ``moves``) is limited in
+    imagination alone, as ``region`` is."""
     moves: Mapping[str, str] = field(default_factory=dict)
+    """Action dimension that moves a reading; the action is then its displacement, ``action_offset + action_scale * action`` per
+    period."""
     region: Mapping[str, Range] = field(default_factory=dict)
+    """Least and most of imagined states by name (for example ``block_x``)."""
     speed: Sequence[float] | None = None
+    """Most per action dimension, in ``action_units`` per second."""
     share: float = 1.0
+    """Largest share of the action range, 1 for all of it."""
     change: float = math.inf
+    """Largest difference between an action and the one before, in action units (2 and more: no limit)."""
 
     def __post_init__(self) -> None:
         for name, (low, high) in (*self.position.items(), *self.region.items()):
@@ -50,16 +51,16 @@ class Limits:
 
     @property
     def imagined(self) -> dict[str, Range]:
-        """What dreamt states may not leave, by name: region, and limited readings that no action moves."""
+        """Ranges of imagined states by name: region, and limited readings that no action moves."""
         return {**{name: ends for name, ends in self.position.items() if name not in self.moves}, **self.region}
 
     @property
     def pace(self) -> Limits:
-        """The limits that are kept wherever the robot is: all but position and region."""
+        """Limits that hold at any place: all but position and region."""
         return Limits(speed=self.speed, share=self.share, change=self.change)
 
     def check(self, spec: WorldSpec) -> None:
-        """Raise a ValueError where these are no limits for robots of ``spec``."""
+        """Raise ValueError where these are no limits for robots of ``spec``."""
         if spec.discrete:
             if self.moves or self.speed is not None or self.share < 1 or math.isfinite(self.change):
                 raise ValueError(f"limits: actions of {spec.name!r} are choices, which have neither speed nor way")
@@ -69,9 +70,19 @@ class Limits:
         if self.speed is not None and len(self.speed) != spec.action_size:
             raise ValueError(f"limits: expected {spec.action_size} speeds {spec.action_names}, got {list(self.speed)}")
 
+    def check_readings(self, readings: Mapping[str, float] | None) -> None:
+        """Raise ValueError unless every reading that actions move is there and finite: a robot at an unknown place cannot be
+        kept within limits."""
+        for name in self.moves:
+            if readings is None or name not in readings:
+                found = "none" if not readings else ", ".join(readings)
+                raise ValueError(f"limits: {name!r} is limited, but the robot has no such reading (it has {found})")
+            if not math.isfinite(float(readings[name])):
+                raise ValueError(f"limits: {name!r} is limited, but the robot reports it as {float(readings[name])}")
+
 
 def pusht_limits() -> Limits:
-    """Those of the true Push-T: its pusher's range, and nothing more than its actions can do anyway."""
+    """Return the limits of the real Push-T: its pusher's range, and all that its actions can do."""
     from neuralsim.envs.pusht.env import PUSHER_RANGE
 
     x, y = "pusher_x", "pusher_y"
@@ -79,28 +90,35 @@ def pusht_limits() -> Limits:
 
 
 def keep_limits(
-    spec: WorldSpec, limits: Limits, action: Any, previous: np.ndarray | None, place: Mapping[str, float] | None
+    spec: WorldSpec, limits: Limits, action: Any, previous: np.ndarray | None, readings: Mapping[str, float] | None
 ) -> np.ndarray:
-    """The action ``(a,)`` nearest to ``action`` that keeps ``limits``, float32 (int64 for choices).
+    """Return the action ``(a,)`` nearest to ``action`` that keeps ``limits``, float32 (int64 for choices).
 
-    ``previous`` is what was last sent, None where the robot stands still; ``place`` the robot's readings by name. What is no
-    action at all (NaN, infinity, another shape, no choice there is) becomes the rest action, as far as the limits let it brake.
-    Where not all limits can be kept, for example since the robot was carried outside, position and speed go before change;
-    outside of its range a reading may stay or come back, never go further. A limited reading that is NaN stays where it is.
-    Raises ValueError where ``place`` lacks a reading that is to be limited: a robot that does not tell where it is cannot be held.
+    Anything that is no action (NaN, infinity, another shape, no choice of the spec) becomes the rest action, as far as the limits
+    let it brake. Where not all limits can be kept, for example because the robot was carried outside, position and speed go before
+    change. Outside of its range a reading may stay or come back, never go further; one that is not finite stays where it is.
+
+    Args:
+        spec: spec of the robot's world.
+        limits: limits to keep.
+        action: action that is asked for.
+        previous: action sent last, None where the robot stands still.
+        readings: readings of the robot by name.
+
+    Raises ValueError where ``readings`` lacks a reading that is to be limited.
     """
-    asked = _wanted(spec, action)
+    wanted = _wanted(spec, action)
     if spec.discrete:
-        return asked
-    low, high = _reach(spec, limits, place)
+        return wanted
+    low, high = _reach(spec, limits, readings)
     rest = spec.rest_action().astype(np.float64)
     before = rest if previous is None else _wanted(spec, previous).astype(np.float64)
-    near = np.clip(asked.astype(np.float64), before - limits.change, before + limits.change)
+    near = np.clip(wanted.astype(np.float64), before - limits.change, before + limits.change)
     return np.clip(near, low, high).astype(np.float32)
 
 
 def _wanted(spec: WorldSpec, action: Any) -> np.ndarray:
-    """``action`` as the spec has it, within its range; the rest action for what is none."""
+    """Return ``action`` clipped to the spec's range; the rest action for anything that is none."""
     try:
         array = np.asarray(action)
         if spec.discrete:
@@ -111,19 +129,22 @@ def _wanted(spec: WorldSpec, action: Any) -> np.ndarray:
     return np.clip(array, -1, 1) if np.isfinite(array).all() else spec.rest_action()
 
 
-def _reach(spec: WorldSpec, limits: Limits, place: Mapping[str, float] | None) -> tuple[np.ndarray, np.ndarray]:
-    """The least and most action ``(a,)`` that keep share, speed and position."""
+def _reach(spec: WorldSpec, limits: Limits, readings: Mapping[str, float] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the least and most action ``(a,)`` that keep share, speed and position."""
     scale, offset = np.array(spec.action_scale, np.float64), np.array(spec.action_offset, np.float64)
-    most = np.full(spec.action_size, np.inf)
+    most = np.full(spec.action_size, np.inf, np.float64)
     if limits.speed is not None:
         most = np.array(limits.speed, np.float64) / spec.rate_hz
     back, forth = -most, most.copy()  # displacements per period
     for name, dimension in limits.moves.items():
-        if place is None or name not in place:
-            told = "none" if not place else ", ".join(place)
-            raise ValueError(f"limits: {name!r} is limited, but the robot tells no such reading (it tells {told})")
+        if readings is None or name not in readings:
+            limits.check_readings(readings)  # raises
+            continue
         i = spec.action_names.index(dimension)
-        here, (least, greatest) = float(place[name]), limits.position[name]
+        here, (least, greatest) = float(readings[name]), limits.position[name]
+        if not math.isfinite(here):
+            back[i] = forth[i] = 0.0
+            continue
         brake = limits.change * abs(scale[i])
         back[i] = max(back[i], -_fastest(here - least, brake))
         forth[i] = min(forth[i], _fastest(greatest - here, brake))
@@ -136,11 +157,11 @@ def _reach(spec: WorldSpec, limits: Limits, place: Mapping[str, float] | None) -
 
 
 def _fastest(room: float, brake: float) -> float:
-    """The largest displacement per period after which a robot that slows down by ``brake`` per period stops within ``room``.
+    """Return the largest displacement per period after which a robot that slows down by ``brake`` per period stops within ``room``.
 
     From d it still goes d + (d - brake) + (d - 2 brake) ... as long as that is above 0: with n terms, n d - brake n (n - 1) / 2.
     """
-    if not room > 0:  # NaN too
+    if not room > 0:
         return 0.0
     if not math.isfinite(brake):
         return room

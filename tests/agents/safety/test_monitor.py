@@ -14,9 +14,10 @@ import torch
 from hypothesis import given
 
 from neuralsim.agents.heads.chunk_policy import ObservationHistory
-from neuralsim.agents.safety import evaluate as safety_trial
-from neuralsim.agents.safety.anomaly_detector import AnomalyDetector, AnomalyScores, NormalizedDistance, Watched
-from neuralsim.agents.safety.evaluate import Places, SafetyConfig, calibrate, inject, measure_safety, watch
+from neuralsim.agents.safety import evaluate
+from neuralsim.agents.safety.anomaly_detector import AnomalyDetector, AnomalyScores, NormalizedDistance, ObservedChunks
+from neuralsim.agents.safety.calibration import ChunkIndex, calibrate, observe_chunks
+from neuralsim.agents.safety.evaluate import SafetyConfig, inject, measure_safety
 from neuralsim.agents.safety.fault_injection import Fault, push_block, pusht_faults
 from neuralsim.agents.safety.limits import Limits, keep_limits, pusht_limits
 from neuralsim.agents.safety.monitor import Rule, SafetyMonitor
@@ -26,8 +27,8 @@ from neuralsim.envs.pusht.env import PushTRealEnv, block_inside, pusht_spec
 from neuralsim.models.video_wam import VideoWAM
 from neuralsim.pretrained.world import World, open_world
 from neuralsim.spec import WorldSpec
-from neuralsim.storage.manifest import seal
 from neuralsim.state_view import View
+from neuralsim.storage.manifest import seal
 
 SPEC = pusht_spec()
 STEP = SPEC.action_scale[0]
@@ -86,7 +87,8 @@ def test_what_is_no_action_becomes_rest(asked: object) -> None:
 
 
 def test_a_robot_outside_may_come_back_and_never_goes_further() -> None:
-    for x, asked, expected in ((510, 1, 0), (510, -1, -1), (3, -1, 0), (np.nan, 1, 0)):
+    unknown = ((x, asked, 0) for x in (np.nan, np.inf, -np.inf) for asked in (1, -1))
+    for x, asked, expected in ((510, 1, 0), (510, -1, -1), (3, -1, 0), *unknown):
         assert keep_limits(SPEC, pusht_limits(), np.array([asked, 0]), None, pusher(x, 256))[0] == expected
 
 
@@ -94,6 +96,14 @@ def test_a_robot_that_does_not_tell_where_it_is_is_not_moved() -> None:
     for place in (None, {}, {"pusher_x": 1.0}):
         with pytest.raises(ValueError, match=r"pusher_[xy]"):
             keep_limits(SPEC, pusht_limits(), np.zeros(2), None, place)
+
+
+@pytest.mark.parametrize("x", [np.nan, np.inf, -np.inf])
+def test_a_monitor_names_the_limited_reading_of_a_robot_at_an_unknown_place(compact: World, x: float) -> None:
+    monitor = SafetyMonitor(compact, pusht_limits())
+    with pytest.raises(ValueError, match=rf"'pusher_x' is limited, but the robot reports it as {x}"):
+        monitor.limit(np.zeros(2, np.float32), None, pusher(x, 256))
+    assert SafetyMonitor(compact, Limits()).limit(np.ones(2, np.float32), None, pusher(x, 256)).tolist() == [1, 1]
 
 
 def test_choices_pass_if_they_are_any_and_become_rest_if_not() -> None:
@@ -192,13 +202,13 @@ def test_a_video_world_watches_too(tiny_model: VideoWAM) -> None:
     env = PushTRealEnv()
     seen = ObservationHistory.first(env.reset(seed=1)[0][None], tiny_model.spec)
     monitor = SafetyMonitor(World(tiny_model), pusht_limits())
-    foresight = monitor.imagine(seen, RIGHT)
-    assert foresight.dream.features.shape == (1, 9, tiny_model.feature_size)
+    imagined = monitor.imagine(seen, RIGHT)
+    assert imagined.rollout.features.shape == (1, 9, tiny_model.feature_size)
     for step in range(1, 4):
         seen = seen.then(RIGHT[:1], env.step(RIGHT[0])[0][None], tiny_model.spec.context)
-        assert monitor.compare(foresight, step, seen).allowed
+        assert monitor.compare(imagined, step, seen).allowed
     frozen = seen.then(RIGHT[:1], seen.frames[:, -1], tiny_model.spec.context)
-    assert monitor.compare(foresight, 4, frozen).reasons or np.ptp(foresight.dream.features[0, 3:5], 0).max() <= 1
+    assert monitor.compare(imagined, 4, frozen).reasons or np.ptp(imagined.rollout.features[0, 3:5], 0).max() <= 1
     env.close()
 
 
@@ -210,55 +220,55 @@ def usual() -> AnomalyDetector:
     """Thresholds of residuals that are standard normals times the step."""
     rng = np.random.default_rng(0)
     n, k, d = 2000, 8, 4
-    imagined = np.zeros((n, k + 1, d))
-    seen = imagined + rng.normal(size=(n, k + 1, d)) * np.arange(k + 1)[:, None] * 0.1
-    return AnomalyDetector.fit(watched(seen))
+    nothing = np.zeros((n, k + 1, d))
+    seen = nothing + rng.normal(size=(n, k + 1, d)) * np.arange(k + 1)[:, None] * 0.1
+    return AnomalyDetector.fit(observed(seen))
 
 
-def watched(seen: np.ndarray) -> Watched:
-    """Chunks ``(n, k + 1, d)`` in which nothing was imagined to happen, without doubt."""
+def observed(seen: np.ndarray) -> ObservedChunks:
+    """Chunks ``(n, k + 1, d)`` in which nothing was imagined to happen, with the same uncertainty everywhere."""
     flat = np.ones(seen.shape[:2])
-    return Watched(seen, 0 * seen, flat, 0 * flat, np.zeros((len(seen), seen.shape[1] - 1), bool))
+    return ObservedChunks(seen, 0 * seen, flat, 0 * flat, np.zeros((len(seen), seen.shape[1] - 1), bool))
 
 
 def found(usual: AnomalyDetector, seen: np.ndarray) -> dict[str, np.ndarray]:
-    evidence = usual.evidence(watched(seen[None]))
-    return {n: (getattr(evidence, n) > usual.limit(n))[0] for n in AnomalyScores.NAMES}
+    scores = usual.scores(observed(seen[None]))
+    return {n: (getattr(scores, n) > usual.limit(n))[0] for n in AnomalyScores.NAMES}
 
 
 def test_slow_growth_is_noticed_in_two_frames_in_a_row_and_not_in_one(usual: AnomalyDetector) -> None:
     drift = np.linspace(0, 1, 9)[:, None] * np.full(4, 8.0)
-    told = found(usual, drift)["grown"]
+    told = found(usual, drift)["drift"]
     assert not told[0]
     assert told[1:].any()
     once = np.zeros((9, 4))
     once[5] = 3.0
-    assert not found(usual, once)["grown"].any()
+    assert not found(usual, once)["drift"].any()
 
 
 def test_a_jump_is_noticed_at_once(usual: AnomalyDetector) -> None:
     jump = np.zeros((9, 4))
     jump[4:] = 6.0
-    assert np.flatnonzero(found(usual, jump)["jumped"])[0] == 3
+    assert np.flatnonzero(found(usual, jump)["jump"])[0] == 3
 
 
 def test_calibration_lets_through_all_but_the_share_asked_for(usual: AnomalyDetector) -> None:
     rng = np.random.default_rng(1)
     seen = rng.normal(size=(4000, 9, 4)) * np.arange(9)[:, None] * 0.1
-    assert 0.0002 < usual.exceeded(usual.evidence(watched(seen))).any(1).mean() < 0.01
+    assert 0.0002 < usual.exceeded(usual.scores(observed(seen))).any(1).mean() < 0.01
 
 
-def test_more_doubt_allows_more() -> None:
+def test_more_uncertainty_allows_more() -> None:
     rng = np.random.default_rng(2)
-    doubts = rng.uniform(0.5, 2, (3000, 3))
-    yard = NormalizedDistance.fit(rng.normal(size=(3000, 3, 2)) * doubts[..., None], doubts)
+    uncertainty = rng.uniform(0.5, 2, (3000, 3))
+    distance = NormalizedDistance.fit(rng.normal(size=(3000, 3, 2)) * uncertainty[..., None], uncertainty)
     residual = np.ones((1, 3, 2))
     steps = np.arange(1, 4)
-    sure, unsure = (yard.distance(residual, np.full((1, 3), u), steps) for u in (0.6, 1.9))
+    sure, unsure = (distance.distance(residual, np.full((1, 3), u), steps) for u in (0.6, 1.9))
     assert (sure > 2 * unsure).all()
 
 
-# -- the witness -------------------------------------------------------------------------------------------------------
+# -- the classifier ----------------------------------------------------------------------------------------------------
 
 
 def some_steps(n: int, seed: int) -> Transitions:
@@ -276,93 +286,97 @@ def some_steps(n: int, seed: int) -> Transitions:
 
 
 @pytest.fixture(scope="module")
-def witness() -> TransitionClassifier:
+def classifier() -> TransitionClassifier:
     return TransitionClassifier.fit(("arm_x", "box_x", "lid_angle"), some_steps(4000, 0))
 
 
-def test_what_is_glaring_where_nothing_moves_is_usual_where_things_hop(witness: TransitionClassifier) -> None:
+def test_what_is_glaring_where_nothing_moves_is_usual_where_things_hop(classifier: TransitionClassifier) -> None:
     steps = some_steps(2000, 1)
-    assert witness.faults == ("arm", "box", "lid", "all")
-    still = steps.before[:, 0] < -0.2
-    hopping = steps.before[:, 0] > 0.2
-    pushed = replace(steps, seen=steps.seen + np.array([0, 8.0, 0]))
-    assert np.median(witness.odds(pushed)[still, 1]) > 2
-    assert np.median(witness.odds(pushed)[hopping, 1]) < 1
-    assert np.quantile(witness.odds(steps)[still, 1], 0.95) < -1
-    astray = replace(steps, seen=steps.seen + np.array([8.0, 0, 0]))
-    assert np.median(witness.odds(astray)[:, 0]) > 2
-    assert np.quantile(witness.odds(steps)[:, 0], 0.95) < -1
+    assert classifier.faults == ("arm", "box", "lid", "all")
+    still = steps.features[:, 0] < -0.2
+    hopping = steps.features[:, 0] > 0.2
+    pushed = replace(steps, next_states=steps.next_states + np.array([0, 8.0, 0]))
+    assert np.median(classifier.odds(pushed)[still, 1]) > 2
+    assert np.median(classifier.odds(pushed)[hopping, 1]) < 1
+    assert np.quantile(classifier.odds(steps)[still, 1], 0.95) < -1
+    astray = replace(steps, next_states=steps.next_states + np.array([8.0, 0, 0]))
+    assert np.median(classifier.odds(astray)[:, 0]) > 2
+    assert np.quantile(classifier.odds(steps)[:, 0], 0.95) < -1
 
 
-def test_that_nothing_moved_is_told_where_something_should_have(witness: TransitionClassifier) -> None:
+def test_that_nothing_moved_is_told_where_something_should_have(classifier: TransitionClassifier) -> None:
     steps = some_steps(2000, 2)
-    frozen = witness.odds(replace(steps, seen=steps.was, same=~steps.same))[:, 3]
+    frozen = classifier.odds(replace(steps, next_states=steps.states, unchanged=~steps.unchanged))[:, 3]
     assert np.median(frozen[np.abs(steps.actions[:, 0]) > 0.5]) > 2
-    assert np.median(witness.odds(steps)[:, 3]) < -2
+    assert np.median(classifier.odds(steps)[:, 3]) < -2
 
 
-def test_a_small_fault_that_stays_adds_up_and_one_outlier_does_not(witness: TransitionClassifier) -> None:
+def test_a_small_fault_that_stays_adds_up_and_one_outlier_does_not(classifier: TransitionClassifier) -> None:
     steps = some_steps(1200, 3)
-    small = replace(steps, seen=steps.seen + np.array([4.0, 0, 0])).map(lambda x: x.reshape(200, 6, *x.shape[1:]))
-    sums = witness.sums(small)
+    small = replace(steps, next_states=steps.next_states + np.array([4.0, 0, 0])).map(
+        lambda x: x.reshape(200, 6, *x.shape[1:])
+    )
+    sums = classifier.sums(small)
     assert sums.shape == (200, 6, 2, 4)
     assert np.median(sums[:, 2, 1, 0]) > np.median(sums[:, 0, 1, 0])
     first = steps.map(lambda x: x.reshape(200, 6, *x.shape[1:]))
-    wild = first.seen.copy()
+    wild = first.next_states.copy()
     wild[:, 3, 0] += 1000
-    assert (witness.sums(replace(first, seen=wild))[:, 3, 1, 0] <= CLIP[1]).mean() > 0.9
+    assert (classifier.sums(replace(first, next_states=wild))[:, 3, 1, 0] <= CLIP[1]).mean() > 0.9
 
 
 @pytest.fixture(scope="module")
-def watching(compact: World, store: Path) -> tuple[SafetyMonitor, Places]:
+def watching(compact: World, store: Path) -> tuple[SafetyMonitor, ChunkIndex]:
     """A monitor calibrated on some episodes, and chunks of others."""
     episodes = EpisodeStore(store)
     parts = [[(0, i, b) for i in r for b in (2, 6, 11, 15, 19, 22)] for r in (range(28), range(28, 36))]
     rest = np.array([(0, i, b) for i in range(36, 44) for b in range(2, 14, 2)])
-    monitor = SafetyMonitor(compact, pusht_limits(), mismatch=None)
-    learn, judge = (Places([episodes], np.array(part)) for part in parts)
-    mismatch = calibrate(monitor, learn, judge, 8, lambda n: None)
-    return replace(monitor, mismatch=mismatch), Places([episodes], rest)
+    monitor = SafetyMonitor(compact, pusht_limits(), detector=None)
+    learn, judge = (ChunkIndex([episodes], np.array(part)) for part in parts)
+    detector = calibrate(monitor, learn, judge, 8, lambda n: None)
+    return replace(monitor, detector=detector), ChunkIndex([episodes], rest)
 
 
-def test_frame_by_frame_and_in_batches_the_answers_are_the_same(watching: tuple[SafetyMonitor, Places]) -> None:
-    monitor, places = watching
-    scene = places.scene(5, 0, 8)
+def test_frame_by_frame_and_in_batches_the_answers_are_the_same(watching: tuple[SafetyMonitor, ChunkIndex]) -> None:
+    monitor, chunks = watching
+    scene = chunks.scene(5, 0, 8)
     frames = scene.frames.copy()
     frames[4:] = frames[4:, :, ::-1]  # mirrored
     frames[7] = frames[6]
-    mismatch = monitor.mismatch
-    assert mismatch is not None
-    expected = mismatch.exceeded(mismatch.evidence(watch(monitor, frames[None], scene.actions[None], 8)))[0]
-    foresight = monitor.imagine(ObservationHistory.first(frames[:1], pusht_spec()), scene.actions)
+    detector = monitor.detector
+    assert detector is not None
+    expected = detector.exceeded(detector.scores(observe_chunks(monitor, frames[None], scene.actions[None], 8)))[0]
+    imagined = monitor.imagine(ObservationHistory.first(frames[:1], pusht_spec()), scene.actions)
     seen = ObservationHistory.first(frames[:1], pusht_spec())
     told = []
     for step in range(1, 9):
         seen = seen.then(scene.actions[step - 1 : step], frames[step : step + 1], 4)
-        told.append(not monitor.compare(foresight, step, seen).allowed)
+        told.append(not monitor.compare(imagined, step, seen).allowed)
     assert told == expected.tolist()
     assert told[3]
 
 
-def test_a_frame_without_the_one_before_is_held_against_the_dream_too(watching: tuple[SafetyMonitor, Places]) -> None:
-    monitor, places = watching
-    scene = places.scene(3, 0, 8)
-    foresight = monitor.imagine(ObservationHistory.first(scene.frames[:1], pusht_spec()), scene.actions)
-    assert monitor.compare(foresight, 3, ObservationHistory.first(scene.frames[3:4], pusht_spec())).allowed
+def test_a_frame_without_the_one_before_is_held_against_the_dream_too(
+    watching: tuple[SafetyMonitor, ChunkIndex],
+) -> None:
+    monitor, chunks = watching
+    scene = chunks.scene(3, 0, 8)
+    imagined = monitor.imagine(ObservationHistory.first(scene.frames[:1], pusht_spec()), scene.actions)
+    assert monitor.compare(imagined, 3, ObservationHistory.first(scene.frames[3:4], pusht_spec())).allowed
     mirrored = np.ascontiguousarray(scene.frames[3:4, :, ::-1])
-    assert not monitor.compare(foresight, 3, ObservationHistory.first(mirrored, pusht_spec())).allowed
+    assert not monitor.compare(imagined, 3, ObservationHistory.first(mirrored, pusht_spec())).allowed
     with pytest.raises(ValueError, match="0 to 8"):
-        monitor.compare(foresight, 9, ObservationHistory.first(mirrored, pusht_spec()))
+        monitor.compare(imagined, 9, ObservationHistory.first(mirrored, pusht_spec()))
 
 
 def test_faults_that_nobody_could_miss_are_noticed_in_nearly_every_chunk(
-    watching: tuple[SafetyMonitor, Places],
+    watching: tuple[SafetyMonitor, ChunkIndex],
 ) -> None:
-    monitor, places = watching
+    monitor, chunks = watching
     other = np.zeros((1, 64, 64, 3), np.uint8)
     for fault in pusht_faults(other, other):
         if fault.name in ("pushed-40", "mirrored", "other-world"):
-            caught = inject(monitor, fault, places, SafetyConfig(chunks=12), lambda n: None)
+            caught = inject(monitor, fault, chunks, SafetyConfig(chunks=12), lambda n: None)
             assert caught.within(8).value >= 0.9, fault.name
 
 
@@ -379,10 +393,10 @@ def test_a_pushed_block_moves_so_far_and_stays_inside(seed: int) -> None:
 
 
 def test_shifted_actions_leave_what_was_before_and_move_the_pusher_elsewhere(
-    watching: tuple[SafetyMonitor, Places],
+    watching: tuple[SafetyMonitor, ChunkIndex],
 ) -> None:
-    _, places = watching
-    scene = places.scene(0, 0, 8)
+    _, chunks = watching
+    scene = chunks.scene(0, 0, 8)
     env = PushTRealEnv()
     faults = {f.name: f for f in pusht_faults(scene.frames, scene.frames)}
     still = faults["frozen"].happen(scene, 3, np.random.default_rng(0), env)
@@ -407,21 +421,23 @@ def folder(compact: World, tmp_path: Path) -> Path:
 
 
 def test_a_calibration_comes_back_from_its_folder_and_only_for_its_weights(
-    watching: tuple[SafetyMonitor, Places], folder: Path
+    watching: tuple[SafetyMonitor, ChunkIndex], folder: Path
 ) -> None:
-    mismatch = watching[0].mismatch
-    assert mismatch is not None
-    assert SafetyMonitor(open_world(folder, "cpu"), Limits()).mismatch is None
-    mismatch.save(folder)
-    back = SafetyMonitor(open_world(folder, "cpu"), Limits()).mismatch
+    detector = watching[0].detector
+    assert detector is not None
+    assert SafetyMonitor(open_world(folder, "cpu"), Limits()).detector is None
+    detector.save(folder)
+    back = SafetyMonitor(open_world(folder, "cpu"), Limits()).detector
     assert back is not None
-    assert back.grown.whiten == pytest.approx(mismatch.grown.whiten, rel=1e-5)
-    assert back.limit("jumped") == pytest.approx(mismatch.limit("jumped"), rel=1e-5)
-    assert back.witness is not None
-    assert mismatch.witness is not None
-    assert back.witness.faults == ("pusher", "block", "all")
-    assert back.witness.limits == pytest.approx(mismatch.witness.limits, rel=1e-5)
-    for (weight, bias), (read_weight, read_bias) in zip(mismatch.witness.layers, back.witness.layers, strict=True):
+    assert back.drift.whiten == pytest.approx(detector.drift.whiten, rel=1e-5)
+    assert back.limit("jump") == pytest.approx(detector.limit("jump"), rel=1e-5)
+    assert back.classifier is not None
+    assert detector.classifier is not None
+    assert back.classifier.faults == ("pusher", "block", "all")
+    assert back.classifier.limits == pytest.approx(detector.classifier.limits, rel=1e-5)
+    for (weight, bias), (read_weight, read_bias) in zip(
+        detector.classifier.layers, back.classifier.layers, strict=True
+    ):
         assert np.array_equal(read_weight, weight)
         assert np.array_equal(read_bias, bias)
     body = json.loads((folder / "safety.json").read_text())
@@ -444,11 +460,11 @@ def test_a_calibration_comes_back_from_its_folder_and_only_for_its_weights(
     ],
 )
 def test_a_damaged_calibration_is_refused_by_name(
-    watching: tuple[SafetyMonitor, Places], folder: Path, damage: object
+    watching: tuple[SafetyMonitor, ChunkIndex], folder: Path, damage: object
 ) -> None:
-    mismatch = watching[0].mismatch
-    assert mismatch is not None
-    path = mismatch.save(folder)
+    detector = watching[0].detector
+    assert detector is not None
+    path = detector.save(folder)
     path.write_text(json.dumps(damage(json.loads(path.read_text()))))  # type: ignore[operator]
     with pytest.raises(ValueError, match=r"safety\.json"):
         AnomalyDetector.load(folder, 24)
@@ -477,7 +493,7 @@ def test_a_trial_that_was_stopped_goes_on_where_it_stopped(
     folder: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = SafetyConfig(model=str(folder), chunks=2, data=store, out=tmp_path / "out", calibrate=True)
-    whole, tried = safety_trial.inject, []
+    whole, tried = evaluate.inject, []
 
     def stops(monitor: SafetyMonitor, fault: Fault, *rest: object) -> object:
         tried.append(fault.name)
@@ -485,7 +501,7 @@ def test_a_trial_that_was_stopped_goes_on_where_it_stopped(
             raise KeyboardInterrupt
         return whole(monitor, fault, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(safety_trial, "inject", stops)
+    monkeypatch.setattr(evaluate, "inject", stops)
     with pytest.raises(KeyboardInterrupt):
         measure_safety(config)
     before = (folder / "safety.json").stat().st_mtime_ns
