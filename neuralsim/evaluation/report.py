@@ -81,8 +81,8 @@ class Metric:
         """The target is reached; None without a target."""
         if self.target is None:
             return None
-        told = [self.value, *((self.low, self.high) if self.target.surely else ())]
-        within = all(x is not None and self.bar.passed(x) for x in told)
+        values = [self.value, *((self.low, self.high) if self.target.surely else ())]
+        within = all(x is not None and self.target.passed(x) for x in values)
         return within and (self.beats_copying or not self.target.beats)
 
     @property
@@ -121,7 +121,7 @@ class Report:
         return tuple(r for r in self.rows if r.passed is False)
 
     def table(self, rows: Sequence[Metric] | None = None) -> Table:
-        """A rich table of ``rows`` (all by default)."""
+        """Make a rich table of ``rows`` (all by default)."""
         rows = self.rows if rows is None else rows
         table = Table(
             title=self.title, caption=", ".join(f"{k} {v}" for k, v in self.circumstances.items() if _plain(v))
