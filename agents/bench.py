@@ -1,7 +1,7 @@
-"""Bench: how fast a world dreams on this machine, through the faces that people use, beside the true simulator.
+"""The command ``bench``: speed of a world on this machine, through each kind of environment, beside the real simulator.
 
-Figures compare only within one run: the machine's load and the rate of a reference matrix product stand beside them. Each figure is the
-best of several repeats (others on the machine can only slow it down), with the median next to it.
+Values compare only within one run: the machine's load and the rate of a reference matrix product stand beside them. Each value is
+the best of several repeats (other programs can only slow it down), with the median next to it.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ TARGETS = {
     "import": Target(most=0.3),
     "windows": Target(least=1500),
 }
-"""What a shipped world must reach on two CPU cores."""
+"""Targets of a shipped world on two CPU cores."""
 COMPACT_TARGETS = {"features_256": Target(least=20_000), "ppo_256": Target(least=5_000)}
-"""What a compact world must reach besides."""
+"""Further targets of a compact world."""
 
 
 @dataclass(frozen=True)
@@ -73,38 +73,43 @@ class Timing:
     median: float
 
 
-def time_calls(calls: Sequence[Callable[[], object]], seconds: float, repeats: int = REPEATS) -> list[Timing]:
-    """Time each of ``calls`` for about ``seconds`` in all, taking turns, so that a change of load meets all of them alike."""
+def time_calls(
+    calls: Sequence[Callable[[], object]],
+    seconds: float,
+    repeats: int = REPEATS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Timing]:
+    """Time each of ``calls`` for about ``seconds`` in all, in turns, so that a change of load affects all of them alike."""
     for call in calls:
         call()
     counts = []
     for call in calls:
-        begin = time.perf_counter()
+        begin = clock()
         call()
-        counts.append(max(1, math.ceil(seconds / repeats / max(time.perf_counter() - begin, 1e-7))))
+        counts.append(max(1, math.ceil(seconds / repeats / max(clock() - begin, 1e-7))))
     found: list[list[float]] = [[] for _ in calls]
     for _ in range(repeats):
         for times, call, count in zip(found, calls, counts, strict=True):
-            begin = time.perf_counter()
+            begin = clock()
             for _ in range(count):
                 call()
-            times.append((time.perf_counter() - begin) / count)
+            times.append((clock() - begin) / count)
     return [Timing(min(times), statistics.median(times)) for times in found]
 
 
 def run_bench(world: World, seconds: float = 2.0, store: EpisodeStore | None = None, show: bool = False) -> Report:
-    """Time everything, ``seconds`` for each figure, on ``world`` (which must have starts).
+    """Time everything on ``world`` (which must have starts), ``seconds`` for each value, and return the report.
 
-    The true world is timed beside its imagined one where it has a name, and the reader of its frames. ``store``: episodes for
-    the window sampler; by default those the world was trained on, where they are still there, or a few made for it. ``show`` says
-    on stderr what is being timed. Raises ValueError for a store of another world.
+    The real environment and the state estimator are timed too, where the world has them. ``store``: episodes for the window
+    sampler; by default those the world was trained on, where they are still there, or a few made for it. ``show`` names on
+    stderr what is being timed. Raises ValueError for a store of another world, a world without starts, or no time.
     """
     if store is not None and store.spec.frame_shape != world.spec.frame_shape:
         raise ValueError(
             f"bench: the world's frames are {world.spec.frame_shape}, those of {store.folder} {store.spec.frame_shape}"
         )
     if not seconds > 0:
-        raise ValueError(f"seconds: expected more than 0 for each figure, got {seconds!r}")
+        raise ValueError(f"seconds: expected more than 0 for each value, got {seconds!r}")
     if world.starts is None:
         raise ValueError(
             f"bench: the world in {world.folder} has no starts.npz, so its environments cannot begin by themselves"
@@ -118,8 +123,8 @@ def run_bench(world: World, seconds: float = 2.0, store: EpisodeStore | None = N
             ("bare model", lambda s: _bare(world, s)),
             ("snapshots", lambda s: _snapshots(world, s)),
             ("learning", lambda s: _learning(world, s)),
-            ("true simulator", lambda s: _true(world, s)),
-            ("reading", lambda s: _reading(world, s, store)),
+            ("real environment", lambda s: _real(world, s)),
+            ("training data", lambda s: _data(world, s, store)),
             ("import", lambda s: _import()),
         ):
             if name == "learning" and not (
@@ -140,13 +145,15 @@ def run_bench(world: World, seconds: float = 2.0, store: EpisodeStore | None = N
 
 
 def _rate(key: str, label: str, timing: Timing, count: float, unit: str) -> Metric:
-    """Things a second, ``count`` of them per call."""
+    """A rate per second, of ``count`` per call."""
     value, median = count / timing.best, count / timing.median
     return Metric(key, label, value, unit=unit, median=median, better="high", target=TARGETS.get(key))
 
 
 def _milliseconds(key: str, label: str, timing: Timing) -> Metric:
-    return Metric(key, label, 1e3 * timing.best, unit="ms", median=1e3 * timing.median, better="low", target=TARGETS.get(key))
+    return Metric(
+        key, label, 1e3 * timing.best, unit="ms", median=1e3 * timing.median, better="low", target=TARGETS.get(key)
+    )
 
 
 def _reference(seconds: float) -> Iterator[Metric]:
@@ -158,7 +165,7 @@ def _reference(seconds: float) -> Iterator[Metric]:
 
 
 def _actions(world: World, rows: int) -> Iterator[np.ndarray]:
-    """Endless random keys, ``(rows, a)`` each, as the faces take them."""
+    """Endless random actions, ``(rows, a)`` each, of the environments' action space."""
     spec = world.spec
     keys = random_keys(np.random.default_rng(0), 4096, spec.action_size * rows, spec.action_choices * rows)
     keys = spec.to_space(keys.reshape(4096, rows, spec.action_size))
@@ -167,13 +174,13 @@ def _actions(world: World, rows: int) -> Iterator[np.ndarray]:
 
 
 def _environments(world: World, seconds: float) -> Iterator[Metric]:
-    # No dream ends, so that steps are timed and not resets; the task, if there is one, is judged all the same.
-    judged = {"reward", "terminated"} <= set(world.model.head_names)
+    # No episode ends, so that steps are timed and not resets; the task, if there is one, is evaluated all the same.
+    has_task = {"reward", "terminated"} <= set(world.model.head_names)
     settings: dict[str, Any] = {
         "world": world,
         "horizon": None,
         "uncertainty_limit": math.inf,
-        "task": LearnedTask(threshold=math.inf) if judged else FunctionTask(lambda before, *_: np.zeros(len(before))),
+        "task": LearnedTask(threshold=math.inf) if has_task else FunctionTask(lambda before, *_: np.zeros(len(before))),
     }
     env = gym.make(ENV_ID, **settings)
     env.reset(seed=0)
@@ -189,16 +196,16 @@ def _environments(world: World, seconds: float) -> Iterator[Metric]:
     ):
         envs = gym.make_vec(ENV_ID, num_envs=num, observation=observation, **settings)
         envs.reset(seed=0)
-        plan = _actions(world, num)
-        (timing,) = time_calls([lambda e=envs, p=plan: e.step(next(p))], seconds)  # type: ignore[misc]
+        batch = _actions(world, num)
+        (timing,) = time_calls([lambda e=envs, b=batch: e.step(next(b))], seconds)  # type: ignore[misc]
         shown = "frames" if observation == "pixels" else "features only"
         yield _rate(key, f"imagined steps, gym.make_vec, {shown}, batch {num}", timing, num, "steps/s")
         envs.close()
     sb3 = ImaginedVecEnv(num_envs=32, **settings)
     sb3.reset()
-    plan = _actions(world, 32)
-    (timing,) = time_calls([lambda: sb3.step(next(plan))], seconds)
-    yield _rate("sb3_32", "imagined steps, Stable-Baselines3 face, frames, batch 32", timing, 32, "steps/s")
+    sb3_actions = _actions(world, 32)
+    (timing,) = time_calls([lambda: sb3.step(next(sb3_actions))], seconds)
+    yield _rate("sb3_32", "imagined steps, Stable-Baselines3 VecEnv, frames, batch 32", timing, 32, "steps/s")
     sb3.close()
 
 
@@ -241,18 +248,18 @@ def _snapshots(world: World, seconds: float) -> Iterator[Metric]:
 
 
 def _learning(world: World, seconds: float) -> Iterator[Metric]:
-    """What a second of learning brings: PPO as 'neuralsim rl' runs it, updates and all, in imagination; and what the true
-    simulator would give it of the same observations."""
-    rl_task, slots = find_task(world.spec.name), 256
-    ground = make_imagined_vec_env(world, rl_task, rl_task.starts(slots, 0, world.spec.height), slots)
-    ppo, _ = build("ppo", ground, False, 0, str(world.model.device))
-    steps = ppo.n_steps * slots
+    """Steps of PPO as 'neuralsim rl' runs it in imagination, updates included; and the real simulator's rate of the same
+    observations."""
+    rl_task, n_envs = find_task(world.spec.name), 256
+    envs = make_imagined_vec_env(world, rl_task, rl_task.starts(n_envs, 0, world.spec.height), n_envs)
+    ppo, _ = build("ppo", envs, False, 0, str(world.model.device))
+    steps = ppo.n_steps * n_envs
 
     def learn() -> None:
         ppo.learn(steps, reset_num_timesteps=False)
 
     (timing,) = time_calls([learn], seconds, repeats=3)
-    label = f"PPO in imagination, end to end, features, {slots} slots"
+    label = f"PPO in imagination, end to end, features, {n_envs} environments"
     yield _rate("ppo_256", label, timing, steps, "steps/s")
     env, keys = FeatureEnv(rl_task.env(world.spec.height), world.model), _actions(world, 1)
     env.reset(seed=0)
@@ -263,34 +270,34 @@ def _learning(world: World, seconds: float) -> Iterator[Metric]:
             env.reset()
 
     (timing,) = time_calls([step], seconds)
-    yield _rate("true_features", "true simulator, step and features, one process", timing, 1, "steps/s")
+    yield _rate("true_features", "real environment, step and features, one process", timing, 1, "steps/s")
 
 
-def _true(world: World, seconds: float) -> Iterator[Metric]:
-    """The true world, where it can be made."""
+def _real(world: World, seconds: float) -> Iterator[Metric]:
+    """The real environment, where it can be made."""
     real_world = find_real_world(world.spec.name)
     if real_world is not None and real_world.bare_env is not None:
-        yield from _true_and_bare(real_world, world.spec, seconds)
+        yield from _real_and_bare(real_world, world.spec, seconds)
         return
     try:
         env = real_env_of(world.spec, training_record(world).get("source"))
     except ValueError:
         return
     env.reset(seed=0)
-    plan = _actions(world, 1)
+    actions = _actions(world, 1)
 
     def step() -> None:
-        *_, terminated, truncated, _ = env.step(next(plan)[0])
+        *_, terminated, truncated, _ = env.step(next(actions)[0])
         if terminated or truncated:
             env.reset()
 
     (timing,) = time_calls([step], seconds)
-    yield _rate("true", "true simulator, step and frame", timing, 1, "steps/s")
+    yield _rate("true", "real environment, step and frame", timing, 1, "steps/s")
     env.close()
 
 
-def _true_and_bare(real_world: RealWorld, spec: WorldSpec, seconds: float) -> Iterator[Metric]:
-    """The real environment and the bare one it is built on, under the same actions, frames of the same size, taking turns."""
+def _real_and_bare(real_world: RealWorld, spec: WorldSpec, seconds: float) -> Iterator[Metric]:
+    """The real environment and the bare one it wraps, under the same actions, frames of the same size, in turns."""
     assert real_world.bare_env is not None
     envs = real_world.make_env(spec.height, "pixels"), load(real_world.bare_env)(spec.height)
     keys = random_keys(np.random.default_rng(0), 4096, spec.action_size)
@@ -305,11 +312,11 @@ def _true_and_bare(real_world: RealWorld, spec: WorldSpec, seconds: float) -> It
         return step
 
     mine, theirs = time_calls([stepper(env) for env in envs], 2 * seconds)
-    yield _rate("true", "true simulator, step and frame", mine, 1, "steps/s")
+    yield _rate("true", "real environment, step and frame", mine, 1, "steps/s")
     yield _rate("bare", "bare environment, step and frame", theirs, 1, "steps/s")
     yield Metric(
         "true_ratio",
-        "true simulator over the bare environment",
+        "real environment over the bare one",
         theirs.best / mine.best,
         median=theirs.median / mine.median,
         better="high",
@@ -319,7 +326,7 @@ def _true_and_bare(real_world: RealWorld, spec: WorldSpec, seconds: float) -> It
         env.close()
 
 
-def _reading(world: World, seconds: float, store: EpisodeStore | None) -> Iterator[Metric]:
+def _data(world: World, seconds: float, store: EpisodeStore | None) -> Iterator[Metric]:
     metrics = find_metrics(world.spec)
     with _episodes(world, store) as episodes:
         if episodes is None:
@@ -332,15 +339,15 @@ def _reading(world: World, seconds: float, store: EpisodeStore | None) -> Iterat
         calls: list[Callable[[], object]] = [lambda: sampler.sample(64, rng)]
         if metrics is not None:
             calls.append(lambda: metrics.estimator(frames))
-        sample, *read = time_calls(calls, seconds)
+        sample, *estimate = time_calls(calls, seconds)
     yield _rate("windows", f"training windows of {length} frames", sample, 64, "windows/s")
-    if read:
-        yield _rate("reader", "frames read (poses off pixels)", read[0], len(frames), "frames/s")
+    if estimate:
+        yield _rate("reader", "states estimated from frames", estimate[0], len(frames), "frames/s")
 
 
 @contextmanager
 def _episodes(world: World, store: EpisodeStore | None) -> Iterator[EpisodeStore | None]:
-    """``store``; or the one the world was trained on; or one of four short episodes, gone afterwards; or None."""
+    """``store``; or the one the world was trained on; or a temporary one of four short episodes; or None."""
     trained = training_record(world).get("store")
     if store is not None:
         yield store
@@ -359,7 +366,7 @@ def _episodes(world: World, store: EpisodeStore | None) -> Iterator[EpisodeStore
 
 
 def _import() -> Iterator[Metric]:
-    """What ``import neuralsim`` costs a fresh process that has torch and gymnasium already."""
+    """Time of ``import neuralsim`` in a new process that has imported torch and gymnasium."""
     program = "import time, torch, gymnasium; begin = time.perf_counter(); import neuralsim; print(time.perf_counter() - begin)"
     times = [
         float(

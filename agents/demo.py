@@ -1,4 +1,5 @@
-"""demo: a dream beside the truth, from the same start under the same actions, as a table, a video and a picture."""
+"""The command ``demo``: an imagined episode beside the real one, from the same start under the same actions, as a table, a video
+and a picture."""
 
 from __future__ import annotations
 
@@ -28,38 +29,42 @@ from neuralsim.runtime.command import CommandOutput
 from neuralsim.runtime.files import write_atomically
 
 HORIZONS = (1, 5, 10, 20, 30, 45, 60)
-"""Steps of the dream that the table and the picture show, as far as the episode goes."""
+"""Steps that the table and the picture show, as far as the episode goes."""
 CANDIDATES = 6
-"""True episodes tried; the one in which most is seen to happen is dreamt."""
+"""Real episodes to choose from; the one whose frames change most is imagined."""
 MAGNIFIED = 256
-"""Panels of the video are about this high, in pixels."""
+"""Height of a panel of the video in pixels, about."""
 GAP = 8
 """Pixels between them."""
 
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Dream an episode beside the true one: same start, same actions."""
+    """Imagine an episode beside the real one: same start, same actions."""
 
     world: str = "pusht"
     """Name of a shipped world, or the folder of one of your own."""
     data: Path | None = None
-    """Episode store whose held-out episodes are shown. By default one is played anew in the true world (pusht, tworoom,
-    carracing), or taken from the store that the world was trained on."""
+    """Episode store whose held-out episodes are shown. By default one is collected in the real environment, where the world has one,
+    or taken from the store that the world was trained on."""
     steps: int = 60
-    """Length of the dream, or less where no episode is as long."""
+    """Imagined steps, or fewer where no episode is as long."""
     seed: int = 0
     """Seed of episode and noise."""
     out: Path = Path("runs/demo")
     """Folder for the video and the picture."""
     json: Path | None = None
-    """Also write the figures to this file."""
+    """Also write the results to this file."""
     device: str = "auto"
-    """Where the model runs: auto, cpu or cuda."""
+    """Device of the model: auto, cpu or cuda."""
     precision: str = "auto"
     """Arithmetic of the model: auto, float32 or bfloat16."""
 
     def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:
+        """Raise ValueError for values out of range."""
         if self.steps < 1:
             raise ValueError(f"--steps: expected 1 or more, got {self.steps}")
         if self.seed < 0:
@@ -68,16 +73,18 @@ class DemoConfig:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well dream and truth agree after ``step`` steps: each figure's value, and what it were had nothing moved since the start;
-    None where it does not apply."""
+    """Agreement of imagination and reality after ``step`` steps.
+
+    values: by metric, its value, and the value of a copy of the first frame; None where it does not apply. Recorded as "figures".
+    """
 
     step: int
-    figures: Mapping[str, tuple[float | None, float | None]]
+    values: Mapping[str, tuple[float | None, float | None]]
 
 
 @dataclass(frozen=True)
 class DemoReport:
-    """What the demo found, and where it wrote the video and the picture."""
+    """Results of the demo, and the paths of its video and picture."""
 
     world: str
     episode: str
@@ -88,29 +95,33 @@ class DemoReport:
     picture: str
 
     def table(self) -> Table:
-        """The agreement for people."""
+        """Return the agreement as a table for people."""
         table = Table(
-            title=f"dream against truth, {self.world}, {self.episode}", caption="in brackets: had nothing moved"
+            title=f"dream against truth, {self.world}, {self.episode}", caption="in brackets: a copy of the first frame"
         )
         table.add_column("steps", justify="right")
-        for name in self.agreement[0].figures:
+        for name in self.agreement[0].values:
             table.add_column(name, justify="right")
         for a in self.agreement:
-            table.add_row(str(a.step), *(f"{_told(v)} ({_told(still)})" for v, still in a.figures.values()))
+            table.add_row(str(a.step), *(f"{_format(v)} ({_format(still)})" for v, still in a.values.values()))
         return table
 
     def to_json(self) -> str:
-        """Indented JSON."""
-        return json.dumps(asdict(self), indent=1)
+        """Return indented JSON."""
+        body = asdict(self)
+        body["agreement"] = [{"step": a.step, "figures": a.values} for a in self.agreement]
+        return json.dumps(body, indent=1)
 
 
 def demo(config: DemoConfig) -> DemoReport:
-    """Dream, compare, write. The dream sees the episode's first frames, then only its actions. Raises ValueError where nothing says
-    which episodes to show."""
+    """Imagine an episode from its first frames and its actions, compare it with the real one, and write the results.
+
+    Raises ValueError where there are no episodes to show.
+    """
     world = open_world(config.world, config.device)
     metrics = find_metrics(world.spec)
     with _candidates(config, world) as windows:
-        chosen = _liveliest(windows)
+        chosen = _most_changing(windows)
         begin = time.perf_counter()
         r = roll_out(
             world.model,
@@ -122,17 +133,17 @@ def demo(config: DemoConfig) -> DemoReport:
         seconds = time.perf_counter() - begin
         where = _name(chosen, config)
     assert r.frames is not None
-    dream, truth = (frames[0] for frames in r.frames)
+    imagined, real = (frames[0] for frames in r.frames)
     config.out.mkdir(parents=True, exist_ok=True)
     video = VideoWriter(config.out / "demo.mp4", world.spec.rate_hz)
     try:
-        for pair in zip(dream, truth, strict=True):
+        for pair in zip(imagined, real, strict=True):
             video.add(_panels(*pair))
     finally:
         video.close()
     shown = sorted({0, *(h for h in HORIZONS if h <= chosen.steps), chosen.steps})
     picture = config.out / "demo.png"
-    draw_strip(picture, truth[None, shown], dream[None, shown], shown)
+    draw_strip(picture, real[None, shown], imagined[None, shown], shown)
     report = DemoReport(
         world=config.world,
         episode=where,
@@ -150,7 +161,7 @@ def demo(config: DemoConfig) -> DemoReport:
 
 @contextmanager
 def _candidates(config: DemoConfig, world: World) -> Iterator[Windows]:
-    """Windows of episodes that the world has not learned from."""
+    """Windows of episodes that the world was not trained on."""
     spec, rng = world.spec, np.random.default_rng(config.seed)
     trained: str = training_record(world).get("store", "")
     if config.data is None and find_real_world(spec.name) is not None and spec.height == spec.width:
@@ -170,20 +181,20 @@ def _candidates(config: DemoConfig, world: World) -> Iterator[Windows]:
         yield _windows(store, config.steps, spec.context, rng, all_held_out=False)
     else:
         raise ValueError(
-            f"world {spec.name!r}: its true world cannot be made here, and the episodes it was trained on are not known or not "
+            f"world {spec.name!r}: its real environment cannot be made here, and the episodes it was trained on are not known or not "
             "there; give a store with --data"
         )
 
 
 def _windows(store: EpisodeStore, steps: int, context: int, rng: np.random.Generator, all_held_out: bool) -> Windows:
-    """CANDIDATES of them, as long as asked, or as the longest episode."""
+    """CANDIDATES windows of ``steps`` steps, or as many as the longest episode has."""
     kept = store.lengths if all_held_out else store.lengths[store.split(True)]
     longest = int(kept.max()) + 1 - context if len(kept) else steps
     return sample_windows(store, CANDIDATES, context, min(steps, max(1, longest)), rng, all_held_out)
 
 
-def _liveliest(windows: Windows) -> Windows:
-    """The one window in which frames come to differ most from the first."""
+def _most_changing(windows: Windows) -> Windows:
+    """The window whose frames differ most from its first."""
     frames = windows.read().frames[:, windows.context - 1 :]
     change = squared_error(frames[:, 1:], np.broadcast_to(frames[:, :1], frames[:, 1:].shape))
     return windows.index(np.array([int(np.sqrt(change).mean(1).argmax())]))
@@ -191,44 +202,44 @@ def _liveliest(windows: Windows) -> Windows:
 
 def _name(window: Windows, config: DemoConfig) -> str:
     episode, start = int(window.episodes[0]), int(window.starts[0])
-    played = config.data is None and window.store.folder.name.startswith("neuralsim-demo-")
-    return "an episode played anew" if played else f"{window.store.folder}, episode {episode} from step {start}"
+    collected = config.data is None and window.store.folder.name.startswith("neuralsim-demo-")
+    return "a new episode" if collected else f"{window.store.folder}, episode {episode} from step {start}"
 
 
 def _agreement(r: Rollouts, metrics: WorldMetrics | None, steps: list[int]) -> tuple[Agreement, ...]:
     figures = (*pixel_headlines(r), *(metrics.headlines(r) if metrics is not None else ()))
-    told = []
+    found = []
     for step in steps:
         c = r.column(step)
-        told.append(
+        found.append(
             Agreement(
                 step,
                 {
                     f.label.removesuffix(", median") + (f" ({f.unit})" if f.unit else ""): (
-                        _figure(f.values[0, c]),
-                        None if f.copied is None else _figure(f.copied[0, c]),
+                        _rounded(f.values[0, c]),
+                        None if f.copied is None else _rounded(f.copied[0, c]),
                     )
                     for f in figures
                 },
             )
         )
-    return tuple(told)
+    return tuple(found)
 
 
-def _panels(dream: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Dream, truth and their difference side by side, magnified, with even sides for the encoder."""
-    scale = max(1, MAGNIFIED // dream.shape[0])
-    difference = np.abs(dream.astype(np.int16) - truth).astype(np.uint8)
-    panels = [p.repeat(scale, 0).repeat(scale, 1) for p in (dream, truth, difference)]
+def _panels(imagined: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """Imagined frame, real frame and their difference side by side, magnified, with even sides for the encoder."""
+    scale = max(1, MAGNIFIED // imagined.shape[0])
+    difference = np.abs(imagined.astype(np.int16) - real).astype(np.uint8)
+    panels = [p.repeat(scale, 0).repeat(scale, 1) for p in (imagined, real, difference)]
     gap = np.full((len(panels[0]), GAP, 3), 24, np.uint8)
     return np.concatenate([panels[0], gap, panels[1], gap, panels[2]], 1)
 
 
-def _figure(value: float) -> float | None:
+def _rounded(value: float) -> float | None:
     return round(float(value), 4) if np.isfinite(value) else None
 
 
-def _told(value: float | None) -> str:
+def _format(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
 
 

@@ -1,12 +1,14 @@
-"""Training of policy heads beside a world: post-prediction and, as the control, behaviour cloning. Same data, same budget."""
+"""Training of policy heads beside a world: post-prediction and, as the baseline, behaviour cloning; same data, same budget."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,15 +19,18 @@ from neuralsim.models.video_wam import VideoWAM
 from neuralsim.noise import Noise
 from neuralsim.runtime.device import arithmetic, pick_dtype
 from neuralsim.runtime.progress import progress
+from neuralsim.storage.fingerprint import fingerprint, store_fingerprint
 from neuralsim.training.token_dataset import TokenWindows, encode_store
 
 KINDS = {"bc": "now", "post": "future"}
 """Heads that are trained beside a world, and what they see."""
+ORIGIN = "origin.json"
+"""File beside a trained head: fingerprints of the world and the data, the budget and the seed that it was trained with."""
 
 
 @dataclass(frozen=True)
 class HeadBudget:
-    """How long a head learns: chunks seen, in batches, at a peak learning rate that falls along a cosine; EMA decay."""
+    """Length of a head's training: chunks seen, in batches, at a peak learning rate that falls along a cosine; EMA decay."""
 
     chunks: int = 1_500_000
     batch: int = 512
@@ -42,25 +47,25 @@ def train_head(
     seed: int = 0,
     show: bool = False,
 ) -> FlowHead:
-    """The head ``name`` ("bc" or "post") for ``model``, learned from the training episodes of ``store``'s demonstrations; it is
-    written to ``folder/name`` when it is done, whole. ``folder/cache`` keeps encoded frames.
+    """Train the head ``name`` ("bc" or "post") for ``model`` on the training episodes of ``store``'s demonstrations.
 
-    Raises ValueError for another name, or where no training episode tells its actions.
+    It is written to ``folder/name`` when it is done, whole. ``folder/cache`` keeps encoded frames. Raises ValueError for
+    another name, or where no training episode has actions.
     """
     if name not in KINDS:
         raise ValueError(f"head {name!r}: expected one of {', '.join(KINDS)}")
     budget = budget or HeadBudget()
     device = torch.device(model.device)
     dtype = pick_dtype("auto", device)
+    status = ""
 
     def bar(task: str, first: int, total: int) -> Iterator[int]:
         with progress(show, field="shown") as display:
             row = display.add_task(task, total=total, completed=first, shown="")
             for step in range(first, total):
                 yield step
-                display.update(row, completed=step + 1, shown=told)
+                display.update(row, completed=step + 1, shown=status)
 
-    told = ""
     tokens = encode_store(
         lambda frames: model.codec.encode(frames[:, 0]),
         model.codec.state_dict(),
@@ -85,30 +90,45 @@ def train_head(
             group["lr"] = budget.rate * min(1, (step + 1) / 100) * (0.51 + 0.49 * math.cos(math.pi * step / steps))
         context = int(draws.integers(1, 3))
         clip = windows.sample(budget.batch, context + head.chunk, draws, device)
-        assert clip.actions is not None
-        rng = Noise.from_seeds(draws.integers(2**62, size=budget.batch).tolist(), device)
+        noise = Noise.from_seeds(draws.integers(2**62, size=budget.batch).tolist(), device)
         with arithmetic(dtype, device):
             with torch.no_grad():
                 past = clip.tokens[:, :context]
-                past = past + 0.004 * rng.normal(past[0].numel(), stream=1).view(past.shape)
-                state = model.start(past, clip.actions[:, : context - 1])
-                read = head.context(model, past, state, rng)
-            loss = head.loss(read, clip.actions[:, context - 1 :].float(), rng).mean()
+                past = past + 0.004 * noise.normal(past[0].numel(), stream=1).view(past.shape)
+                state = model.start(past, clip.actions.steps(0, context - 1))
+                read = head.context(model, past, state, noise)
+            loss = head.loss(read, clip.actions.values[:, context - 1 :].float(), noise).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         average.step(head.parameters())
-        told = f"actions {loss.item():.4f}"
+        status = f"actions {loss.item():.4f}"
     average.copy_to(head.parameters())
     head.eval()
-    save_head(head, folder / name)
+    origin = {
+        "world": fingerprint(model.state_dict()),
+        "data": store_fingerprint(store),
+        "budget": asdict(budget),
+        "seed": seed,
+    }
+    save_head(head, folder / name, origin)
     return head
 
 
-def save_head(head: FlowHead, folder: Path) -> None:
-    """Write ``head`` to ``folder``; it appears whole or not at all."""
+def read_origin(folder: Path) -> dict[str, Any]:
+    """Read the ORIGIN of the head in ``folder``; empty where there is none or it cannot be read (earlier versions wrote none)."""
+    try:
+        found = json.loads((folder / ORIGIN).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def save_head(head: FlowHead, folder: Path, origin: dict[str, Any]) -> None:
+    """Write ``head`` and its ``origin`` to ``folder``; it appears whole or not at all."""
     work = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     head.save_pretrained(work, safe_serialization=True)
+    (work / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n")
     if folder.exists():
         old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
         folder.rename(old)

@@ -1,4 +1,4 @@
-"""ActionChunkBroker promises: SB3's predict over chunks, histories told as they were, and rows that know nothing of each other."""
+"""ActionChunkBroker: SB3's predict over chunks, histories as they were, and rows that are independent of each other."""
 
 import gymnasium as gym
 import numpy as np
@@ -12,7 +12,7 @@ SPEC = pusht_spec(64)
 
 
 class Echo:
-    """Proposes numbers that tell what it was shown: the newest frame's mean, the history's length, the seed, the place in the chunk."""
+    """Predicts numbers that show its input: the newest frame's mean, and the place in the chunk."""
 
     spec, chunk = SPEC, 6
 
@@ -31,7 +31,7 @@ def frames_of(*values):
     return np.stack([np.full(SPEC.frame_shape, value, np.uint8) for value in values])
 
 
-def test_it_looks_every_execute_steps_and_does_the_chunk_in_order():
+def test_a_chunk_is_predicted_every_n_action_steps_and_executed_in_order():
     head = Echo()
     runner, memory, done = ActionChunkBroker(head, n_action_steps=4), None, []
     for step in range(9):
@@ -42,7 +42,7 @@ def test_it_looks_every_execute_steps_and_does_the_chunk_in_order():
     assert [seeds for _, seeds in head.asked] == [[0], [1_000_003], [2_000_006]]
 
 
-def test_the_history_is_what_was_seen_and_really_done_and_no_longer_than_the_context():
+def test_the_history_holds_frames_and_executed_actions_and_is_no_longer_than_the_context():
     head = Echo()
     runner, memory = ActionChunkBroker(head, n_action_steps=1), None
     actions = []
@@ -56,7 +56,7 @@ def test_the_history_is_what_was_seen_and_really_done_and_no_longer_than_the_con
         assert np.array_equal(seen.actions[0], np.array(actions[step + 1 - known : step]).reshape(-1, 2))
 
 
-def test_an_episode_that_begins_anew_forgets_and_its_neighbour_does_not():
+def test_an_episode_that_begins_forgets_and_its_neighbour_does_not():
     head = Echo()
     runner, memory = ActionChunkBroker(head, n_action_steps=2), None
     _, memory = runner.predict(frames_of(1, 2), memory)
@@ -69,7 +69,7 @@ def test_an_episode_that_begins_anew_forgets_and_its_neighbour_does_not():
     assert memory.age.tolist() == [2, 4]
 
 
-def test_a_row_does_alone_what_it_does_among_others():
+def test_a_row_acts_alone_as_it_does_among_others():
     runner, many, one = ActionChunkBroker(Echo(), n_action_steps=3, seed=0), None, None
     for step in range(8):
         together, many = runner.predict(frames_of(step, 200 - step, 50), many)
@@ -77,18 +77,18 @@ def test_a_row_does_alone_what_it_does_among_others():
         assert np.array_equal(together[:1], alone)
 
 
-def test_what_it_remembered_before_is_not_changed_by_going_on():
+def test_a_memory_is_not_changed_by_going_on():
     runner = ActionChunkBroker(Echo(), n_action_steps=1)
     _, before = runner.predict(frames_of(1))
-    kept = (before.chunk.copy(), before.done.copy(), before.age.copy(), before.seen.frames.copy())
+    kept = (before.chunk.copy(), before.executed.copy(), before.age.copy(), before.history.frames.copy())
     first, _ = runner.predict(frames_of(9), before)
     again, _ = runner.predict(frames_of(9), before)
     assert np.array_equal(first, again)
-    for was, now in zip(kept, (before.chunk, before.done, before.age, before.seen.frames), strict=True):
+    for was, now in zip(kept, (before.chunk, before.executed, before.age, before.history.frames), strict=True):
         assert np.array_equal(was, now)
 
 
-def test_it_drives_the_true_world_by_sb3s_evaluate_policy():
+def test_it_acts_in_the_real_world_by_sb3s_evaluate_policy():
     from stable_baselines3.common.evaluation import evaluate_policy
 
     env = gym.make("neuralsim/PushTReal-v0", max_episode_steps=7)
@@ -98,7 +98,7 @@ def test_it_drives_the_true_world_by_sb3s_evaluate_policy():
 
 @pytest.mark.parametrize("n_action_steps", [0, 7])
 def test_more_actions_than_a_chunk_has_are_refused(n_action_steps):
-    with pytest.raises(ValueError, match="execute: expected 1 to 6"):
+    with pytest.raises(ValueError, match="n_action_steps: expected 1 to 6"):
         ActionChunkBroker(Echo(), n_action_steps=n_action_steps)
 
 

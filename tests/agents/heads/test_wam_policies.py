@@ -1,5 +1,7 @@
-"""Heads promise: chunks of actions in the world's range, from seeds and histories alone, that go on from what is settled."""
+"""Policy heads: chunks of actions in range, functions of seeds and histories alone, that continue the actions under way."""
 
+import copy
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,16 +10,22 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from neuralsim.agents.heads import evaluate
 from neuralsim.agents.heads.chunk_policy import ActionChunkBroker, ObservationHistory
 from neuralsim.agents.heads.evaluate import HeadsConfig, evaluate_heads
-from neuralsim.agents.heads.training import HeadBudget, train_head
-from neuralsim.agents.heads.wam_policies import WAYS, find_head
+from neuralsim.agents.heads.training import ORIGIN, HeadBudget, train_head
+from neuralsim.agents.heads.wam_policies import METHODS, WAMPolicy, find_head
 from neuralsim.data.store import EpisodeStore
+from neuralsim.models.action_encoding import EncodedActions
 from neuralsim.models.flow_head import FlowHead
+from neuralsim.models.roles import DISCOUNT, predict_actions, predict_value
+from neuralsim.noise import Noise
 from neuralsim.pretrained.world import World, open_world
+from neuralsim.runtime.device import inference
+from neuralsim.storage.weights import save_world
 
 SMALL = HeadBudget(chunks=640, batch=64)
-NAMES = (*WAYS, "post", "bc")
+NAMES = (*METHODS, "post", "bc")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +48,7 @@ def seen(world: World) -> ObservationHistory:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_head_proposes_whole_chunks_within_range(name, world, trained, seen):
+def test_a_head_predicts_whole_chunks_within_range(name, world, trained, seen):
     head = find_head(name, world, passes=2, folder=trained)
     chunk = head.predict_action_chunk(seen, [1, 2, 3])
     assert chunk.shape == (3, head.chunk, 2)
@@ -61,7 +69,7 @@ def test_the_same_seed_and_history_give_the_same_chunk_alone_and_among_others(na
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(length=st.integers(0, 5), name=st.sampled_from(NAMES), seed=st.integers(0, 2**40))
-def test_what_is_settled_comes_back_bit_equal(length, name, seed, world, trained, seen):
+def test_a_prefix_comes_back_bit_equal(length, name, seed, world, trained, seen):
     head = find_head(name, world, passes=2, folder=trained)
     prefix = np.random.default_rng(seed).uniform(-1, 1, (3, length, 2)).astype(np.float32)
     chunk = head.predict_action_chunk(seen, [seed, seed + 1, seed + 2], prefix)
@@ -69,7 +77,7 @@ def test_what_is_settled_comes_back_bit_equal(length, name, seed, world, trained
     assert np.isfinite(chunk).all()
 
 
-def test_a_prefix_as_long_as_the_chunk_leaves_nothing_to_ask(world, seen):
+def test_a_prefix_as_long_as_the_chunk_is_refused(world, seen):
     head = find_head("joint", world)
     with pytest.raises(ValueError, match="prefix: expected fewer than"):
         head.predict_action_chunk(seen, [1, 2, 3], np.zeros((3, head.chunk, 2), np.float32))
@@ -106,9 +114,7 @@ def test_training_brings_the_error_down(world, demonstrations, tmp_path):
 def test_only_the_post_prediction_head_reads_the_future(world, trained, seen):
     model = world.model
     tokens = model.codec.encode(torch.as_tensor(seen.frames[:, -1]))[:, None]
-    state = model.start(tokens, torch.zeros(3, 0, 2))
-    from neuralsim.noise import Noise
-
+    state = model.start(tokens, EncodedActions(torch.zeros(3, 0, 2)))
     rng = Noise.from_seeds([1, 2, 3])
     trained_heads = {name: FlowHead.from_pretrained(trained / name, low_cpu_mem_usage=False) for name in ("post", "bc")}
     with torch.no_grad():
@@ -121,7 +127,7 @@ def test_only_the_post_prediction_head_reads_the_future(world, trained, seen):
     assert not torch.allclose(kept, lost, atol=1e-4)
 
 
-def test_wrong_names_worlds_and_folders_are_told(world, tmp_path):
+def test_wrong_names_worlds_and_folders_are_named(world, tmp_path):
     with pytest.raises(ValueError, match=r"no head 'joit'.*did you mean 'joint'"):
         find_head("joit", world)
     with pytest.raises(FileNotFoundError, match="neuralsim heads pusht"):
@@ -130,11 +136,106 @@ def test_wrong_names_worlds_and_folders_are_told(world, tmp_path):
         find_head("joint", open_world("tworoom", "cpu"))
     with pytest.raises(ValueError, match="simulates only"):
         evaluate_heads(HeadsConfig(world="tworoom", out=tmp_path))
-    with pytest.raises(ValueError, match="execute: expected 1 to"):
+    with pytest.raises(ValueError, match="n_action_steps: expected 1 to"):
         ActionChunkBroker(find_head("joint", world), n_action_steps=99)
 
 
-def test_the_table_of_heads_goes_on_where_it_stopped(wam, demonstrations, trained, tmp_path):
+def changed(world: World) -> World:
+    """The same world with one weight changed."""
+    copied = copy.deepcopy(world.model)
+    next(iter(copied.parameters())).data.view(-1)[0] += 1
+    return World(copied, world.starts)
+
+
+def test_a_head_trained_beside_other_weights_is_not_used(world, trained, tmp_path):
+    assert find_head("bc", world, folder=trained).chunk
+    with pytest.raises(
+        ValueError, match=r"bc: was trained beside a world with weights of fingerprint \w{16}, this one's"
+    ):
+        find_head("bc", changed(world), folder=trained)
+    shutil.copytree(trained / "bc", tmp_path / "bc")
+    (tmp_path / "bc" / ORIGIN).unlink()  # as earlier versions wrote it
+    with pytest.raises(ValueError, match=r"of fingerprint unknown, this one's .* train it again"):
+        find_head("bc", world, folder=tmp_path)
+
+
+@pytest.mark.parametrize("change", ["world", "data", "seed", "nothing"])
+def test_heads_are_trained_again_where_world_data_or_seed_changed(
+    change, wam, demonstrations, trained, tmp_path, monkeypatch
+):
+    """Only what a head was trained with decides whether it is used again, and its trials with it; not where it lies."""
+    out, place, demos = tmp_path / "out", tmp_path / "world", tmp_path / "demos"
+    shutil.copytree(trained / "bc", out / "bc")
+    shutil.copytree(wam, place)
+    shutil.copytree(demonstrations, demos)  # another place, the same content
+    asked = {
+        "world": str(place),
+        "heads": ("bc",),
+        "passes": (1,),
+        "episodes": 2,
+        "steps": 3,
+        "demos": demos,
+        "out": out,
+    }
+    monkeypatch.setattr(evaluate, "HeadBudget", lambda: SMALL)
+    evaluate_heads(HeadsConfig(**asked, oracle=False))
+    before = (out / "bc" / ORIGIN).read_text()
+    assert before == (trained / "bc" / ORIGIN).read_text()
+    if change == "world":
+        save_world(changed(open_world(place, "cpu")).model, place)
+        (place / "world.json").unlink(missing_ok=True)
+    if change == "data":
+        shutil.rmtree(max(demos.glob("shard-*")))
+    config = HeadsConfig(**asked, oracle=False, seed=int(change == "seed"), fresh=change in ("world", "seed"))
+    evaluate_heads(config)
+    assert ((out / "bc" / ORIGIN).read_text() == before) == (change == "nothing")
+    lines = (out / "trials.jsonl").read_text().splitlines()
+    assert len(lines) == 1 + (2 if change == "data" else 1)  # settings, and a trial of the old head and of the new one
+
+
+def test_best_processes_the_history_once_per_row(world, seen):
+    """Not once per proposal: the simulating stream sees a row's keys and values once, and each proposal's imagined frames."""
+    head = find_head("best", world)
+    rows: list[int] = []
+    memory = type(world.model).memory
+
+    class Counted(type(world.model)):
+        def memory(self, state):
+            rows.append(len(state))
+            return memory(self, state)
+
+    world.model.__class__, kept = Counted, world.model.__class__
+    try:
+        together = head.predict_action_chunk(seen, [1, 2, 3])
+    finally:
+        world.model.__class__ = kept
+    assert rows == [3]
+    assert np.isfinite(together).all()
+
+
+def test_best_takes_the_proposal_of_highest_value(world, seen):
+    """Each proposal as ``joint`` predicts it, rolled out one after the other, gives the same choice."""
+    model, n = world.model, 5
+    head = WAMPolicy(model, "best", passes=2, n_proposals=n, precision="float32")
+    chosen = head.predict_action_chunk(seen, [4, 5, 6])
+    with inference(model.device, torch.float32):
+        state = model.encode(torch.tensor(seen.frames), torch.tensor(seen.actions))
+        for row in range(3):
+            one, found = state.index(torch.tensor([row])), []
+            for i in range(n):
+                noise = Noise.from_seeds([4 + row]).advance(i)
+                chunk = predict_actions(model, one, noise, 2)
+                here, value = one, torch.zeros(1)
+                for step in range(chunk.shape[1]):
+                    action = EncodedActions(chunk[:, step : step + 1])
+                    here = model.step_without_history(here, action, noise.advance(n + step))
+                    value = torch.maximum(value, DISCOUNT ** (step + 1) * predict_value(model, here))
+                found.append((float(value), chunk[0].numpy()))
+            best = max(found, key=lambda pair: pair[0])[1]
+            assert np.allclose(chosen[row], best, atol=1e-3)
+
+
+def test_the_table_of_heads_continues_where_it_stopped(wam, demonstrations, trained, tmp_path):
     asked = {
         "world": str(wam),
         "heads": ("joint", "bc"),
@@ -156,7 +257,7 @@ def test_the_table_of_heads_goes_on_where_it_stopped(wam, demonstrations, traine
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ({"heads": ("pots",)}, "--heads: there is no pots"),
         ({"episodes": 0}, "--episodes: expected 1 or more"),
@@ -164,6 +265,6 @@ def test_the_table_of_heads_goes_on_where_it_stopped(wam, demonstrations, traine
         ({"n_action_steps": (0,)}, "--n-action-steps: expected numbers of 1 or more"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(wrong, told):
-    with pytest.raises(ValueError, match=told):
+def test_options_that_make_no_sense_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
         HeadsConfig(**wrong)
