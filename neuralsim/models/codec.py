@@ -13,12 +13,12 @@ from torch import nn
 
 
 def to_pixels(frames: torch.Tensor) -> torch.Tensor:
-    """uint8 ``(b h w 3)`` -> float32 ``(b 3 h w)`` in [-1, 1]."""
+    """Convert frames uint8 ``(b h w 3)`` to pixels float32 ``(b 3 h w)`` in [-1, 1]."""
     return frames.movedim(-1, -3).to(torch.float32) / 127.5 - 1
 
 
 def to_frames(pixels: torch.Tensor) -> torch.Tensor:
-    """float ``(b 3 h w)`` in [-1, 1] -> uint8 ``(b h w 3)``."""
+    """Convert pixels ``(b 3 h w)`` in [-1, 1] to frames uint8 ``(b h w 3)``."""
     return ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(-3, -1).contiguous()
 
 
@@ -35,7 +35,7 @@ class ResidualConv(nn.Module):
 
 
 class Codec(nn.Module):
-    """frame <-> ``tokens`` latent tokens of ``size`` numbers each, standardised over the data."""
+    """Encoder and decoder between frames and ``tokens`` latent tokens of ``size`` numbers, standardised over the data."""
 
     background: torch.Tensor
     mean: torch.Tensor
@@ -44,35 +44,35 @@ class Codec(nn.Module):
     def __init__(self, height: int, width: int, tokens: int, size: int) -> None:
         super().__init__()
         self.tokens, self.size = tokens, size
-        # Measured on training data: the median frame, and the mean and spread of each number.
-        self.register_buffer("background", torch.zeros(3, height, width))
-        self.register_buffer("mean", torch.zeros(tokens * size))
-        self.register_buffer("std", torch.ones(tokens * size))
+        # Measured on training data: the median frame, mean and standard deviation of each number.
+        self.register_buffer("background", torch.zeros(3, height, width, dtype=torch.float32))
+        self.register_buffer("mean", torch.zeros(tokens * size, dtype=torch.float32))
+        self.register_buffer("std", torch.ones(tokens * size, dtype=torch.float32))
 
     @abstractmethod
     def numbers(self, pixels: torch.Tensor) -> torch.Tensor:
-        """pixels ``(b 3 h w)`` in [-1, 1] -> the frame's numbers ``(b m)``, not standardised; m = tokens * size."""
+        """Encode pixels ``(b 3 h w)`` to numbers ``(b m)``, not standardised; m = tokens * size."""
 
     @abstractmethod
     def draw(self, numbers: torch.Tensor) -> torch.Tensor:
-        """numbers ``(b m)`` -> pixels ``(b 3 h w)``."""
+        """Decode numbers ``(b m)`` to pixels ``(b 3 h w)``."""
 
     @abstractmethod
     def loss(self, frames: torch.Tensor, noise: torch.Tensor, jitter: float, emphasis: float) -> torch.Tensor:
-        """Squared error per frame ``(b,)`` of redrawing uint8 ``frames``, with ``emphasis`` more weight on what matters.
+        """Return the squared error per frame ``(b,)`` of reconstructing uint8 ``frames``; ``emphasis`` is extra weight of detail.
 
-        ``noise`` ``(b m)`` times ``jitter`` is added to the numbers, so that drawing forgives small errors of the dynamics.
+        ``noise`` ``(b m)`` times ``jitter`` is added to the numbers, so that decoding tolerates small errors of the dynamics.
         """
 
     def encode(self, frames: torch.Tensor) -> torch.Tensor:
-        """uint8 ``(b h w 3)`` -> float32 tokens ``(b n d)``."""
+        """Encode frames uint8 ``(b h w 3)`` to float32 tokens ``(b n d)``."""
         flat = (self.numbers(to_pixels(frames)).float() - self.mean) / self.std
         return flat.view(-1, self.tokens, self.size)
 
     def decode(self, tokens: torch.Tensor) -> torch.Tensor:
-        """tokens ``(b n d)`` -> uint8 ``(b h w 3)``."""
+        """Decode tokens ``(b n d)`` to frames uint8 ``(b h w 3)``."""
         return to_frames(self.draw(tokens.flatten(1).float() * self.std + self.mean))
 
-    def redraw_error(self, frames: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Root-mean-square error ``(b,)`` in grey levels of drawing ``frames`` from their ``tokens``."""
+    def reconstruction_error(self, frames: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the root-mean-square error ``(b,)`` in grey levels of decoding ``frames`` from their ``tokens``."""
         return (self.decode(tokens).float() - frames.float()).square().mean((1, 2, 3)).sqrt()

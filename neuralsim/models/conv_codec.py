@@ -1,9 +1,8 @@
-"""ConvCodec: frame <-> latent tokens for a camera that moves, where nothing in the frame stands still.
+"""ConvCodec: a convolutional autoencoder for moving cameras, where no background stands still.
 
-A convolutional autoencoder whose narrow middle is folded to a vector. Its numbers are standardised over the batch while
-it learns, and shaken by noise, so that they fill their range evenly and near numbers draw near frames (a variational
-autoencoder's two virtues without its loss; Kingma and Welling 2013, arXiv 1312.6114). Detail counts more than flat colour:
-edges are what the eye and the driver go by.
+Its bottleneck is one vector. During training its numbers are standardised over the batch and perturbed by noise, so that they
+fill their range evenly and nearby numbers decode to similar frames (the two virtues of a variational autoencoder without its
+loss; Kingma and Welling 2013, arXiv 1312.6114). Edges have more weight than flat colour.
 Shapes as in ``neuralsim.models.codec``; height and width any multiple of 8.
 """
 
@@ -16,13 +15,13 @@ from torch import nn
 from neuralsim.models.codec import Codec, ResidualConv, to_pixels
 
 NARROW = 16
-"""Channels of the encoder's last map, an eighth of the frame wide and high."""
+"""Channels of the encoder's last map, of an eighth of the frame's width and height."""
 FOLDED, RANK = 512, 128
-"""Width of the decoder's first layer, and how much of it goes on to the map: in one piece that would be a quarter of all weights."""
+"""Width of the decoder's first layer, and rank of the layer after it: at full rank that would hold a quarter of all weights."""
 
 
 class ConvCodec(Codec):
-    """See the module's text."""
+    """Autoencoder of a frame to one vector, cut into tokens."""
 
     def __init__(self, height: int, width: int, tokens: int, size: int, conv_width: int) -> None:
         super().__init__(height, width, tokens, size)
@@ -64,22 +63,21 @@ class ConvCodec(Codec):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def numbers(self, pixels: torch.Tensor) -> torch.Tensor:
-        """See Codec."""
         moving = (pixels - self.background).contiguous(memory_format=torch.channels_last)
         return self.encoder(moving).float()
 
     def draw(self, numbers: torch.Tensor) -> torch.Tensor:
-        """See Codec: the decoder knows the numbers standardised."""
-        return self._paint((numbers - self.mean) / self.std)
+        # The decoder reads standardised numbers.
+        return self._decode_standardized((numbers - self.mean) / self.std)
 
     def loss(self, frames: torch.Tensor, noise: torch.Tensor, jitter: float, emphasis: float) -> torch.Tensor:
-        """See Codec: detail matters, where a pixel differs from its surroundings; ``jitter`` is in standard deviations."""
+        """Weight pixels that differ from their surroundings; ``jitter`` is in standard deviations."""
         pixels = to_pixels(frames)
         detail = (pixels - F.avg_pool2d(pixels, 5, 1, 2)).abs().amax(1, keepdim=True)
         raw = self.numbers(pixels)
         standard = (raw - raw.mean(0)) / (raw.var(0, correction=0) + 1e-5).sqrt()
-        drawn = self._paint(standard + jitter * noise)
+        drawn = self._decode_standardized(standard + jitter * noise)
         return ((drawn - pixels).square() * (1 + emphasis * detail)).mean((1, 2, 3))
 
-    def _paint(self, standard: torch.Tensor) -> torch.Tensor:
+    def _decode_standardized(self, standard: torch.Tensor) -> torch.Tensor:
         return self.decoder(standard).float() + self.background

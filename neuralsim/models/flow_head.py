@@ -1,8 +1,8 @@
-"""FlowHead: a policy head beside a world model. It reads what the model makes of the newest frames and denoises a chunk of actions.
+"""FlowHead: a policy head on a frozen world model. It reads features of the newest frames and denoises a chunk of actions.
 
 Flow matching on whole chunks with clean-action prediction (Black et al. 2024, pi0, arXiv 2410.24164), a level per action so that
-a prefix may be given. ``sees`` decides what it is: "future" reads the hidden tokens of one denoising pass over the frames to come
-(Video Prediction Policy, Hu et al. 2024, arXiv 2412.14803); "now" reads the newest frames alone, which is behaviour cloning.
+a prefix may be given. With ``sees`` "future" it reads the hidden tokens of one denoising pass over the next frames (Video
+Prediction Policy, Hu et al. 2024, arXiv 2412.14803); with "now" the newest frames alone, which is behaviour cloning.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from neuralsim.models.roles import denoise_chunk, joint_of
 from neuralsim.models.token_stream import fourier
 from neuralsim.models.video_wam import VideoState, VideoWAM
 from neuralsim.noise import Noise
+from neuralsim.world_model import check_denoise_steps
 
 STRIDE_GAIN = 5.0
-"""How much the change since the last frame is magnified: it is small, and tells which way things go."""
+"""Gain on the change since the last frame, which is small and shows the direction of motion."""
 
 
 class FlowHead(ModelMixin, ConfigMixin):
-    """See the module's text. ``features``: numbers of a frame's tokens; ``future``: of the hidden tokens read; ``actions`` an action,
-    ``chunk`` of them."""
+    """Policy head. ``features``: numbers of a frame's tokens; ``future``: of the hidden tokens; ``actions``: of an action; ``chunk``:
+    actions at once."""
 
     config_name = "config.json"  # type: ignore[assignment]
 
@@ -44,10 +45,12 @@ class FlowHead(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         self.sees, self.chunk, self.actions = sees, chunk, actions
-        now = fourier(torch.zeros(1, 2 * features)).shape[1]
+        now = fourier(torch.zeros(1, 2 * features, dtype=torch.float32, device="cpu")).shape[1]
         self.now_in = nn.Linear(now, width)
         self.future_in = nn.Linear(future, width) if sees == "future" else None
-        self.chunk_in = nn.Linear(chunk * (actions + waves(torch.zeros(1, 1)).shape[-1]), width)
+        self.chunk_in = nn.Linear(
+            chunk * (actions + waves(torch.zeros(1, 1, dtype=torch.float32, device="cpu")).shape[-1]), width
+        )
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
             for _ in range(depth)
@@ -60,24 +63,25 @@ class FlowHead(ModelMixin, ConfigMixin):
 
     @classmethod
     def build(cls, model: VideoWAM, sees: Literal["now", "future"]) -> FlowHead:
-        """A fresh head for ``model``'s world."""
+        """Make an untrained head for ``model``."""
         model, joint = joint_of(model)
         future = joint.chunk // joint.patch * model.stream.width
-        return cls(sees, model.feature_size, future if sees == "future" else 0, model.spec.action_width, joint.chunk)
+        head = cls(sees, model.feature_size, future if sees == "future" else 0, model.spec.action_width, joint.chunk)
+        return head.float()
 
-    def context(self, model: VideoWAM, tokens: torch.Tensor, state: VideoState, rng: Noise) -> torch.Tensor:
-        """What the head reads ``(b f)`` of histories ``tokens`` ``(b t n d)``, whose end ``state`` is: the newest frame, what changed
-        since the one before it, and if it sees the future, one denoising pass over the frames to come."""
+    def context(self, model: VideoWAM, tokens: torch.Tensor, state: VideoState, noise: Noise) -> torch.Tensor:
+        """Return the head's input ``(b f)`` for histories ``tokens`` ``(b t n d)`` that end in ``state``: the newest frame, the change
+        since the one before and, for "future", one denoising pass over the next frames."""
         last = tokens[:, -1].flatten(1)
         change = last - tokens[:, -2].flatten(1) if tokens.shape[1] > 1 else torch.zeros_like(last)
         read = fourier(torch.cat([last, STRIDE_GAIN * change], 1).float() / 2)
         if self.sees == "now":
             return read
-        hidden = denoise_chunk(model, state, rng, 1, frames="asked", actions=False).hidden
+        hidden = denoise_chunk(model, state, noise, 1, frames="asked", actions=False).hidden
         return torch.cat([read, hidden.flatten(1).float()], 1)
 
     def forward(self, context: torch.Tensor, chunk: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-        """The clean actions guessed of ``chunk`` ``(b k a)`` at ``level`` ``(b k)``."""
+        """Predict the clean actions of ``chunk`` ``(b k a)`` at ``level`` ``(b k)``."""
         now = self.now_in.in_features
         x = self.now_in(context[:, :now])
         x = x + self.chunk_in(torch.cat([chunk * (1 - level[..., None]), waves(level)], -1).flatten(1))
@@ -87,29 +91,30 @@ class FlowHead(ModelMixin, ConfigMixin):
             x = x + block(x)
         return self.out(x).float().view(chunk.shape)
 
-    def loss(self, context: torch.Tensor, actions: torch.Tensor, rng: Noise) -> torch.Tensor:
-        """Squared error per row ``(b,)`` of the guess of ``actions`` ``(b k a)`` at a random level, at times after a prefix."""
+    def loss(self, context: torch.Tensor, actions: torch.Tensor, noise: Noise) -> torch.Tensor:
+        """Return the squared error per row ``(b,)`` of predicting ``actions`` ``(b k a)`` at a random level, at times after a prefix."""
         b, k, _ = actions.shape
-        u = rng.uniform(4, stream=7)
+        u = noise.uniform(4, stream=7)
         level = torch.where(u[:, 0] < 0.2, 1.0, u[:, 1])[:, None].expand(b, k)
         given = torch.where(u[:, 2] < 0.4, (1 + u[:, 3] * (k // 2)).floor(), torch.zeros_like(u[:, 3]))
-        level = torch.where(torch.arange(k, device=u.device)[None] < given[:, None], 0.0, level)
-        noise = rng.normal(actions[0].numel(), stream=9).view(actions.shape)
-        guess = self(context, torch.lerp(actions, noise, level[..., None]), level)
+        level = torch.where(torch.arange(k, dtype=torch.int64, device=u.device)[None] < given[:, None], 0.0, level)
+        pure = noise.normal(actions[0].numel(), stream=9).view(actions.shape)
+        clean = self(context, torch.lerp(actions, pure, level[..., None]), level)
         asked = (level > 0).float()
-        return ((guess - actions).square().mean(-1) * asked).sum(1) / asked.sum(1)
+        return ((clean - actions).square().mean(-1) * asked).sum(1) / asked.sum(1)
 
     def predict_action_chunk(
-        self, context: torch.Tensor, rng: Noise, passes: int, prefix: torch.Tensor | None = None
+        self, context: torch.Tensor, noise: Noise, passes: int, prefix: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Actions ``(b k a)`` in [-1, 1]; the first are ``prefix`` ``(b p a)``, bit-equal."""
+        """Predict actions ``(b k a)`` in [-1, 1]; the first are ``prefix`` ``(b p a)``, bit-equal."""
+        check_denoise_steps(passes, "passes")
         b, k, p = len(context), self.chunk, 0 if prefix is None else prefix.shape[1]
-        y = rng.normal(k * self.actions, stream=6).view(b, k, self.actions)
+        y = noise.normal(k * self.actions, stream=6).view(b, k, self.actions)
         if prefix is not None:
             y = torch.cat([prefix.to(y.dtype), y[:, p:]], 1)
-        fixed = (torch.arange(k, device=y.device) < p).expand(b, k)
+        fixed = (torch.arange(k, dtype=torch.int64, device=y.device) < p).expand(b, k)
         for i in range(passes):
             level, after = 1 - i / passes, 1 - (i + 1) / passes
-            guess = self(context, y, torch.where(fixed, 0.0, torch.full_like(y[..., 0], level)))
-            y = torch.where(fixed[..., None], y, guess + after * (y - guess) / level)
+            clean = self(context, y, torch.where(fixed, 0.0, torch.full_like(y[..., 0], level)))
+            y = torch.where(fixed[..., None], y, clean + after * (y - clean) / level)
         return torch.where(fixed[..., None], y, y.clamp(-1, 1))

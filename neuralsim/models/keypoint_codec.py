@@ -20,15 +20,15 @@ from torch import nn
 from neuralsim.models.codec import Codec, ResidualConv, to_pixels
 
 
-def centres(height: int, width: int) -> torch.Tensor:
-    """Cell centres of a map in [-1, 1]: ``(2, height, width)``, x then y."""
-    y = (torch.arange(height) + 0.5) / height * 2 - 1
-    x = (torch.arange(width) + 0.5) / width * 2 - 1
+def cell_centres(height: int, width: int) -> torch.Tensor:
+    """Return the cell centres of a map in [-1, 1]: ``(2, height, width)``, x then y."""
+    y = (torch.arange(height, dtype=torch.float32) + 0.5) / height * 2 - 1
+    x = (torch.arange(width, dtype=torch.float32) + 0.5) / width * 2 - 1
     return torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)])
 
 
 class KeypointEncoder(nn.Module):
-    """Background-subtracted pixels ``(b 3 h w)`` -> places ``(b k 2)``."""
+    """Network from background-subtracted pixels ``(b 3 h w)`` to keypoint positions ``(b k 2)``."""
 
     def __init__(self, keypoints: int, width: int, height_width: tuple[int, int]) -> None:
         super().__init__()
@@ -38,8 +38,8 @@ class KeypointEncoder(nn.Module):
         self.coarse = ResidualConv(width)
         self.up = nn.Conv2d(width, 2 * width, 1)
         self.heat = nn.Conv2d(width // 2, keypoints, 3, padding=1)
-        self.register_buffer("cells", centres(height_width[0] // 2, height_width[1] // 2), persistent=False)
-        for layer in self.modules():  # no biases at first: an empty frame lights nothing
+        self.register_buffer("cells", cell_centres(height_width[0] // 2, height_width[1] // 2), persistent=False)
+        for layer in self.modules():  # zero biases at first: an empty frame activates nothing
             if isinstance(layer, nn.Conv2d) and layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
@@ -53,11 +53,11 @@ class KeypointEncoder(nn.Module):
 
 
 class KeypointDecoder(nn.Module):
-    """Places ``(b k 2)`` -> pixels to add to the background ``(b 3 h w)``."""
+    """Network from keypoint positions ``(b k 2)`` to pixels ``(b 3 h w)`` that are added to the background."""
 
     def __init__(self, keypoints: int, width: int, height_width: tuple[int, int]) -> None:
         super().__init__()
-        self.register_buffer("cells", centres(height_width[0] // 4, height_width[1] // 4), persistent=False)
+        self.register_buffer("cells", cell_centres(height_width[0] // 4, height_width[1] // 4), persistent=False)
         self.reach = 2.4 * 4 / max(height_width)  # standard deviation of a Gaussian: 1.2 cells of four pixels
         self.net = nn.Sequential(
             nn.Conv2d(3 * keypoints + 2, width, 3, padding=1),
@@ -71,18 +71,18 @@ class KeypointDecoder(nn.Module):
             nn.PixelShuffle(2),
         )
 
-    def forward(self, places: torch.Tensor) -> torch.Tensor:
+    def forward(self, positions: torch.Tensor) -> torch.Tensor:
         cells: torch.Tensor = self.cells  # type: ignore[assignment]
-        offset = (places[..., None, None] - cells) / self.reach
+        offset = (positions[..., None, None] - cells) / self.reach
         blob = torch.exp(-0.5 * offset.square().sum(2))
         maps = torch.cat(
-            [blob, offset[:, :, 0] * blob, offset[:, :, 1] * blob, cells.expand(len(places), -1, -1, -1)], 1
+            [blob, offset[:, :, 0] * blob, offset[:, :, 1] * blob, cells.expand(len(positions), -1, -1, -1)], 1
         )
         return self.net(maps.contiguous(memory_format=torch.channels_last)).float()
 
 
 class KeypointCodec(Codec):
-    """See the module's text; tokens * size / 2 keypoints."""
+    """Codec of tokens * size / 2 keypoints, decoded over a fixed background."""
 
     def __init__(self, height: int, width: int, tokens: int, size: int, conv_width: int) -> None:
         super().__init__(height, width, tokens, size)
@@ -95,26 +95,25 @@ class KeypointCodec(Codec):
         self.decoder = KeypointDecoder(self.keypoints, conv_width, (height, width))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def places(self, pixels: torch.Tensor) -> torch.Tensor:
-        """pixels ``(b 3 h w)`` -> places ``(b k 2)``."""
+    def positions(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the keypoint positions ``(b k 2)`` in pixels ``(b 3 h w)``."""
         return self.encoder(pixels - self.background)
 
-    def paint(self, places: torch.Tensor) -> torch.Tensor:
-        """places ``(b k 2)`` -> pixels ``(b 3 h w)``."""
-        return self.decoder(places) + self.background
+    def paint(self, positions: torch.Tensor) -> torch.Tensor:
+        """Decode keypoint positions ``(b k 2)`` to pixels ``(b 3 h w)``."""
+        return self.decoder(positions) + self.background
 
     def numbers(self, pixels: torch.Tensor) -> torch.Tensor:
-        """See Codec: the places, x and y of each in turn."""
-        return self.places(pixels).flatten(1)
+        """Return x and y of each keypoint in turn."""
+        return self.positions(pixels).flatten(1)
 
     def draw(self, numbers: torch.Tensor) -> torch.Tensor:
-        """See Codec."""
         return self.paint(numbers.view(-1, self.keypoints, 2))
 
     def loss(self, frames: torch.Tensor, noise: torch.Tensor, jitter: float, emphasis: float) -> torch.Tensor:
-        """See Codec: what differs from the background matters; ``jitter`` is in half frame widths."""
+        """Weight pixels that differ from the background; ``jitter`` is in half frame widths."""
         pixels = to_pixels(frames)
         with torch.no_grad():
             weight = 1 + emphasis * ((pixels - self.background).abs().amax(1, keepdim=True) > 0.15)
-        drawn = self.paint(self.places(pixels) + jitter * noise.view(-1, self.keypoints, 2))
+        drawn = self.paint(self.positions(pixels) + jitter * noise.view(-1, self.keypoints, 2))
         return ((drawn - pixels).square() * weight).mean((1, 2, 3))

@@ -1,11 +1,10 @@
 """TokenStream: a block-causal transformer over frames of tokens, where every token has its own noise level.
 
-Per frame one action token, then the frame's latent tokens. A frame's tokens see each other and the ``window - 1``
-frames before. Time is relative (a learned bias per head and distance), so a stream may run for ever. Keys and values
-of past frames can be cached.
+A frame is one action token and its latent tokens. These attend to each other and to the ``window - 1`` frames before. Time is
+relative (a learned bias per head and distance), so rollouts have no maximum length. Keys and values of past frames are cached.
 Sources: diffusion forcing (Chen et al. 2024, arXiv 2407.01392); relative bias (Raffel et al. 2020, T5).
 Shapes: tokens ``(b t n d)``, levels ``(b t n)`` in [0, 1] (0 clean, 1 noise), actions ``(b t a)`` as
-``neuralsim.models.action_encoding`` tells them, cache ``(b layers 2 heads p*(n+1) e)``.
+``neuralsim.models.action_encoding`` encodes them, cache ``(b layers 2 heads p*(n+1) e)``.
 """
 
 from __future__ import annotations
@@ -17,21 +16,21 @@ import torch.nn.functional as F
 from torch import nn
 
 CHANGE = 0.1
-"""What one unit of the output layer means: frames change little, and a unit step of the optimiser must not overshoot them."""
+"""Scale of the output layer: frames change little, and a unit step of the optimiser must not overshoot that."""
 OCTAVES = 5
 """Frequencies of the Fourier features: half a turn per unit, doubling."""
 
 
 def fourier(x: torch.Tensor) -> torch.Tensor:
-    """``(..., d) -> (..., d * (1 + 2 * OCTAVES))``: x with sines and cosines of it, so that small differences are seen
-    (NeRF, 2003.08934)."""
-    turns = x[..., None] * (math.pi / 2 * 2.0 ** torch.arange(OCTAVES, device=x.device))
+    """Append sines and cosines to ``x`` ``(..., d)``, giving ``(..., d * (1 + 2 * OCTAVES))``: networks then resolve small
+    differences (NeRF, 2003.08934)."""
+    turns = x[..., None] * (math.pi / 2 * 2.0 ** torch.arange(OCTAVES, dtype=torch.float32, device=x.device))
     return torch.cat([x, turns.sin().flatten(-2), turns.cos().flatten(-2)], -1)
 
 
 def anchors(first: torch.Tensor, x: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    """What each frame of ``x`` ``(b t n d)`` is predicted as a change from: the frame before it as far as that is clean,
-    and for the rest what that one was predicted from. ``first`` ``(b n d)`` stands before the first frame."""
+    """Return the frames that each frame of ``x`` ``(b t n d)`` is predicted as a change from: the frame before it in so far as
+    that is clean, and its anchor for the rest. ``first`` ``(b n d)`` stands before the first frame."""
     found = [first]
     for i in range(x.shape[1] - 1):
         level = levels[:, i, :, None]
@@ -53,8 +52,8 @@ class Block(nn.Module):
     def forward(
         self, x: torch.Tensor, past: torch.Tensor | None, bias: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """x ``(b s w)``, past ``(b 2 heads p e)`` or None, bias broadcastable to ``(b heads s p+s)``; returns x and
-        its own keys, values."""
+        """Transform x ``(b s w)`` given past ``(b 2 heads p e)`` or None and a bias broadcastable to ``(b heads s p+s)``; return x
+        and its own keys and values."""
         b, s, w = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(b, s, 3, self.heads, w // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
         own = torch.stack([k, v], 1)
@@ -66,7 +65,7 @@ class Block(nn.Module):
 
 
 class TokenStream(nn.Module):
-    """See the module's text."""
+    """Transformer that denoises frames of ``tokens`` tokens of ``size`` numbers under ``actions`` numbers per action."""
 
     def __init__(
         self, tokens: int, size: int, actions: int, width: int = 256, layers: int = 4, heads: int = 4, window: int = 4
@@ -82,15 +81,17 @@ class TokenStream(nn.Module):
         )
         self.token_in = nn.Linear(size * (1 + 2 * OCTAVES), width)
         self.before_in = nn.Linear(size * (1 + 2 * OCTAVES), width)
-        # Where there are no actions nothing is read of them, not even a constant.
+        # A world without actions has no layer for them, not even a bias.
         self.action_in = (
             nn.Sequential(nn.Linear(actions, width), nn.SiLU(), nn.Linear(width, width)) if actions else None
         )
-        self.no_action = nn.Parameter(torch.zeros(width))
-        self.slot = nn.Parameter(torch.randn(tokens + 1, width) * 0.02)
+        self.no_action = nn.Parameter(torch.zeros(width, dtype=torch.float32))
+        self.slot = nn.Parameter(
+            torch.randn(tokens + 1, width, dtype=torch.float32) * 0.02
+        )  # token embeddings; the name is that of saved weights
         self.level_in = nn.Sequential(nn.Linear(32, width), nn.SiLU(), nn.Linear(width, width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
-        self.bias = nn.Parameter(torch.zeros(layers, heads, window))
+        self.bias = nn.Parameter(torch.zeros(layers, heads, window, dtype=torch.float32))
         self.norm = nn.RMSNorm(width)
         self.token_out = nn.Linear(width, size)
         nn.init.zeros_(self.token_out.weight)
@@ -100,13 +101,11 @@ class TokenStream(nn.Module):
                 nn.init.normal_(weight, std=0.02 / math.sqrt(2 * layers))
 
     def mask(self, t: int, past: int, age: torch.Tensor | None) -> torch.Tensor:
-        """Attention bias ``(layers, b or 1, heads, t*(n+1), (past+t)*(n+1))`` for t frames after ``past`` cached ones.
-
-        ``age`` ``(b,)``: how many of the cached frames, counted from the newest, are real.
-        """
+        """Return the attention bias ``(layers, b or 1, heads, t*(n+1), (past+t)*(n+1))`` for t frames after ``past`` cached ones,
+        of which the newest ``age`` ``(b,)`` are real."""
         device = self.bias.device
-        query = torch.arange(past, past + t, device=device)[:, None]
-        key = torch.arange(past + t, device=device)[None, :]
+        query = torch.arange(past, past + t, dtype=torch.int64, device=device)[:, None]
+        key = torch.arange(past + t, dtype=torch.int64, device=device)[None, :]
         distance = query - key
         seen = (distance >= 0) & (distance < self.window)
         bias = self.bias[:, :, distance.clamp(0, self.window - 1)]  # layers heads t p+t
@@ -129,16 +128,16 @@ class TokenStream(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Denoise: predict each frame's clean tokens from itself at its level and the frames before.
 
-        ``before`` ``(b t n d)``: what each frame is predicted as a change from (see ``anchors``).
-        ``actions[:, i]`` led to frame i where ``led[:, i]`` (a first frame has none). Returns the prediction ``(b t n
-        d)``, hidden ``(b t n width)``, and the new frames' keys and values in the cache's shape.
+        before: the frames ``(b t n d)`` that each is predicted as a change from (see ``anchors``). led: bool ``(b t)``,
+        ``actions[:, i]`` led to frame i and is known (a first frame has none). Returns the prediction ``(b t n d)``, hidden
+        ``(b t n width)``, and the new frames' keys and values in the cache's shape.
         """
         b, t, n, _ = tokens.shape
-        waves = levels[..., None] * (torch.arange(1, 17, device=levels.device) * (math.pi / 2))
-        # What a token carries fades with its level; at level 1 it is noise alone, and nothing of it is let in.
+        waves = levels[..., None] * (torch.arange(1, 17, dtype=torch.float32, device=levels.device) * (math.pi / 2))
+        # A token's content fades with its level; at level 1 it is pure noise and has no influence.
         x = self.token_in(fourier(tokens)) * (1 - levels[..., None])
         x = x + self.level_in(torch.cat([waves.cos(), waves.sin()], -1)) + self.slot[1:]
-        x = x + self.before_in(fourier(before)) * levels[..., None]  # a clean frame need not be told where it came from
+        x = x + self.before_in(fourier(before)) * levels[..., None]  # a clean frame does not need its anchor
         action = self.no_action.expand(b, t, -1)
         if self.action_in is not None:
             action = torch.where(led[..., None], self.action_in(actions).float(), self.no_action)

@@ -14,10 +14,10 @@ from neuralsim.training.token_dataset import TokenWindows
 
 
 class DataMixture:
-    """What the joint stage learns from: demonstrations, play, and video whose actions are withheld; a role at a time.
+    """Data of the joint stage: demonstrations, play, and video without actions; each batch trains one role.
 
-    ``aim`` int64 and ``worth`` float32 per frame of the store: 1 where a demonstrator acts; and what the frame is worth to
-    him, ``DISCOUNT`` to the number of steps until his first success, 0 where there is none, NaN for everybody else.
+    Per frame of the store: ``aim`` int64, 1 where the demonstrator acts; ``value`` float32, ``DISCOUNT`` to the power of the steps
+    until the demonstrator's first success, 0 where there is none, NaN for other policies.
     """
 
     ROLES: ClassVar[dict[str, dict[str, float]]] = {
@@ -25,54 +25,58 @@ class DataMixture:
         "play": {"act": 0.05, "dream": 0.1, "infer": 0.45, "simulate": 0.4},
         "video": {"foresee": 1.0},
     }
-    """How often each is asked what: to act is the hardest to learn, and only demonstrations show it."""
+    """Odds of each role: acting is the hardest to learn, and only demonstrations show it."""
 
     def __init__(self, store: EpisodeStore, tokens: torch.Tensor, recipe: VideoRecipe) -> None:
         kept = store.split(held_out=False)
-        who = [str(store.provenance(int(i)).get("policy")) for i in kept]
-        shown = np.array(
-            [name == recipe.demonstrator or name.startswith(f"{recipe.demonstrator}-") for name in who], bool
+        policies = [str(store.provenance(int(i)).get("policy")) for i in kept]
+        demonstrated = np.array(
+            [name == recipe.demonstrator or name.startswith(f"{recipe.demonstrator}-") for name in policies], bool
         )
         acted = store.acted(kept)
-        if not (shown & acted).any():
+        if not (demonstrated & acted).any():
             raise ValueError(
                 f"{store.folder}: no training episodes of policy {recipe.demonstrator!r} to learn acting from; collect some with "
                 f"'neuralsim collect {store.spec.name} --policy {recipe.demonstrator} --out FOLDER' and add --also FOLDER"
             )
-        parts = (("demonstrations", shown & acted, True), ("play", ~shown & acted, True), ("video", ~acted, False))
+        parts = (
+            ("demonstrations", demonstrated & acted, True),
+            ("play", ~demonstrated & acted, True),
+            ("video", ~acted, False),
+        )
         self._parts = [
-            (recipe.joint_mix[name], name, TokenWindows(store, tokens, told, kept[chosen]))
-            for name, chosen, told in parts
+            (recipe.joint_mix[name], name, TokenWindows(store, tokens, has_actions, kept[chosen]))
+            for name, chosen, has_actions in parts
             if chosen.any() and recipe.joint_mix[name] > 0
         ]
-        self.aim = torch.zeros(len(tokens), dtype=torch.int64)
-        self.worth = torch.full((len(tokens),), torch.nan)
+        self.aim = torch.zeros(len(tokens), dtype=torch.int64, device="cpu")
+        self.value = torch.full((len(tokens),), torch.nan, dtype=torch.float32, device="cpu")
         firsts, _ = store.offsets()
-        for i, known in zip(kept[shown], acted[shown], strict=True):
+        for i, known in zip(kept[demonstrated], acted[demonstrated], strict=True):
             first, t = int(firsts[i]), int(store.lengths[i])
             self.aim[first : first + t + 1] = 1
             if known:
-                self.worth[first : first + t + 1] = _worth(store[int(i)].terminated)
+                self.value[first : first + t + 1] = _success_value(store[int(i)].terminated)
 
     def draw(self, draws: np.random.Generator) -> tuple[TokenWindows, str]:
-        """Whose windows a step is made of, and in which role: of video without actions only frames can be asked."""
+        """Draw windows and a role for one step; video without actions trains only the prediction of frames."""
         odds = np.cumsum([share for share, _, _ in self._parts])
         _, name, windows = self._parts[int(np.searchsorted(odds, draws.random() * odds[-1], side="right"))]
         roles = self.ROLES[name]
         return windows, str(draws.choice(list(roles), p=list(roles.values())))
 
 
-def _worth(terminated: np.ndarray) -> torch.Tensor:
-    """Per frame of an episode of T steps, ``(T+1,)``: DISCOUNT to the steps until success; 1 from there on."""
+def _success_value(terminated: np.ndarray) -> torch.Tensor:
+    """Return the value of each frame of an episode of T steps, ``(T+1,)``: 1 from the first success on, discounted before."""
     ends = np.flatnonzero(terminated)
     if not len(ends):
-        return torch.zeros(len(terminated) + 1)
+        return torch.zeros(len(terminated) + 1, dtype=torch.float32, device="cpu")
     left = np.maximum(ends[0] + 1 - np.arange(len(terminated) + 1), 0)
     return torch.from_numpy(DISCOUNT**left).float()
 
 
 class ActionAndVideoWindows:
-    """Windows of the episodes whose actions are known, and of those that are video alone, as many as each has frames."""
+    """Windows of episodes with actions and of video without, in proportion to their frames."""
 
     def __init__(self, store: EpisodeStore, tokens: torch.Tensor) -> None:
         kept = store.split(held_out=False)
@@ -87,15 +91,15 @@ class ActionAndVideoWindows:
 
     @property
     def first(self) -> TokenWindows:
-        """Those with actions, where there are any."""
+        """Windows with actions, where there are any."""
         return self._parts[0]
 
     def draw(self, draws: np.random.Generator) -> TokenWindows:
-        """One of the two kinds."""
+        """Draw one of the two kinds."""
         alone = len(self._parts) == 1
         return self._parts[0 if alone or draws.random() < self._share else 1]
 
     def typical_change(self) -> float:
-        """See TokenWindows; over all."""
+        """Return the mean absolute change of a token number over all episodes."""
         shares = [self._share, 1 - self._share]
         return sum(share * part.typical_change() for share, part in zip(shares, self._parts, strict=False))

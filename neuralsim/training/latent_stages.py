@@ -1,5 +1,5 @@
-"""LatentStages: how a LatentWorld learns. Encoder, first predictors and state probe together; the decoder apart, so that
-people can look; then the predictors alone, on vectors encoded once and on their own rollouts; the readings (reward, end)."""
+"""LatentStages: the training of a LatentWorld. Encoder, first predictors and state probe together; the decoder separately; then
+the predictors alone, on vectors encoded once and on their own rollouts; then the heads (reward, end, state)."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from neuralsim.training.stages import Losses, Stage, StageContext, TrainingStage
 from neuralsim.training.token_dataset import TokenClip, TokenWindows, encode_store
 
 DIRECTIONS = 512
-"""Random directions a step along which the vectors are held against a normal."""
+"""Random directions per step along which the vectors are compared with a normal distribution."""
 
 
 class LatentStages(TrainingStages):
-    """See the module's text."""
+    """Stages encoder, decoder, dynamics and readings."""
 
     model: LatentWorld
 
@@ -34,7 +34,6 @@ class LatentStages(TrainingStages):
 
     @property
     def makers(self) -> dict[str, Callable[[], Stage]]:
-        """See Curriculum."""
         return {
             "encoder": self._encoder,
             "decoder": self._decoder,
@@ -43,7 +42,7 @@ class LatentStages(TrainingStages):
         }
 
     def begin(self) -> None:
-        """The median frame is the background; the probe's targets are standardised."""
+        """Measure the background (the median frame) and mean and standard deviation of the states."""
         self.model.background.copy_(self.run.median_frame())
         draws = np.random.default_rng([self.run.seed, 1005])
         states = WindowSampler(self.run.store, 1).sample(4096, draws).states
@@ -51,30 +50,33 @@ class LatentStages(TrainingStages):
             self.model.probe.fit(torch.as_tensor(states[:, 0]).to(self.run.device))
 
     def finish(self, stage: str) -> None:
-        """After the encoder stage: mean and spread of the vectors. After the decoder's: how badly it redraws what it knows."""
+        """Measure mean and standard deviation of the vectors after the encoder stage, the limit of the reconstruction error after the
+        decoder stage."""
         if stage not in ("encoder", "decoder"):
             return
         model, run, stack = self.model, self.run, self.model.sizes.stack
         sample = WindowSampler(run.store, stack).sample(4096, np.random.default_rng([run.seed, 1002])).frames
         parts = [part.to(run.device) for part in torch.as_tensor(sample).split(256)]
         with torch.no_grad(), arithmetic(run.dtype, run.device):
-            raw = [model.raw(part) for part in parts]
+            raw = [model.encode_raw(part) for part in parts]
             if stage == "encoder":
                 model.mean.copy_(torch.cat(raw).mean(0))
                 model.std.copy_(torch.cat(raw).std(0).clamp(min=1e-4))
             else:
-                wrong = [model.redraw_error(p[:, -1], model.standard(r)) for p, r in zip(parts, raw, strict=True)]
-                model.redraw_limit.copy_(torch.cat(wrong).quantile(0.999))
+                errors = [
+                    model.reconstruction_error(p[:, -1], model.standardize(r)) for p, r in zip(parts, raw, strict=True)
+                ]
+                model.redraw_limit.copy_(torch.cat(errors).quantile(0.999))
 
     def redraw(
         self, stage: str, frames: torch.Tensor, actions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Nothing before there is a decoder; then redrawn, or dreamt to the end."""
+        """Reconstruct by the decoder once there is one, or roll out to the end."""
         if stage == "encoder":
             return None
         if stage == "decoder":
             return frames[:, -1], self.model.decode(self.model.encode(frames, actions))
-        return self.dream_last(frames, actions)
+        return self.roll_out_last(frames, actions)
 
     # -- stages
 
@@ -90,20 +92,20 @@ class LatentStages(TrainingStages):
             ends = stack - 1 + np.concatenate([np.zeros((rows, 1), int), lengths.cumsum(1)], 1)  # rows, 3
             back = np.arange(1 - stack, 1)
             seen = clip.frames[np.arange(rows)[:, None, None], ends[..., None] + back]  # rows 3 stack h w c
-            raw = model.raw(torch.as_tensor(seen).flatten(0, 1).to(run.device))
+            raw = model.encode_raw(torch.as_tensor(seen).flatten(0, 1).to(run.device))
             vectors = ((raw - raw.mean(0)) / (raw.var(0, correction=0) + 1e-6).sqrt()).unflatten(0, (rows, 3))
-            believed = vectors[:, :1].expand(-1, model.sizes.members, -1)
-            wrong = []
+            predicted = vectors[:, :1].expand(-1, model.sizes.members, -1)
+            errors = []
             for hop in range(2):
                 length = torch.as_tensor(lengths[:, hop]).to(run.device)
                 by = (ends[:, hop, None] + np.arange(block)).clip(max=clip.actions.shape[1] - 1)
                 actions = torch.as_tensor(clip.actions[np.arange(rows)[:, None], by]).to(run.device)
-                believed = model.predictors(believed, encode_actions(model.spec, actions), length)
-                wrong.append((believed - vectors[:, hop + 1, None]).square().mean())
+                predicted = model.predictors(predicted, encode_actions(model.spec, actions), length)
+                errors.append((predicted - vectors[:, hop + 1, None]).square().mean())
             directions = run.noise(draws, 1).normal(DIRECTIONS * vectors.shape[-1]).view(vectors.shape[-1], DIRECTIONS)
             directions = directions / directions.norm(dim=0)
             spread = torch.stack([sigreg(vectors[:, i], directions) for i in range(3)]).mean()
-            losses = {"prediction": torch.stack(wrong).mean(), "regularity": recipe.regularity * spread}
+            losses = {"prediction": torch.stack(errors).mean(), "regularity": recipe.regularity * spread}
             if clip.states is not None and clip.states.shape[-1]:
                 true = torch.as_tensor(clip.states[np.arange(rows)[:, None], ends]).to(run.device).flatten(0, 1)
                 losses["probe"] = recipe.probe * model.probe.loss(vectors.flatten(0, 1), true).mean()
@@ -123,7 +125,7 @@ class LatentStages(TrainingStages):
         def loss(step: int, draws: np.random.Generator) -> Losses:
             frames = torch.as_tensor(windows.sample(recipe.decoder_stage.batch, draws).frames).to(run.device)
             with torch.no_grad():
-                vectors = model.standard(model.raw(frames))
+                vectors = model.standardize(model.encode_raw(frames))
                 vectors = vectors + recipe.jitter * run.noise(draws, len(frames)).normal(vectors.shape[1])
                 pixels = to_pixels(frames[:, -1])
                 weight = 1 + recipe.emphasis * ((pixels - model.background).abs().amax(1, keepdim=True) > 0.15)
@@ -140,18 +142,13 @@ class LatentStages(TrainingStages):
         }
 
         def encode(frames: torch.Tensor) -> torch.Tensor:
-            return model.standard(model.raw(frames))[:, None]
+            return model.standardize(model.encode_raw(frames))[:, None]
 
         vectors = encode_store(encode, seeing, run.store, run.cache, run.dtype, run.device, run.bar, model.sizes.stack)
         return TokenWindows(run.store, vectors)
 
-    def _hop(self, believed: torch.Tensor, clip: TokenClip, at: int, length: int) -> torch.Tensor:
-        """The members' vectors ``(b m d)`` ``length`` steps after frame ``at`` of ``clip``."""
-        assert clip.actions is not None  # as the windows were asked for
-        return self.model.hop(believed, clip.actions[:, at : at + length])
-
     def _start(self, clip: TokenClip, draws: np.random.Generator) -> torch.Tensor:
-        """The first vectors of ``clip`` for every member, a little off, as dreams soon are."""
+        """Return the first vectors of ``clip`` for every member, with noise as rollouts soon have."""
         first, members = clip.tokens[:, :1, 0], self.model.sizes.members
         noise = self.run.noise(draws, len(first)).normal(members * first.shape[-1]).view(len(first), members, -1)
         return first + self.recipe.jitter * noise
@@ -168,12 +165,12 @@ class LatentStages(TrainingStages):
             mixed = draws.integers(1, block + 1, size=hops).tolist()
             lengths = [[block] * hops, [block] * hops, [1] * hops, mixed][draws.integers(4)]
             clip = windows.sample(max(1, stage.batch // hops), 1 + sum(lengths), draws, run.device)
-            believed, at, wrong = self._start(clip, draws), 0, []
+            predicted, at, errors = self._start(clip, draws), 0, []
             for length in lengths:
-                believed = self._hop(believed, clip, at, length)
+                predicted = model.predict_block(predicted, clip.actions.steps(at, at + length).values)
                 at += length
-                wrong.append(distance(believed, clip.tokens[:, at, :1].expand_as(believed)).mean())
-            return {"dynamics": torch.stack(wrong).mean() / scale}
+                errors.append(distance(predicted, clip.tokens[:, at, :1].expand_as(predicted)).mean())
+            return {"dynamics": torch.stack(errors).mean() / scale}
 
         return Stage("dynamics", stage, list(model.predictors.parameters()), loss)
 
@@ -183,23 +180,23 @@ class LatentStages(TrainingStages):
         length = 2 * model.block
 
         def loss(step: int, draws: np.random.Generator) -> Losses:
-            """Half true vectors, half dreamt ones; half of each from windows in which something was achieved."""
+            """Mix real and imagined vectors in halves; half of each from windows with a success."""
             rows = max(1, stage.batch // (2 * length))
             clip = windows.sample(2 * rows, length + 1, draws, run.device, rewarding=True)
-            assert clip.actions is not None
             with torch.no_grad():
                 first = self._start(clip, draws)
                 state = LatentState(first, first.new_zeros(len(first)))
-                dreamt = model.unroll(state, clip.actions, run.noise(draws, 2 * rows)).vectors.mean(2)
-            vectors = torch.cat([clip.tokens[:, 1:, 0], dreamt]).flatten(0, 1)
+                run.noise(draws, 2 * rows)  # keeps the draws of earlier versions
+                imagined = model.unroll_encoded(state, clip.actions.values).vectors.mean(2)
+            vectors = torch.cat([clip.tokens[:, 1:, 0], imagined]).flatten(0, 1)
             reward, ended = (x.repeat(2, 1).flatten() for x in (clip.rewards, clip.terminated))
             losses = {k: v.mean() for k, v in reading_losses(model.reward_head, vectors, reward, ended).items()}
             if clip.states is not None and model.state_head is not None:
-                # A dream is read as what it shows, be it true or not: so only true vectors, a little off.
-                seen = clip.tokens[:, :, 0].flatten(0, 1)
-                seen = seen + recipe.jitter * run.noise(draws, len(seen)).normal(seen.shape[1])
-                target = model.probe.standard(clip.states.flatten(0, 1))
-                losses["state"] = distance(model.told(seen), target).mean()
+                # An imagined vector is read as what it shows, right or wrong: so only real vectors, with a little noise.
+                real = clip.tokens[:, :, 0].flatten(0, 1)
+                real = real + recipe.jitter * run.noise(draws, len(real)).normal(real.shape[1])
+                target = model.probe.standardize(clip.states.flatten(0, 1))
+                losses["state"] = distance(model.predict_standardized(real), target).mean()
             return losses
 
         moved = [*model.reward_head.parameters()]

@@ -1,5 +1,5 @@
-"""Curriculum: what a kind of world model learns, stage by stage. ``neuralsim.training.trainer`` walks through it; a recipe says how
-long."""
+"""TrainingStages: the stages in which a kind of world model is trained. ``neuralsim.training.trainer`` runs them, for as long as
+the recipe says."""
 
 from __future__ import annotations
 
@@ -19,24 +19,26 @@ from neuralsim.training.recipes import StageConfig
 
 Losses = dict[str, torch.Tensor]
 Bar = Callable[[str, int, int], Iterator[int]]
-"""Counts from a first number to a total, and shows it: ``bar(name, first, total)``."""
+"""Progress bar that counts from a first number to a total: ``bar(name, first, total)``."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage at work: its config, the parameters it moves, and its loss at a step (the sum of the returned
-    scalars). ``watched`` are figures to show that are not optimised."""
+    """One stage, ready to run."""
 
     name: str
     config: StageConfig
     parameters: list[torch.nn.Parameter]
+    """Parameters that it trains."""
     loss: Callable[[int, np.random.Generator], Losses]
+    """Scalars at a step, whose sum is minimised."""
     watched: Callable[[], dict[str, float]] = dict
+    """Values to display that are not optimised."""
 
 
 @dataclass(frozen=True)
 class StageContext:
-    """On what a curriculum is held, and where: ``cache`` keeps encoded frames."""
+    """Data, device and settings of a run; ``cache`` is the folder of encoded frames."""
 
     store: EpisodeStore
     cache: Path
@@ -46,17 +48,17 @@ class StageContext:
     bar: Bar
 
     def noise(self, draws: np.random.Generator, rows: int) -> Noise:
-        """A noise value of ``rows`` slots."""
+        """Draw the seeds of ``rows`` noise streams."""
         return Noise.from_seeds(draws.integers(2**62, size=rows).tolist(), self.device)
 
     def median_frame(self) -> torch.Tensor:
-        """``(3, h, w)`` in [-1, 1]: the median training frame, which is what stands still."""
+        """Return the median training frame ``(3, h, w)`` in [-1, 1]: the background."""
         frames = WindowSampler(self.store, 1).sample(1024, np.random.default_rng([self.seed, 1001])).frames[:, 0]
-        return torch.as_tensor(np.median(frames, axis=0), dtype=torch.float32).movedim(-1, 0) / 127.5 - 1
+        return torch.as_tensor(np.median(frames, axis=0), dtype=torch.float32, device="cpu").movedim(-1, 0) / 127.5 - 1
 
 
 class TrainingStages(ABC):
-    """The model, and the stages it learns in. Every draw is a function of (seed, stage, step)."""
+    """A model and its stages. Every random draw is a function of (seed, stage, step)."""
 
     model: Any
     recipe: Any
@@ -66,26 +68,26 @@ class TrainingStages(ABC):
     @property
     @abstractmethod
     def makers(self) -> dict[str, Callable[[], Stage]]:
-        """What makes each stage ready, by name and in order; called when the ones before it are done."""
+        """Constructor of each stage, by name and in order; called when the stages before it are done."""
 
     @abstractmethod
     def begin(self) -> None:
-        """Before the first step of all: measure on the data what the model takes as given."""
+        """Measure constants of the model on the data, before the first step of all."""
 
     def finish(self, stage: str) -> None:  # noqa: B027 (most stages need nothing more)
-        """After ``stage``, with its averaged weights in place."""
+        """Measure constants after ``stage``, with its averaged weights in place."""
 
     @abstractmethod
     def redraw(
         self, stage: str, frames: torch.Tensor, actions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """For samples: frames ``(b h w c)`` of ``frames`` ``(b t h w c)`` and what the model makes of them in ``stage``; None
-        where it cannot draw yet."""
+        """Return frames ``(b h w c)`` of ``frames`` ``(b t h w c)`` and the model's reconstruction of them after ``stage``, for samples;
+        None where it cannot decode yet."""
 
-    def dream_last(self, frames: torch.Tensor, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The last of ``frames``, and the model's dream of it from the first."""
+    def roll_out_last(self, frames: torch.Tensor, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the last of ``frames``, and the model's rollout to it from the first."""
         state = self.model.encode(frames[:, :1], actions[:, :0])
-        rng = Noise.from_seeds(range(len(frames)), self.run.device)
+        noise = Noise.from_seeds(range(len(frames)), self.run.device)
         for i in range(actions.shape[1]):
-            state = self.model.step(state, actions[:, i], rng.advance(i))
+            state = self.model.step(state, actions[:, i], noise.advance(i))
         return frames[:, -1], self.model.decode(state)

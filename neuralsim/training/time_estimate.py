@@ -1,4 +1,4 @@
-"""Forecast: how long a training will take on this machine, from a few of its own steps."""
+"""TimeEstimate: the expected duration of a training on this machine, measured on a few of its own steps."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from neuralsim.training.stages import Stage
 from neuralsim.training.trainer import Trainer
 
 EPISODES = 3
-"""Training episodes that the trial steps are made on."""
+"""Training episodes that the measured steps use."""
 
 
 @dataclass(frozen=True)
 class TimeEstimate:
-    """Seconds that each stage is expected to take, by name, and the parameters of the model, in millions."""
+    """Expected seconds of each stage, by name, and the model's parameters in millions."""
 
     seconds: dict[str, float]
     parameters: float
@@ -32,8 +32,8 @@ class TimeEstimate:
 
 
 def estimate_time(trainer: Trainer) -> TimeEstimate:
-    """What ``trainer``'s run would take if the machine stays as busy as it is: two steps at the beginning, in the middle and at the
-    end of each stage, on few episodes and on a model of its own. What reading and encoding all frames takes is not in it.
+    """Estimate the duration of ``trainer``'s run from two steps at the beginning, in the middle and at the end of each stage, on few
+    episodes and a model of its own. Reading and encoding all frames is not included.
     """
     few = JoinedStore([_few(store) for store in (trainer.home, *map(EpisodeStore, trainer.config.further))])
     seconds = {}
@@ -48,13 +48,13 @@ def estimate_time(trainer: Trainer) -> TimeEstimate:
 
 
 def _few(store: EpisodeStore) -> EpisodeStore:
-    """As much of ``store`` as has EPISODES training episodes."""
+    """Return the part of ``store`` that has EPISODES training episodes."""
     kept = store.split(held_out=False)
     return EpisodeStore(store.folder, int(kept[min(EPISODES, len(kept)) - 1]) + 1 if len(kept) else None)
 
 
 def _step(stage: Stage, trainer: Trainer) -> float:
-    """Seconds of one step of ``stage``."""
+    """Measure the seconds of one step of ``stage``."""
     optimizer = torch.optim.AdamW(stage.parameters, lr=1e-6)
     took = []
     for step in (0, stage.config.steps // 2 + 1, stage.config.steps - 1):
@@ -65,7 +65,7 @@ def _step(stage: Stage, trainer: Trainer) -> float:
             optimizer.zero_grad(set_to_none=True)
             torch.stack(list(losses.values())).sum().backward()
             optimizer.step()
-            if repeat:  # the first of its kind makes ready what the others reuse
+            if repeat:  # the first one allocates memory that the second reuses
                 took.append(time.perf_counter() - began)
     return float(np.mean(took))
 

@@ -1,8 +1,7 @@
-"""Tokens of a whole store, encoded once, and training windows over them."""
+"""Token dataset: a store's frames encoded once, and training windows over the tokens."""
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,18 +11,13 @@ import numpy as np
 import torch
 
 from neuralsim.data.store import EpisodeStore
+from neuralsim.models.action_encoding import EncodedActions, encode_actions, no_actions
 from neuralsim.runtime.device import arithmetic
+from neuralsim.runtime.files import disk_errors, sweep_leftovers, temporary_path
+from neuralsim.storage.fingerprint import fingerprint
 
 HIGH = 0.95
-"""Rewards above this quantile count as high."""
-
-
-def fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
-    """A short hash of an encoder's weights: tokens made with other weights are not ours."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+"""Quantile of rewards above which one counts as high."""
 
 
 @torch.inference_mode()
@@ -37,18 +31,18 @@ def encode_store(
     bar: Callable[[str, int, int], Iterator[int]],
     stack: int = 1,
 ) -> torch.Tensor:
-    """Tokens of every frame of the store, in order: float32 ``(frames, n, d)``. Kept in ``cache``, per shard, under the
-    fingerprint of the encoder's ``weights`` and of the shard.
+    """Encode every frame of the store, in order, to float32 ``(frames, n, d)``.
 
-    ``encode`` makes tokens ``(b n d)`` of uint8 ``(b stack h w c)``: each frame with the ones before it in its episode
-    (the first one repeated where there are fewer).
+    ``encode`` makes tokens ``(b n d)`` of uint8 ``(b stack h w c)``: each frame with the ones before it in its episode (the first
+    one repeated where there are fewer). ``cache`` keeps them per shard, under the fingerprints of ``weights`` and of the shard.
     """
     folder = cache / f"tokens-{fingerprint(weights)}"
     folder.mkdir(parents=True, exist_ok=True)
+    sweep_leftovers(folder)
     parts = []
     for i in bar("encode", 0, len(store.shards)):
         frames = store.shards[i]["frames"]
-        path = folder / f"{_mark(frames)}.npy"
+        path = folder / f"{_shard_fingerprint(frames)}.npy"
         tokens = np.load(path, allow_pickle=False) if path.is_file() else None
         if tokens is None or len(tokens) != len(frames):
             here, firsts = np.arange(len(frames)), store.first_frames(i)
@@ -60,44 +54,61 @@ def encode_store(
                     for j in range(0, len(frames), 512)
                 ]
             tokens = torch.cat(made).numpy()
-            temporary = path.with_suffix(".tmp.npy")
-            np.save(temporary, tokens, allow_pickle=False)
-            temporary.replace(path)
+            _keep(path, tokens)
         parts.append(torch.from_numpy(tokens))
     return torch.cat(parts)
 
 
-def _mark(frames: np.ndarray) -> str:
-    """Tells a shard's frames from others': their number, and a checksum of some."""
-    return f"{len(frames)}-{zlib.crc32(np.ascontiguousarray(frames[:: max(1, len(frames) // 4)]).tobytes()):08x}"
+def _keep(path: Path, tokens: np.ndarray) -> None:
+    """Write ``tokens`` to the cache file ``path``; it appears whole or not at all."""
+    temporary = temporary_path(path)
+    try:
+        with disk_errors(path, tokens.nbytes, "the frames encoded so far"):
+            np.save(temporary, tokens, allow_pickle=False)
+            temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _shard_fingerprint(frames: np.ndarray) -> str:
+    """Return the number of a shard's frames and a checksum of all of them."""
+    checksum = 0
+    for i in range(0, len(frames), 1024):
+        checksum = zlib.crc32(np.ascontiguousarray(frames[i : i + 1024]).tobytes(), checksum)
+    return f"{len(frames)}-{checksum:08x}"
 
 
 @dataclass(frozen=True)
 class TokenClip:
-    """Windows of tokens ``(b t n d)``, actions ``(b t-1 a)`` (None in video without actions), rewards and terminated float
-    ``(b t-1)``, states ``(b t s)`` where they are known; ``at`` int64 ``(b t)``: the frames' numbers in the store."""
+    """A batch of training windows."""
 
     tokens: torch.Tensor
-    actions: torch.Tensor | None
+    """``(b t n d)``."""
+    actions: EncodedActions
+    """``(b t-1 action_width)``, encoded; not known in video without actions."""
     rewards: torch.Tensor
+    """float32 ``(b t-1)``."""
     terminated: torch.Tensor
+    """float32 ``(b t-1)``."""
     states: torch.Tensor | None = None
+    """``(b t s)`` where they are known."""
     at: torch.Tensor | None = None
+    """int64 ``(b t)``: indices of the frames in the store."""
 
 
 class TokenWindows:
-    """Training windows over tokens in memory.
+    """Training windows over tokens in memory, of the episodes with actions or, with ``acted=False``, of those without; of
+    ``episodes`` (indices) alone where given.
 
-    They are of the episodes whose actions are known, or with ``acted=False`` of the others: then no action is ever read; and of
-    ``episodes`` (indices) alone, where these are given.
-    Windows in which much happens are drawn more often (by the mean absolute change of their first tokens, capped): most
-    of what a world does is stand still, and what moves is what must be learned.
+    Windows in which much happens are drawn more often (by the mean absolute change of their first tokens, capped): most of the
+    time a world stands still, and motion is what must be learned.
     """
 
     def __init__(
         self, store: EpisodeStore, tokens: torch.Tensor, acted: bool = True, episodes: np.ndarray | None = None
     ) -> None:
-        self.tokens, self.acted = tokens, acted
+        self.tokens, self.acted, self.spec = tokens, acted, store.spec
         frames, actions = store.offsets()
         kept = store.split(held_out=False)
         kept = kept[store.acted(kept) == acted]
@@ -115,17 +126,17 @@ class TokenWindows:
         if not len(self.firsts):
             raise ValueError(
                 f"{store.folder}: no training episodes {'with' if acted else 'without'} actions "
-                "(those whose seed is a multiple of the held-out number are kept for measuring)"
+                "(those whose seed is a multiple of the held-out number are kept for evaluation)"
             )
         self._tables: dict[tuple[int, bool], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
     @property
     def longest(self) -> int:
-        """Actions in the longest episode."""
+        """Number of actions in the longest episode."""
         return int(self.lengths.max())
 
     def typical_change(self) -> float:
-        """Mean absolute change of a token number from frame to frame over the training episodes."""
+        """Return the mean absolute change of a token number from frame to frame over the training episodes."""
         total, count = 0.0, 0
         for first, t in zip(self.firsts, self.lengths, strict=True):
             part = self.tokens[first : first + t + 1]
@@ -134,8 +145,7 @@ class TokenWindows:
         return total / count
 
     def _table(self, length: int, rewarding: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For every window of ``length`` frames: first frame, first action, and the running sum of the odds of drawing
-        it."""
+        """Return first frame, first action and cumulative odds of every window of ``length`` frames."""
         key = (length, rewarding)
         if key not in self._tables:
             frames, actions, odds = [], [], []
@@ -170,24 +180,31 @@ class TokenWindows:
     def sample(
         self, batch: int, length: int, draws: np.random.Generator, device: torch.device, rewarding: bool = False
     ) -> TokenClip:
-        """``batch`` windows of ``length`` frames; ``rewarding`` prefers those in which the reward is among the highest, and
-        more so those that reach the end: it is rare, and what tells it from a near miss is little."""
+        """Draw ``batch`` windows of ``length`` frames; ``rewarding`` prefers those with high rewards, and more so those that reach
+        the end: ends are rare, and differ little from near misses."""
         frames, actions, odds = self._table(length, rewarding)
         window = np.searchsorted(odds, draws.random(batch) * odds[-1], side="right").clip(max=len(odds) - 1)
-        at = torch.from_numpy(frames[window])[:, None] + torch.arange(length)
-        by = torch.from_numpy(actions[window])[:, None] + torch.arange(length - 1)
+        at = torch.from_numpy(frames[window])[:, None] + torch.arange(length, dtype=torch.int64, device="cpu")
+        by = torch.from_numpy(actions[window])[:, None] + torch.arange(length - 1, dtype=torch.int64, device="cpu")
         return TokenClip(
             self.tokens[at].to(device),
-            None if self.actions is None else self.actions[by].to(device),
+            self._encoded(by, device),
             self.rewards[by].to(device),
             self.terminated[by].to(device),
             None if self.states is None else self.states[at].to(device),
             at.to(device),
         )
 
+    def _encoded(self, by: torch.Tensor, device: torch.device) -> EncodedActions:
+        """Encode the actions with the indices ``by`` ``(b t)``."""
+        if self.actions is None:
+            unknown = no_actions(self.spec, *by.shape, device)
+            return EncodedActions(encode_actions(self.spec, unknown), known=False)
+        return EncodedActions(encode_actions(self.spec, self.actions[by].to(device)))
+
 
 def _actions(arrays: Mapping[str, np.ndarray], store: EpisodeStore) -> torch.Tensor:
-    """A shard's actions; in their place, zeros that no window reaches where it is video without any."""
+    """Return a shard's actions; for video without actions zeros, which no window reaches."""
     if "actions" in arrays:
         return torch.from_numpy(np.array(arrays["actions"]))
     return torch.from_numpy(np.zeros((len(arrays["rewards"]), store.spec.action_size), store.spec.action_dtype))

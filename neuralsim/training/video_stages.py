@@ -1,7 +1,7 @@
-"""VideoStages: how a VideoWAM learns. The codec on single frames; the dynamics on tokens, on the model's own rollouts; the
-readings (reward, end, state) on true and imagined tokens.
+"""VideoStages: the training of a VideoWAM. The codec on single frames; the dynamics on tokens, on the model's own rollouts; the
+heads (reward, end, state) on real and imagined tokens; the joint stream on chunks.
 
-Video without actions teaches codec and dynamics too: the model is then told that somebody acted, and not how.
+Video without actions trains codec and dynamics too: the model then reads "unknown action".
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from neuralsim.training.stages import Losses, Stage, StageContext, TrainingStage
 from neuralsim.training.token_dataset import encode_store
 
 STILL, DIFFERENT = 0.15, 0.1
-"""A camera counts as still where at most this share of a frame differs from the median one, by this much of the range of a
-pixel. Measured on 253 frames each: TwoRoom 0.006, Push-T 0.035, CarRacing 0.31."""
+"""A camera counts as fixed where at most STILL of a frame differs from the median frame by DIFFERENT of a pixel's range.
+Measured on 253 frames each: TwoRoom 0.006, Push-T 0.035, CarRacing 0.31."""
 
 
 class VideoStages(TrainingStages):
-    """See the module's text."""
+    """Stages codec, dynamics, readings and, for models with a joint stream, joint."""
 
     model: VideoWAM
 
@@ -42,12 +42,11 @@ class VideoStages(TrainingStages):
 
     @property
     def makers(self) -> dict[str, Callable[[], Stage]]:
-        """See Curriculum."""
         joint = {"joint": self._joint} if self.recipe.joint is not None else {}
         return {"codec": self._codec, "dynamics": self._dynamics, "readings": self._readings, **joint}
 
     def begin(self) -> None:
-        """The median frame is the background; what is told of states is standardised."""
+        """Measure the background (the median frame) and mean and standard deviation of the states."""
         self.model.codec.background.copy_(self.run.median_frame())
         draws = np.random.default_rng([self.run.seed, 1005])
         states = WindowSampler(self.run.store, 1).sample(4096, draws).states
@@ -55,7 +54,7 @@ class VideoStages(TrainingStages):
             self.model.probe.fit(torch.as_tensor(states[:, 0]).to(self.run.device))
 
     def finish(self, stage: str) -> None:
-        """After the codec stage: mean and spread of the numbers, and how badly the codec may redraw what it knows."""
+        """Measure, after the codec stage, mean and standard deviation of the numbers and the limit of the reconstruction error."""
         if stage != "codec":
             return
         codec, run = self.model.codec, self.run
@@ -65,14 +64,14 @@ class VideoStages(TrainingStages):
             numbers = torch.cat([codec.numbers(to_pixels(part)) for part in frames.split(256)]).float()
             codec.mean.copy_(numbers.mean(0))
             codec.std.copy_(numbers.std(0).clamp(min=1e-3))
-            wrong = torch.cat([codec.redraw_error(part, codec.encode(part)) for part in frames.split(256)])
-        self.model.redraw_limit.copy_(wrong.quantile(0.999))
+            errors = torch.cat([codec.reconstruction_error(part, codec.encode(part)) for part in frames.split(256)])
+        self.model.redraw_limit.copy_(errors.quantile(0.999))
 
     def redraw(self, stage: str, frames: torch.Tensor, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Redrawn by the codec, or dreamt to the end."""
+        """Reconstruct by the codec, or roll out to the end."""
         if stage == "codec":
             return frames[:, 0], self.model.codec.decode(self.model.codec.encode(frames[:, 0]))
-        return self.dream_last(frames, actions)
+        return self.roll_out_last(frames, actions)
 
     # -- stages
 
@@ -88,7 +87,7 @@ class VideoStages(TrainingStages):
         return Stage("codec", recipe.codec_stage, list(codec.parameters()), loss)
 
     def _fit_to_camera(self, recipe: VideoRecipe) -> VideoRecipe:
-        """The recipe, with what it has for a moving camera where the data's is one."""
+        """Return the recipe, with its settings for a moving camera where the data's camera moves."""
         if (moving := recipe.moving) is None:
             return recipe
         draws = np.random.default_rng([self.run.seed, 1004])
@@ -134,9 +133,12 @@ class VideoStages(TrainingStages):
                 losses, _ = rollout_losses(
                     model, clip.tokens, clip.actions, context, noise, recipe.token_jitter, alone, chunk
                 )
-            # By other ways a dream strays further; its gradients must not drown those of the way that is used.
+            # Other samplers have larger errors; their gradients must not dominate those of the default one.
             weight = 0.25 if sampler else 1.0
-            return {"dynamics": weight * losses["dynamics"].mean() / scale, "doubt": 0.1 * losses["doubt"].mean()}
+            return {
+                "dynamics": weight * losses["dynamics"].mean() / scale,
+                "uncertainty": 0.1 * losses["uncertainty"].mean(),
+            }
 
         moved = [*model.stream.parameters(), *model.error_head.parameters()]
         return Stage("dynamics", stage, moved, loss)
@@ -147,22 +149,23 @@ class VideoStages(TrainingStages):
         length = min(12, every.first.longest)
 
         def loss(step: int, draws: np.random.Generator) -> Losses:
-            """Half true tokens, half dreamt ones; half of each from windows in which something was achieved."""
+            """Mix real and imagined tokens in halves; half of each from windows with a success."""
             rows = max(1, stage.batch // (2 * length))
             clip = every.first.sample(2 * rows, length + 1, draws, run.device, rewarding=True)
             with torch.no_grad():
                 noise = run.noise(draws, len(clip.tokens))
-                _, dreamt = rollout_losses(model, clip.tokens, clip.actions, 1, noise, recipe.token_jitter)
-            tokens = torch.cat([clip.tokens[:, 1:], dreamt]).flatten(0, 1).float()
+                _, imagined = rollout_losses(model, clip.tokens, clip.actions, 1, noise, recipe.token_jitter)
+            tokens = torch.cat([clip.tokens[:, 1:], imagined]).flatten(0, 1).float()
             reward, terminated = (x.repeat(2, 1).flatten() for x in (clip.rewards, clip.terminated))
             losses = {
                 k: v.mean() for k, v in reading_losses(model.reward_head, tokens.flatten(1), reward, terminated).items()
             }
             if clip.states is not None and model.probe is not None:
-                # A dream is read as what it shows, be it true or not: so only true tokens, a little off.
-                seen = clip.tokens.flatten(0, 1).flatten(1).float()
-                seen = seen + recipe.token_jitter * run.noise(draws, len(seen)).normal(seen.shape[1])
-                losses["state"] = distance(model.told(seen), model.probe.standard(clip.states.flatten(0, 1))).mean()
+                # An imagined frame is read as what it shows, right or wrong: so only real tokens, with a little noise.
+                real = clip.tokens.flatten(0, 1).flatten(1).float()
+                real = real + recipe.token_jitter * run.noise(draws, len(real)).normal(real.shape[1])
+                target = model.probe.standardize(clip.states.flatten(0, 1))
+                losses["state"] = distance(model.predict_standardized(real), target).mean()
             return losses
 
         moved = [*model.reward_head.parameters()]
@@ -188,12 +191,12 @@ class VideoStages(TrainingStages):
             tokens = clip.tokens.clone()
             jitter = noise.normal(tokens[0, :context].numel(), stream=1)
             tokens[:, :context] += recipe.token_jitter * jitter.view(tokens[:, :context].shape)
-            found = joint_losses(model, tokens, clip.actions, mix.aim[clip.at[:, 0]], context, noise, role)
-            losses = {name: part.mean() for name, part in found.items()}
-            worth = mix.worth[clip.at[:, context - 1]].to(run.device)
-            if (known := torch.isfinite(worth)).any():
-                told = value_head(tokens[:, context - 1].flatten(1)).float()[:, 0]
-                losses["value"] = F.binary_cross_entropy_with_logits(told[known], worth[known])
+            parts = joint_losses(model, tokens, clip.actions, mix.aim[clip.at[:, 0]], context, noise, role)
+            losses = {name: part.mean() for name, part in parts.items()}
+            value = mix.value[clip.at[:, context - 1]].to(run.device)
+            if (known := torch.isfinite(value)).any():
+                logits = value_head(tokens[:, context - 1].flatten(1)).float()[:, 0]
+                losses["value"] = F.binary_cross_entropy_with_logits(logits[known], value[known])
             return losses
 
         return Stage("joint", stage, [*joint.parameters(), *value_head.parameters()], loss)
@@ -201,7 +204,7 @@ class VideoStages(TrainingStages):
 
 @contextmanager
 def denoising(model: VideoWAM, steps: int) -> Iterator[None]:
-    """``model`` denoises in so many passes."""
+    """Let ``model`` denoise in ``steps`` passes inside the context."""
     before, model.denoise_steps = model.denoise_steps, steps
     try:
         yield

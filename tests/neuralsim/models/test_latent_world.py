@@ -286,8 +286,6 @@ def test_a_lean_dream_is_one_members_and_knows_no_doubt() -> None:
         for _ in range(5):
             imagination.step(np.ones((3, 2), np.float32))
     assert lean.view.state.vectors.shape[1] == 1
-    np.testing.assert_allclose(
-        lean.view.state.vectors[:, 0], whole.view.state.vectors[:, 0], atol=1e-3
-    )
+    np.testing.assert_allclose(lean.view.state.vectors[:, 0], whole.view.state.vectors[:, 0], atol=1e-3)
     assert (lean.uncertainty() == 0).all()
     assert (whole.uncertainty() > 0).all()

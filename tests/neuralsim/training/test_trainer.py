@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from neuralsim.data.store import EpisodeStore
+from neuralsim.models.action_encoding import EncodedActions
 from neuralsim.models.codec import to_pixels
 from neuralsim.models.video_wam import VideoWAM
 from neuralsim.noise import Noise
@@ -27,9 +28,9 @@ from neuralsim.training.trainer import Trainer, learning_rate, train
 RUN = """
 import sys
 from pathlib import Path
-from neuralsim.training.recipes import Train
+from neuralsim.training.config import TrainConfig
 from neuralsim.training.trainer import train
-train(Train(recipe="pusht-video-mini", data=Path(sys.argv[1]), out=Path(sys.argv[2]), resume=len(sys.argv) > 3,
+train(TrainConfig(recipe="pusht-video-mini", data=Path(sys.argv[1]), out=Path(sys.argv[2]), resume=len(sys.argv) > 3,
 threads=1,
             checkpoint_every=0.3))
 """
@@ -119,7 +120,7 @@ def test_gradients_reach_through_a_dream() -> None:
     model = VideoWAM.build(pusht_spec(), recipe.codec, recipe.stream)
     torch.nn.init.normal_(model.stream.token_out.weight, std=0.05)
     tokens, actions = torch.randn(2, 6, 2, 8), (torch.rand(2, 5, 2) * 2 - 1).requires_grad_()
-    _, dreamt = rollout_losses(model, tokens, actions, 1, Noise.from_seeds([0, 1]), 0.0)
+    _, dreamt = rollout_losses(model, tokens, EncodedActions(actions), 1, Noise.from_seeds([0, 1]), 0.0)
     dreamt[:, -1].square().sum().backward()
     assert (actions.grad.abs().sum(-1) > 0).all(), "the last dreamt frame must depend on every action before it"
 
