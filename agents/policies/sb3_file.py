@@ -1,7 +1,7 @@
-"""PolicyFile: Stable-Baselines3's ``.zip``, written with a word about itself, and read without unpickling anything.
+"""Stable-Baselines3's policy files: its ``.zip``, written with a note about the policy, and read without unpickling code.
 
-``PPO.load`` runs what pickled Python the file holds. Here the network's shape is worked out from the weights' own shapes and
-the plain text beside them, and the weights are loaded as weights alone; so a stranger's policy can be looked at.
+``PPO.load`` runs any pickled Python that the file holds. Here the network is built from the plain text beside its weights (see
+PolicySettings), and the weights are read as plain tensors (see PolicyArchive); so a policy from elsewhere is safe to open.
 """
 
 from __future__ import annotations
@@ -10,172 +10,128 @@ import io
 import json
 import os
 import zipfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 from gymnasium import spaces
-from torch import nn
 
+from neuralsim.agents.policies.sb3_archive import NOT_A_POLICY, PolicyArchive
+from neuralsim.agents.policies.sb3_settings import PolicySettings
 from neuralsim.envs.wrappers.discrete_actions import discrete_actions, to_actions
+from neuralsim.runtime.files import write_atomically
 
-NOTE = "neuralsim.json"
-"""The file inside the zip that says what the policy is for."""
-MOST_BYTES = 256 * 2**20
-"""A policy's weights are not larger than this."""
-ACTIVATIONS: dict[str, type[nn.Module]] = {"Tanh": nn.Tanh, "ReLU": nn.ReLU, "ELU": nn.ELU, "SiLU": nn.SiLU}
-TRUNKS = {
-    "ppo": "mlp_extractor.policy_net.",
-    "a2c": "mlp_extractor.policy_net.",
-    "recurrent-ppo": "mlp_extractor.policy_net.",
-    "sac": "actor.latent_pi.",
-    "td3": "actor.mu.",
-    "dqn": "q_net.q_net.",
-}
-"""Where each algorithm's network for acting keeps its layers."""
-CRITICS = {"ppo": "mlp_extractor.value_net.", "a2c": "mlp_extractor.value_net.", "recurrent-ppo": "mlp_extractor.value_net.",
-           "sac": "critic.qf0.", "td3": "critic.qf0."}  # fmt: skip
+NOTE, NOTE_BYTES = "neuralsim.json", 2**20
+"""The member of the zip that holds the PolicyNote, and its most bytes."""
+ALGORITHMS = ("ppo", "a2c", "recurrent-ppo", "sac", "td3", "dqn")
+"""Algorithms that the commands train."""
 
 
 @dataclass(frozen=True)
 class PolicyNote:
-    """What a policy is for: algorithm; observation kind; world, task and world model it was trained with; steps so far; seed;
-    whether its actions are numbers of moves (see neuralsim.envs.wrappers.discrete_actions)."""
+    """Origin and use of a policy, as its file records it."""
 
     algorithm: str = ""
     observation: str = ""
+    """Kind of observation: pixels, features or state."""
     world: str = ""
     task: str = ""
     model: str = ""
+    """World model that it was trained with."""
     steps: int = 0
+    """Steps trained so far."""
     seed: int = 0
     moves: bool = False
+    """True if its actions are indices of discrete actions (see neuralsim.envs.wrappers.discrete_actions)."""
     kind: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class LoadedPolicy:
-    """A policy ready to act: Stable-Baselines3's ``predict``, whose answers are actions in [-1, 1] even where the network
-    chooses among moves (DQN), or ``own``: the network's own answers."""
+    """A policy ready to act, with Stable-Baselines3's ``predict``."""
 
     network: Any
     note: PolicyNote
     path: Path
     action_size: int
     own: bool = False
+    """False: actions are returned in [-1, 1], also of a network that chooses among discrete ones; True: as the network has them."""
 
     @property
     def observation_space(self) -> spaces.Box:
-        """What it looks at."""
+        """The space of its observations."""
         return cast(spaces.Box, self.network.observation_space)
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[np.ndarray, Any]:
-        """See Stable-Baselines3's BasePolicy.predict."""
+        """Return the actions of one observation or of a batch, and the state to pass back."""
         chosen, state = self.network.predict(observation, state, episode_start, deterministic)
         return (chosen if self.own else to_actions(chosen, self.action_size)), state
 
 
 def save_policy(model: Any, path: Path, note: PolicyNote) -> None:
     """Write ``model`` (an SB3 algorithm) to ``path``; it appears whole or not at all. ``PPO.load`` reads it as well."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        model.save(file)
-    with zipfile.ZipFile(temporary, "a") as archive:
+    buffer = io.BytesIO()
+    model.save(buffer)
+    with zipfile.ZipFile(buffer, "a") as archive:
         archive.writestr(NOTE, json.dumps(asdict(note)))
-    os.replace(temporary, path)
+    write_atomically(path, buffer.getvalue())
 
 
 def read_note(path: Path) -> PolicyNote:
-    """What the file says of itself; empty for one that was not written here."""
-    with _open(path) as archive:
-        if NOTE not in archive.namelist():
-            return PolicyNote()
-        try:
-            return PolicyNote(**json.loads(archive.read(NOTE)))
-        except (json.JSONDecodeError, TypeError) as error:
-            raise ValueError(f"{path}: its {NOTE} is damaged ({error})") from error
+    """Read the note of a policy file; an empty one where another program wrote it. Raises ValueError for a damaged one."""
+    archive = PolicyArchive(path)
+    return _read_note(archive)
 
 
 def read_weights(path: Path) -> dict[str, dict[str, Any]]:
-    """The tensors of the network and of each optimizer, by name as ``set_parameters`` takes them; nothing is unpickled."""
-    found = {}
-    with _open(path) as archive:
-        for info in archive.infolist():
-            stem, suffix = os.path.splitext(info.filename)
-            if suffix != ".pth" or stem == "pytorch_variables":
-                continue
-            if info.file_size > MOST_BYTES:
-                raise ValueError(f"{path}: {info.filename} is {info.file_size >> 20} MiB, more than any policy needs")
-            try:
-                found[stem] = torch.load(io.BytesIO(archive.read(info)), map_location="cpu", weights_only=True)
-            except Exception as error:  # torch raises whatever the damage leads to
-                raise ValueError(f"{path}: {info.filename} does not hold plain weights ({error})") from error
-    if "policy" not in found:
-        raise ValueError(f"{path}: holds no policy.pth; expected a file that Stable-Baselines3's model.save() wrote")
+    """Read the tensors of the network and of each optimizer, by name as ``set_parameters`` takes them; nothing is unpickled."""
+    archive = PolicyArchive(path)
+    stems = [os.path.splitext(name) for name in archive.names]
+    found = {
+        s: archive.read_tensors(s + ".pth") for s, suffix in stems if suffix == ".pth" and s != "pytorch_variables"
+    }
+    _check_has_policy(archive)
     return found
 
 
 def load_policy(
     path: str | os.PathLike[str], action_size: int = 2, action_space: spaces.Space[Any] | None = None
 ) -> LoadedPolicy:
-    """The policy in ``path``, ready to act on batches or single observations; ValueError names what cannot be read. One that
-    was trained in an environment of its own answers in that one's ``action_space``."""
-    place = Path(path)
-    weights = read_weights(place)["policy"]
-    with _open(place) as archive:
-        try:
-            saved = json.loads(archive.read("data"))
-        except (KeyError, json.JSONDecodeError) as error:
-            raise ValueError(f"{place}: not a file that Stable-Baselines3's model.save() wrote ({error})") from error
-    note = read_note(place)
-    algorithm = note.algorithm or _algorithm(saved)
-    if algorithm not in TRUNKS:
-        raise ValueError(f"{place}: algorithm {algorithm!r} is not known here; there are {', '.join(TRUNKS)}")
-    cnn = any(name.split(".")[-3:-1] == ["cnn", "0"] for name in weights)
-    arch = {"pi": _widths(weights, TRUNKS[algorithm], algorithm)}
-    if algorithm in CRITICS:
-        arch["vf" if "ppo" in algorithm or algorithm == "a2c" else "qf"] = _widths(
-            weights, CRITICS[algorithm], "critic" if algorithm in ("sac", "td3") else algorithm
-        )
-    settings: dict[str, Any] = {"net_arch": arch["pi"] if algorithm == "dqn" else arch}
-    text = str(saved.get("policy_kwargs", {}))
-    named = [name for name in ACTIVATIONS if f".{name}'" in text]
-    if named:
-        settings["activation_fn"] = ACTIVATIONS[named[0]]
-    if cnn:
-        seen: spaces.Box = spaces.Box(0, 255, _frame_shape(saved, place), np.uint8)
-    else:
-        first = next((w for n, w in weights.items() if n.startswith(_first_layer(algorithm))), None)
-        if first is None:
-            raise ValueError(f"{place}: its network is of no shape known here ({', '.join(list(weights)[:4])}, ...)")
-        if algorithm == "recurrent-ppo":
-            settings["lstm_hidden_size"] = weights["lstm_actor.weight_hh_l0"].shape[1]
-        seen = spaces.Box(-np.inf, np.inf, (int(first.shape[1]),), np.float32)
-    acts: spaces.Space[Any] = action_space or spaces.Box(-1.0, 1.0, (action_size,), np.float32)
-    if algorithm == "dqn" and action_space is None:
-        choices = int(weights[_last_layer(weights, TRUNKS["dqn"])].shape[0])
-        if choices != len(discrete_actions(action_size)):
-            raise ValueError(
-                f"{place}: chooses among {choices} actions, this world has {len(discrete_actions(action_size))} moves"
-            )
-        acts = spaces.Discrete(choices)
+    """Return the policy in ``path``, ready to act on batches or single observations.
+
+    It answers with actions ``(action_size,)`` in [-1, 1]; or, trained in an environment of its own, in that one's
+    ``action_space``. Raises FileNotFoundError, or a ValueError that names the file and the part of it that is damaged, not
+    supported, or made for other actions.
+    """
+    archive = PolicyArchive(Path(path))
+    _check_has_policy(archive)
+    if "data" not in archive.names:
+        raise ValueError(f"{archive.path}: {NOT_A_POLICY} (it holds no data)")
+    note = _read_note(archive)
     try:
-        with torch.random.fork_rng(devices=[]):
-            network = _policy_class(algorithm, cnn)(seen, acts, lambda _: 0.0, **settings)
-        network.load_state_dict(weights)
-    except (RuntimeError, TypeError, AssertionError, ValueError) as error:
-        raise ValueError(f"{place}: its weights do not make a {algorithm} policy: {error}") from error
-    network.set_training_mode(False)
-    return LoadedPolicy(network, note, place, action_size, own=action_space is not None)
+        settings = PolicySettings.read(archive.read_object("data"))
+        if note.algorithm and note.algorithm not in settings.algorithms:
+            raise ValueError(f"its note says {note.algorithm!r}, its network is a {settings.policy_class.__name__}")
+        acts = _match_actions(settings.action_space, action_size, action_space)
+    except ValueError as error:
+        raise ValueError(f"{archive.path}: {_without_path(error, archive.path)}") from error
+    weights = archive.read_tensors("policy.pth")
+    try:
+        network = settings.build(weights, acts)
+    except Exception as error:  # SB3's constructors raise various errors for settings that do not fit together
+        name = note.algorithm or settings.policy_class.__name__
+        raise ValueError(
+            f"{archive.path}: policy.pth does not hold the weights of this {name} policy: {error}"
+        ) from error
+    return LoadedPolicy(network, note, archive.path, action_size, own=action_space is not None)
 
 
 def algorithm_class(name: str) -> type[Any]:
-    """Stable-Baselines3's class (sb3-contrib's for recurrent-ppo); a ValueError lists those there are."""
+    """Return Stable-Baselines3's class (sb3-contrib's for recurrent-ppo); a ValueError lists those there are."""
     import stable_baselines3 as sb3
 
     known = {"ppo": sb3.PPO, "a2c": sb3.A2C, "sac": sb3.SAC, "td3": sb3.TD3, "dqn": sb3.DQN}
@@ -190,46 +146,49 @@ def algorithm_class(name: str) -> type[Any]:
     return cast("type[Any]", known[name])
 
 
-def _policy_class(algorithm: str, cnn: bool) -> type[Any]:
-    kind = "CnnPolicy" if cnn else "MlpLstmPolicy" if algorithm == "recurrent-ppo" else "MlpPolicy"
-    return cast("type[Any]", algorithm_class(algorithm).policy_aliases[kind])
+def _check_has_policy(archive: PolicyArchive) -> None:
+    if "policy.pth" not in archive.names:
+        raise ValueError(
+            f"{archive.path}: holds no policy.pth; expected a file that Stable-Baselines3's model.save() wrote"
+        )
 
 
-def _algorithm(saved: dict[str, Any]) -> str:
-    """By what only one of them has a setting for."""
-    module = str(saved.get("policy_class", {}).get("__module__", ""))
-    for name in ("sac", "td3", "dqn", "recurrent"):
-        if f".{name}." in module:
-            return "recurrent-ppo" if name == "recurrent" else name
-    return "ppo" if "clip_range" in saved else "a2c"
+def _read_note(archive: PolicyArchive) -> PolicyNote:
+    if NOTE not in archive.names:
+        return PolicyNote()
+    value = archive.read_object(NOTE, NOTE_BYTES)
+    types = {f.name: {"str": str, "int": int, "bool": bool}.get(str(f.type), dict) for f in fields(PolicyNote)}
+    for name, item in value.items():
+        if type(item) is not types.get(name):
+            raise ValueError(f"{archive.path}: its {NOTE} is damaged ({name[:60]!r}: {type(item).__name__})")
+    note = PolicyNote(**value)
+    if note.algorithm and note.algorithm not in ALGORITHMS:
+        raise ValueError(
+            f"{archive.path}: algorithm {note.algorithm[:60]!r} is not known here; there are {', '.join(ALGORITHMS)}"
+        )
+    return note
 
 
-def _first_layer(algorithm: str) -> str:
-    return "lstm_actor.weight_ih_l0" if algorithm == "recurrent-ppo" else TRUNKS[algorithm] + "0.weight"
+def _match_actions(saved: spaces.Space[Any], action_size: int, wanted: spaces.Space[Any] | None) -> spaces.Space[Any]:
+    """Return the space that the network acts in; a ValueError where ``saved`` means other actions than the environment's."""
+    if wanted is None and isinstance(saved, spaces.Discrete):
+        count = len(discrete_actions(action_size))
+        if saved.n != count:
+            raise ValueError(f"chooses among {saved.n} actions, this world has {count} discrete actions")
+        return saved
+    if wanted is None:
+        wanted = spaces.Box(-1.0, 1.0, (action_size,), np.float32)
+    same = type(saved) is type(wanted) and saved.shape == wanted.shape
+    if isinstance(saved, spaces.Box) and isinstance(wanted, spaces.Box):
+        same = same and np.allclose(saved.low, wanted.low, 1e-6) and np.allclose(saved.high, wanted.high, 1e-6)
+    elif isinstance(saved, spaces.Discrete) and isinstance(wanted, spaces.Discrete):
+        same = same and saved.n == wanted.n
+    elif isinstance(saved, spaces.MultiDiscrete) and isinstance(wanted, spaces.MultiDiscrete):
+        same = same and np.array_equal(saved.nvec, wanted.nvec)
+    if not same:
+        raise ValueError(f"was trained for actions {saved}, this environment has {wanted}")
+    return wanted
 
 
-def _last_layer(weights: dict[str, torch.Tensor], trunk: str) -> str:
-    return [name for name in weights if name.startswith(trunk) and name.endswith("weight")][-1]
-
-
-def _widths(weights: dict[str, torch.Tensor], trunk: str, algorithm: str) -> list[int]:
-    """Output widths of a trunk's hidden layers; the networks of some end with the answer itself."""
-    widths = [int(w.shape[0]) for n, w in weights.items() if n.startswith(trunk) and n.endswith("weight")]
-    return widths[:-1] if algorithm in ("td3", "dqn", "critic") else widths
-
-
-def _frame_shape(saved: dict[str, Any], path: Path) -> tuple[int, ...]:
-    text = str(saved.get("observation_space", {}).get("_shape", ""))
-    numbers = tuple(int(part) for part in text.strip("[]()").split(",") if part.strip().isdigit())
-    if len(numbers) != 3:
-        raise ValueError(f"{path}: looks at frames of unknown size ({text!r})")
-    return numbers
-
-
-def _open(path: Path) -> zipfile.ZipFile:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such policy; expected the .zip that 'neuralsim rl' or SB3's save() wrote")
-    try:
-        return zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path}: not a file that Stable-Baselines3's model.save() wrote ({error})") from error
+def _without_path(error: ValueError, path: Path) -> str:
+    return str(error).removeprefix(f"{path}: ")

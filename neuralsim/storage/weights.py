@@ -1,16 +1,16 @@
-"""model_file: a model from its ``config.json`` and safetensors, with everything checked that a stranger's files may hold.
+"""Models read from ``config.json`` and safetensors, and written to them, with all that a stranger's files may hold checked.
 
-The class is given, never looked up by what a file says. Nothing is allocated that the weights' own size does not explain.
+The caller gives the class; no file names code to import. Nothing is allocated that the size of the weights does not explain.
 """
 
 from __future__ import annotations
 
 import inspect
-import os
+import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
@@ -18,14 +18,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 
+from neuralsim.runtime.files import disk_errors, move_into_place, temporary_path
 from neuralsim.runtime.json_files import check_types, read_object, type_hints
-from neuralsim.spec import WorldSpec
+from neuralsim.spec import WorldSpec, plain_name
 from neuralsim.storage.manifest import CONFIG, WEIGHTS
 from neuralsim.storage.quantization import SCALE, dequantize, quantize
 
 Model = TypeVar("Model", bound=ModelMixin)
 HIDDEN = {"_class_name", "_diffusers_version", "_name_or_path", "_commit_hash"}
-"""What diffusers writes into a config beside the constructor's arguments."""
+"""Keys that diffusers writes into a config beside the constructor's arguments."""
 LEAST_ALLOWANCE, ALLOWANCE = 64_000_000, 16
 """Bytes that a model may allocate while it is built: this much, and so many times what its weights take in float32."""
 FACTORIES = {"empty", "zeros", "ones", "full", "rand", "randn", "randint", "arange", "linspace", "eye"}
@@ -33,8 +34,10 @@ FACTORIES = {"empty", "zeros", "ones", "full", "rand", "randn", "randint", "aran
 
 
 def read_model(folder: Path, kind: type[Model], config: Mapping[str, Any]) -> Model:
-    """The ``kind`` that ``config``, which is config.json's, and the weights in ``folder`` describe; a ValueError names the
-    file and what is wrong with it. Touches no global random state."""
+    """Build the ``kind`` that ``config`` (the content of config.json) and the weights in ``folder`` describe.
+
+    Raises ValueError, naming the file and its fault. Leaves the global random state as it is.
+    """
     check_config(folder / CONFIG, kind, config)
     name = kind.__name__
     try:
@@ -48,7 +51,7 @@ def read_model(folder: Path, kind: type[Model], config: Mapping[str, Any]) -> Mo
     limit = LEAST_ALLOWANCE + ALLOWANCE * 4 * sum(tensor.numel() for tensor in tensors.values())
     try:
         # A new model draws its first weights from the global generator.
-        with torch.random.fork_rng(devices=[]), _Allowance(limit):
+        with torch.random.fork_rng(devices=[]), Allowance(limit):
             model: Any = kind.from_config(dict(config))
     except Exception as error:  # constructors raise what they like
         reason = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
@@ -67,8 +70,10 @@ def read_model(folder: Path, kind: type[Model], config: Mapping[str, Any]) -> Mo
 
 
 def read_packed(folder: Path, kind: type[Model]) -> Model | None:
-    """The ``kind`` in ``folder``, where its weights are packed (see neuralsim.storage.quantization); None where they are not,
-    which diffusers reads by itself. Raises ValueError as ``read_model`` does."""
+    """Build the ``kind`` in ``folder`` if its weights are quantized; None if not, since diffusers reads those by itself.
+
+    Raises ValueError as ``read_model`` does.
+    """
     weights = folder / WEIGHTS
     if not weights.is_file():
         return None
@@ -79,7 +84,7 @@ def read_packed(folder: Path, kind: type[Model]) -> Model | None:
 
 
 def check_config(path: Path, kind: type[ModelMixin], config: Mapping[str, Any]) -> None:
-    """Raise a ValueError for keys that ``kind`` does not take, and values of another type than it and WorldSpec declare."""
+    """Raise a ValueError for keys that ``kind`` does not take, values of another type than declared, and a bad world name."""
     taken = [name for name in inspect.signature(kind.__init__).parameters if name != "self"]
     if unknown := sorted(config.keys() - HIDDEN - set(taken)):
         raise ValueError(
@@ -90,14 +95,22 @@ def check_config(path: Path, kind: type[ModelMixin], config: Mapping[str, Any]) 
     if isinstance(spec, dict) and spec.keys() <= {f.name for f in fields(WorldSpec)}:
         check_types(f"{path}: spec.", spec, type_hints(WorldSpec))
         name = spec.get("name", "")
-        if not name.isprintable() or ".." in name or any(sign in name for sign in "/\\"):
-            raise ValueError(f"{path}: spec.name: expected a plain word, got {name!r}")
+        if name != plain_name(name):
+            raise ValueError(f"{path}: spec.name: expected a plain word such as {plain_name(name)!r}, got {name!r}")
+
+
+def check_model(model: ModelMixin, path: Path) -> None:
+    """Raise a ValueError for a model whose config could not be read back once it is written to ``path``."""
+    config: dict[str, Any] = json.loads(cast(Any, model).to_json_string())
+    check_config(path, type(model), config)
+    if isinstance(spec := config.get("spec"), dict) and spec.keys() <= {f.name for f in fields(WorldSpec)}:
+        WorldSpec(**spec)
 
 
 def _wrong(
     own: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], name: str, parameters: set[str]
 ) -> str | None:
-    """What is wrong with the tensor of that name in the file, beside the model's own."""
+    """Describe the fault of the tensor ``name`` of a file, compared with the model's own; None where it has none."""
     if name not in tensors:
         return "missing"
     if name not in own:
@@ -116,8 +129,8 @@ def _wrong(
     return None
 
 
-class _Allowance(TorchFunctionMode):
-    """While it lasts, tensors may be made up to ``limit`` bytes; then a ValueError."""
+class Allowance(TorchFunctionMode):
+    """Limits the tensors made inside to ``limit`` bytes together; then it raises a ValueError."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()
@@ -136,9 +149,13 @@ class _Allowance(TorchFunctionMode):
 
 
 def save_world(model: Any, folder: Path) -> None:
-    """What ``save_pretrained`` writes, with the parameters in half precision, and the parts that ``model.packed`` names in eight bits (see
-    neuralsim.storage.quantization): a half or a quarter of the size. They are rounded in ``model`` too, so what is used after
-    equals what is read back, to the bit."""
+    """Write config and weights as ``save_pretrained`` does, in a half or a quarter of the size.
+
+    Parameters are stored in half precision, those that ``model.packed`` names in eight bits (see
+    neuralsim.storage.quantization). They are rounded in ``model`` too, so that the model in memory equals the one read
+    back, to the bit. Raises ValueError for a config that could not be read back, DiskFullError on a full disk.
+    """
+    check_model(model, folder / CONFIG)
     parameters = {name for name, _ in model.named_parameters()}
     tensors = quantize(model.state_dict(), model.packed)
     for name in parameters:
@@ -147,9 +164,11 @@ def save_world(model: Any, folder: Path) -> None:
     model.load_state_dict(dequantize(tensors))
     model.save_config(folder)
     weights = folder / WEIGHTS
-    temporary = weights.with_suffix(".tmp")
-    save_file(cpu_copies(tensors), temporary, metadata={"format": "pt"})
-    os.replace(temporary, weights)
+    temporary = temporary_path(weights)
+    copies = cpu_copies(tensors)
+    with disk_errors(weights, sum(t.nbytes for t in copies.values())):
+        save_file(copies, temporary, metadata={"format": "pt"})
+        move_into_place(temporary, weights)
 
 
 def cpu_copies(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
