@@ -118,7 +118,8 @@ def write_shard(root: Path, target: Path, episodes: Sequence[Episode], spec: Wor
     names = [name for name in ARRAYS if name != "actions" or acted]
     names += ["states"] if all(e.states is not None for e in episodes) else []
     size = sum(getattr(e, name).nbytes for e in episodes for name in names)
-    with temporary_folder(root) as work, disk_errors(target, size, "the episodes written before are kept"):
+    named = target.with_name(target.name.replace(".next-", "shard-"))
+    with temporary_folder(root) as work, disk_errors(named, size, "the episodes written before are kept"):
         new = work / "new"
         new.mkdir()
         sums = {}

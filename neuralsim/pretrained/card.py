@@ -1,4 +1,4 @@
-"""The card of a trained world: where its weights come from and how true they were measured to be, as README.md in its folder.
+"""The card of a trained world, README.md in its folder: how it was trained, and its measured accuracy.
 
 A world that was just trained has a card without figures; ``neuralsim card`` adds them.
 """
@@ -25,19 +25,21 @@ class CardConfig:
     measured: Path = Path("runs/measure/measure.json")
     """Figures from 'neuralsim measure --json'."""
     benched: Path | None = None
-    """Figures from 'neuralsim bench --json', if the card should name speeds."""
+    """Figures from 'neuralsim bench --json'; none by default."""
     note: str = ""
-    """A sentence on anything a reader of the figures should know."""
+    """A sentence for readers of the figures."""
 
 
 def write_card(config: CardConfig) -> Path:
-    """``README.md`` in the world's folder, and its manifest anew. Raises FileNotFoundError where a record is missing, and
-    ValueError where one is not what it should be."""
+    """Write ``README.md`` into the world's folder and update its manifest.
+
+    Raises FileNotFoundError where a record is missing, and ValueError where one is damaged.
+    """
     return _write(config.world, [p for p in (config.measured, config.benched) if p is not None], config.note)
 
 
 def finish(world: Path) -> Path:
-    """Make a folder whole that training has written: a card, without figures yet, and the manifest. To be called last."""
+    """Add a card without figures and the manifest to a folder that training has written. Call it last."""
     return _write(
         world, [], "Not measured yet: `neuralsim measure` and then `neuralsim card`, on this folder, add figures."
     )
@@ -59,15 +61,15 @@ def _write(world: Path, figures: list[Path], note: str) -> Path:
 
 
 def _record(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
-    """A JSON object that has ``keys``."""
+    """Read a JSON object that has ``keys``."""
     body = read_object(path)
     if missing := [key for key in keys if key not in body]:
-        raise ValueError(f"{path}: lacks {', '.join(missing)}; write it anew with the command that makes such files")
+        raise ValueError(f"{path}: lacks {', '.join(missing)}; write it again with the command that makes such files")
     return body
 
 
 def card(training: dict[str, Any], reports: list[dict[str, Any]], note: str = "") -> str:
-    """The card's Markdown."""
+    """Format the card as Markdown."""
     recipe = training["recipe"]
     facts = {
         "recipe": recipe["name"],
@@ -86,7 +88,7 @@ def card(training: dict[str, Any], reports: list[dict[str, Any]], note: str = ""
     while run.get("before"):
         earlier = run["before"]
         what = ", ".join(run["stages"])
-        facts[f"{what} anew" if run is training else f"and {what} before that"] = (
+        facts[f"{what} again" if run is training else f"and {what} before that"] = (
             f"on weights of commit {earlier.get('commit', 'unknown')}, learned from {earlier['episodes']} episodes"
         )
         run = earlier
@@ -95,13 +97,13 @@ def card(training: dict[str, Any], reports: list[dict[str, Any]], note: str = ""
     if note:
         lines += [note, ""]
     for report in reports:
-        told = ", ".join(f"{k} {v}" for k, v in report["circumstances"].items() if isinstance(v, str | int | float))
-        lines += [f"## {report['title']}", "", told, "", *table(report["rows"]), ""]
+        where = ", ".join(f"{k} {v}" for k, v in report["circumstances"].items() if isinstance(v, str | int | float))
+        lines += [f"## {report['title']}", "", where, "", *table(report["rows"]), ""]
     return "\n".join(lines)
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """A report's rows as a Markdown table."""
+    """Format the rows of a report as a Markdown table."""
     head = ["", "step", "value", "95 %", "copy last", "floor", "n", "bar"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for r in rows:
@@ -117,12 +119,12 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def number(value: float | None) -> str:
-    """Three figures, or nothing."""
+    """Format three digits; None as an empty text."""
     return "" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def source_commit() -> str:
-    """The commit of the checkout this code runs from, marked where files differ from it; "unknown" outside a checkout."""
+    """Return the commit of this checkout, marked where files differ from it; "unknown" outside a checkout."""
     root = Path(__file__).resolve().parent.parent
     try:
         short = subprocess.run(

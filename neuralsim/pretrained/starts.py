@@ -11,25 +11,25 @@ from typing import Self
 import numpy as np
 
 from neuralsim.data.store import EpisodeStore
-from neuralsim.spec import WorldSpec
+from neuralsim.runtime.files import disk_errors, move_into_place, temporary_path
+from neuralsim.spec import MOST_CONTEXT, WorldSpec
 
 LARGEST_STARTS = 1 << 30
-"""Bytes that start states may take in memory."""
+"""Bytes that initial histories may take in memory."""
 
 
 @dataclass(frozen=True, eq=False)
 class Starts:
-    """True histories: N of them, each t frames long, ending where a dream begins.
-
-    frames uint8 ``(N, t, h, w, 3)``; actions float32 ``(N, t-1, a)``; states float32 ``(N, t, s)``, the true
-    simulator's, the last where the dream begins; seeds int64 ``(N,)`` of the episodes they were cut from. States and
-    seeds may be absent (None).
-    """
+    """N real histories of t frames each; an imagined rollout begins after the last frame of one."""
 
     frames: np.ndarray
+    """uint8 ``(N, t, h, w, 3)``."""
     actions: np.ndarray
+    """float32 or int64 ``(N, t-1, a)``."""
     states: np.ndarray | None = None
+    """Ground truth, finite float32 ``(N, t, s)``; None where it is unknown."""
     seeds: np.ndarray | None = None
+    """Seeds of the episodes they were cut from, int64 ``(N,)``; None where they are unknown."""
 
     def __post_init__(self) -> None:
         if self.frames.ndim != 5 or self.frames.dtype != np.uint8 or min(self.frames.shape[:2]) < 1:
@@ -47,12 +47,19 @@ class Starts:
                 raise ValueError(
                     f"starts: expected {name} of shape {shape} beside {n} histories of {t} frames, got {array.shape}"
                 )
+        if t > MOST_CONTEXT:
+            raise ValueError(f"starts: expected histories of at most {MOST_CONTEXT} frames, got {t}")
+        for name in ("actions", "states"):
+            array = getattr(self, name)
+            if array is not None and not np.isfinite(array).all():
+                place = np.argwhere(~np.isfinite(array))[0].tolist()
+                raise ValueError(f"starts: expected finite {name}, got NaN or infinity at {place}")
 
     def __len__(self) -> int:
         return len(self.frames)
 
     def join(self, other: Starts) -> Self:
-        """These histories, then ``other``'s; the longer ones lose their beginning. States and seeds stay where both know them."""
+        """Append ``other``; the longer histories lose their beginning. States and seeds stay where both have them."""
         t = min(self.frames.shape[1], other.frames.shape[1])
         frames = np.concatenate([s.frames[:, -t:] for s in (self, other)])
         actions = np.concatenate([s.actions[:, s.actions.shape[1] - (t - 1) :] for s in (self, other)])
@@ -64,17 +71,21 @@ class Starts:
         return type(self)(frames, actions, states, seeds)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write ``starts.npz``, compressed; it appears whole or not at all."""
+        """Write ``starts.npz``, compressed; it appears whole or not at all. Raises DiskFullError on a full disk."""
         arrays = {k: v for k in ("frames", "actions", "states", "seeds") if (v := getattr(self, k)) is not None}
         target = Path(path)
-        temporary = target.with_name(f".{target.stem}.tmp.npz")
-        np.savez_compressed(temporary, **arrays)
-        temporary.replace(target)
+        temporary = temporary_path(target)
+        with disk_errors(target), temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        move_into_place(temporary, target)
 
     @classmethod
     def cut(cls, store: EpisodeStore, count: int, context: int, seed: int, held_out: bool | None = None) -> Self:
-        """``count`` histories of ``context`` frames from anywhere in the episodes of ``store``, or of its held-out or
-        training ones alone."""
+        """Cut ``count`` random histories of ``context`` frames from the episodes of ``store``.
+
+        ``held_out`` restricts them to the held-out (True) or the training episodes (False). Raises ValueError where no
+        episode is long enough.
+        """
         chosen = np.arange(len(store)) if held_out is None else store.split(held_out)
         chosen = chosen[store.lengths[chosen] + 1 >= context]
         if context > 1 and store.spec.action_size:
@@ -92,7 +103,7 @@ class Starts:
             if episode.states is not None:
                 states.append(episode.states[begin : begin + context])
             seeds.append(episode.provenance.get("seed", -1))
-        known = np.stack(states) if len(states) == count else None
+        known = np.stack(states) if len(states) == count and np.isfinite(states).all() else None
         return cls(np.stack(frames), np.stack(actions), known, np.array(seeds, np.int64))
 
     @classmethod
@@ -105,7 +116,7 @@ class Starts:
                 raise ValueError(f"{size} bytes unpacked, expected at most {LARGEST_STARTS}")
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in ("frames", "actions", "states", "seeds") if name in file}
-        except Exception as error:  # zip, zlib and numpy raise what they like at bytes that are no archive
+        except Exception as error:  # zip, zlib and numpy raise errors of many kinds for bytes that are no archive
             raise ValueError(f"{path}: not a starts file of plain arrays ({error})") from error
         missing = {"frames", "actions"} - set(arrays)
         if missing:

@@ -1,11 +1,10 @@
-"""Catalog: trained worlds by name or folder.
+"""Trained worlds: opened by name or folder, saved as a folder.
 
-A world is a folder: ``config.json`` and ``diffusion_pytorch_model.safetensors`` (diffusers' ``save_pretrained``),
-``starts.npz`` (true histories from which dreams may begin), ``training.json`` (how it was trained), ``safety.json``
-(when what is seen is not what was imagined, see ``neuralsim safety``; absent where nobody measured it), ``README.md``
-(its card) and ``world.json`` (its manifest). Nothing in it is unpickled, and the class that ``config.json`` names is
-looked up among those that are known here, never imported by name: opening a stranger's world runs none of the
-stranger's code.
+The folder holds ``config.json`` and ``diffusion_pytorch_model.safetensors`` (diffusers' ``save_pretrained``),
+``starts.npz`` (initial histories), ``training.json`` (how it was trained), ``safety.json`` (alarm thresholds of the
+safety monitor, where they were measured), ``README.md`` (the card) and ``world.json`` (the manifest). Nothing in it is
+unpickled, and the class that ``config.json`` names is looked up among the known ones, never imported by name: opening a
+stranger's world runs none of the stranger's code.
 """
 
 from __future__ import annotations
@@ -13,10 +12,8 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +21,7 @@ from typing import Any, Self, TypeVar
 
 from neuralsim.pretrained.starts import Starts
 from neuralsim.runtime.device import pick_device
+from neuralsim.runtime.files import disk_errors, flush, sweep_leftovers, temporary_folder
 from neuralsim.runtime.json_files import read_object, read_text
 from neuralsim.spec import WorldSpec
 from neuralsim.storage.manifest import (
@@ -34,32 +32,20 @@ from neuralsim.storage.manifest import (
     SAFETY,
     STARTS,
     TRAINING,
-    WEIGHTS,
     Manifest,
     check_files,
     seal,
 )
-from neuralsim.storage.resolve import ALIASES, assets, find, list_worlds
-from neuralsim.storage.weights import read_model
+from neuralsim.storage.resolve import assets, find
+from neuralsim.storage.weights import check_model, read_model
 from neuralsim.world_model import WorldModel
-
-__all__ = [
-    "ALIASES",
-    "WEIGHTS",
-    "Starts",
-    "World",
-    "known_models",
-    "list_worlds",
-    "open_world",
-    "register_model",
-]
 
 Model = TypeVar("Model", bound=WorldModel)
 
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """A trained world: the model, the histories it may begin from, the folder it came from and its card (Markdown)."""
+    """A trained world: the model, its initial histories, the folder it was read from and its card (Markdown)."""
 
     model: WorldModel
     starts: Starts | None = None
@@ -68,7 +54,7 @@ class World:
 
     @property
     def spec(self) -> WorldSpec:
-        """What the world looks like from outside."""
+        """The world's interface."""
         return self.model.spec
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -76,19 +62,23 @@ class World:
         return self
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write all of the world into ``folder``, which may hold an older one, with its manifest; returns the folder.
+        """Write the world with its manifest into ``folder``, which may hold an older world; returns the folder.
 
-        Everything is written elsewhere first. The manifest goes in before what it lists, so a save that was cut short is
-        refused by ``open_world`` instead of mixing two worlds; the card goes in last. To share the folder on the Hugging
-        Face hub: ``hf upload org/name FOLDER``, or ``huggingface_hub.upload_folder(repo_id="org/name", folder_path=folder)``;
-        then ``open_world("org/name")`` opens it anywhere. Raises FileExistsError for a folder that holds something else.
+        Everything is written elsewhere first. The manifest goes in before the files that it lists, so ``open_world``
+        refuses a save that was cut short instead of mixing two worlds; the card goes in last. To share the folder on the
+        Hugging Face hub: ``hf upload org/name FOLDER``, or ``huggingface_hub.upload_folder(repo_id="org/name",
+        folder_path=folder)``; then ``open_world("org/name")`` opens it anywhere. Raises FileExistsError for a folder that
+        holds something else, ValueError for a world that could not be read back, DiskFullError on a full disk.
         """
         target = Path(folder).expanduser().absolute()
         if target.is_dir() and any(target.iterdir()) and not ({CONFIG, MANIFEST} & set(os.listdir(target))):
             raise FileExistsError(f"{target}: holds something that is no world; choose another folder")
+        check_model(self.model, target / CONFIG)
         target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as place:
-            work = Path(place)
+        sweep_leftovers(target.parent)
+        size = sum(t.nbytes for t in self.model.state_dict().values())
+        kept = "the world that was there is unchanged"
+        with temporary_folder(target.parent) as work, disk_errors(target, size, kept):
             self.model.save_pretrained(work)
             if self.starts is not None:
                 self.starts.save(work / STARTS)
@@ -98,34 +88,36 @@ class World:
                 if self.folder is not None and (self.folder / name).is_file():
                     shutil.copyfile(self.folder / name, work / name)
             seal(work)
+            for path in work.iterdir():
+                flush(path)
             (target / CARD).unlink(missing_ok=True)
             for name in FILES:  # the manifest is the first of them, the card the last
                 if (work / name).is_file():
                     os.replace(work / name, target / name)
                 else:
                     (target / name).unlink(missing_ok=True)
+            flush(target)
         return target
 
 
-_THEIRS: dict[str, type[WorldModel]] = {}
-"""Classes that ``register_model`` made known."""
+_REGISTERED: dict[str, type[WorldModel]] = {}
+"""Classes given to ``register_model``, by name."""
 
 
 def known_models() -> dict[str, type[WorldModel]]:
-    """The classes a world's ``config.json`` may name: the package's, and those of ``register_model``."""
+    """Return the classes that ``config.json`` may name: the package's, and those of ``register_model``."""
     from neuralsim.models.latent_world import LatentWorld
     from neuralsim.models.video_wam import VideoWAM
 
-    return {"VideoWAM": VideoWAM, "LatentWorld": LatentWorld, **_THEIRS}
+    return {"VideoWAM": VideoWAM, "LatentWorld": LatentWorld, **_REGISTERED}
 
 
 def register_model(kind: type[Model]) -> type[Model]:
-    """Let ``open_world`` open worlds whose ``config.json`` names your class ``kind``; returns it, so it may stand above the
-    class as ``@neuralsim.register_model``.
+    """Let ``open_world`` open worlds whose ``config.json`` names your class ``kind``; usable as a class decorator.
 
     A program that opens such a world imports the module that defines the class first; nothing is imported by name. A
-    class that is defined anew (in a notebook) takes the place of the old one. Raises TypeError for what is no concrete
-    WorldModel, and ValueError for a name that is another class's.
+    class that is defined again (in a notebook) replaces the old one. Raises TypeError for anything but a concrete
+    WorldModel, and ValueError for a name that another class has.
     """
     if not (isinstance(kind, type) and issubclass(kind, WorldModel)) or inspect.isabstract(kind):
         lacking = f" (it lacks {', '.join(sorted(kind.__abstractmethods__))})" if inspect.isabstract(kind) else ""
@@ -137,20 +129,20 @@ def register_model(kind: type[Model]) -> type[Model]:
         )
     if known is not kind:
         _load.cache_clear()
-    _THEIRS[kind.__name__] = kind
+    _REGISTERED[kind.__name__] = kind
     return kind
 
 
 def open_world(name_or_folder: str | os.PathLike[str] | World = "pusht", device: str = "auto") -> World:
-    """The world of that name or in that folder, its model in evaluation mode on ``device`` (auto: cuda where there is
-    one, else cpu). ``org/name``, where no such folder is here, is a repository on the Hugging Face hub: it is downloaded
-    once, after a word on stderr, and then used from the cache (see ``neuralsim.storage.hub``).
+    """Open a world by name or folder, its model in evaluation mode on ``device`` (auto: cuda where there is one).
 
-    Weights are read once per process and shared by all who open the same folder, frozen; plain attributes such as
-    ``denoise_steps`` are each opener's own. To train further, load your own copy:
-    ``VideoWAM.from_pretrained(world.folder)``. A World is handed back as it is. Raises FileNotFoundError for what is
-    not there, and ValueError for a folder that is not a world, is damaged, does not match its manifest, or is of a newer
-    format; the message names the file.
+    ``org/name``, where no such folder is here, is a repository on the Hugging Face hub: it is downloaded once, after a
+    line on stderr, and then used from the cache (see ``neuralsim.storage.hub``). A World is returned as it is.
+
+    The frozen weights are read once per process and shared between all calls; plain attributes such as
+    ``denoise_steps`` belong to each returned world. To train further, load your own copy:
+    ``VideoWAM.from_pretrained(world.folder)``. Raises FileNotFoundError where there is no such world, and ValueError,
+    naming the file, for a folder that is not a world, is damaged, does not match its manifest, or is of a newer format.
     """
     if isinstance(name_or_folder, World):
         home = name_or_folder.model.device
@@ -167,7 +159,7 @@ def open_world(name_or_folder: str | os.PathLike[str] | World = "pusht", device:
 
 @functools.lru_cache(maxsize=4)
 def _load(folder: Path, device: str, stamps: tuple[int, ...]) -> World:
-    """``stamps`` (times of change) are part of the key only: a world trained anew is read anew."""
+    """Read a world; ``stamps`` (times of change) are only part of the cache key, so a changed world is read again."""
     check_files(folder, (CONFIG,), links=folder.parent == assets().resolve())  # some installers link a package's files
     config = read_object(folder / CONFIG)
     if (manifest := Manifest.read(folder)) is not None:
@@ -187,4 +179,4 @@ def _load(folder: Path, device: str, stamps: tuple[int, ...]) -> World:
 def training_record(world: World) -> Mapping[str, Any]:
     """The content of the world's ``training.json``; empty where its folder has none."""
     path = None if world.folder is None else world.folder / TRAINING
-    return json.loads(path.read_text()) if path is not None and path.is_file() else {}
+    return read_object(path) if path is not None and path.is_file() else {}

@@ -1,7 +1,7 @@
-"""hub: worlds on the Hugging Face hub, fetched into its cache once and used from there.
+"""Worlds on the Hugging Face hub, fetched into its cache once and used from there.
 
-Only the files of a world are fetched, never code. What the cache holds is used as it is, without asking the hub, so a
-world does not change unasked and needs no network; ``hf download org/name`` gets a newer one, ``org/name@revision`` a
+Only the files of a world are fetched, never code. A cached world is used without asking the hub, so it does not change
+unasked and needs no network; ``hf download org/name`` gets a newer one, ``org/name@revision`` a
 certain one (a branch, a tag, a commit). ``HF_HOME``, ``HF_HUB_OFFLINE``, ``HF_ENDPOINT`` and ``HF_TOKEN`` mean what they
 always do.
 """
@@ -24,7 +24,7 @@ _FORM = re.compile(
 
 @dataclass(frozen=True)
 class HubId:
-    """A repository ``org/name`` and a revision of it. ``plain``: written so that it could also mean a folder."""
+    """A repository ``org/name`` and a revision of it. ``plain``: written without ``hub:``, so it could also mean a folder."""
 
     repo: str
     revision: str | None = None
@@ -43,9 +43,10 @@ class HubId:
 
 
 def fetch(world: HubId) -> Path:
-    """The folder in the cache that holds ``world``; if it is not there yet, it is downloaded, after a word on stderr.
+    """Return the cache folder of ``world``, downloaded first (with a line on stderr) where it is not there yet.
 
-    Raises FileNotFoundError for what neither cache nor hub has, and OSError where the hub cannot be asked."""
+    Raises FileNotFoundError where neither cache nor hub has it, and OSError where the hub cannot be reached.
+    """
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -59,7 +60,7 @@ def fetch(world: HubId) -> Path:
         )
     print(f"neuralsim: downloading {named} from {constants.ENDPOINT} to {constants.HF_HUB_CACHE}", file=sys.stderr)
     try:
-        _snapshot(world, (MANIFEST,))  # first what there will be, then the rest: a download cut short is noticed
+        _snapshot(world, (MANIFEST,))  # first the list of files, then the rest: a download cut short is noticed
         return _snapshot(world, FILES)
     except GatedRepoError as error:
         raise OSError(f"{named}: the hub asks for permission first; get it on its page, then hf auth login") from error
@@ -67,7 +68,7 @@ def fetch(world: HubId) -> Path:
         raise FileNotFoundError(
             f"{named}: no folder here, and the hub has none of that name, or keeps it private (hf auth login)"
         ) from error
-    except Exception as error:  # the transport below raises what it likes
+    except Exception as error:  # the transport below raises errors of many kinds
         reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         raise OSError(f"{named}: no folder here, and the hub could not be asked ({reason[0]})") from error
 
@@ -81,7 +82,7 @@ def _snapshot(world: HubId, names: tuple[str, ...], local: bool = False) -> Path
 
 
 def _cached(world: HubId) -> Path | None:
-    """Where the cache holds all of ``world``; None where it holds nothing of it, or what an interrupted download left."""
+    """Return the cache folder that holds all of ``world``; None where it is missing or a download was interrupted."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:

@@ -1,8 +1,8 @@
-"""Manifest: what a world's folder holds, as ``world.json``: each file's size and SHA-256, the format's version, who wrote it.
+"""The manifest of a world folder, ``world.json``: each file's size and SHA-256, the format version and the writer's version.
 
 A world that was cut short on its way, or changed since it was written, is refused by the name of the file. The card is
-not covered: it is prose, which people and hubs rewrite. A checksum tells damage, not good intentions: who can change a
-file can change the manifest too.
+not covered: it is prose, which people and hubs rewrite. A checksum finds damage, not malice: an attacker who can change
+a file can change the manifest too.
 """
 
 from __future__ import annotations
@@ -16,57 +16,62 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from neuralsim.runtime.files import write_atomically
 from neuralsim.runtime.json_files import read_object
 from neuralsim.version import __version__
 
 MANIFEST, CONFIG, CARD = "world.json", "config.json", "README.md"
 WEIGHTS, STARTS, TRAINING = "diffusion_pytorch_model.safetensors", "starts.npz", "training.json"
 SAFETY = "safety.json"
-"""How far what is seen may be off what was imagined, where it was measured (agents.mismatch)."""
+"""Alarm thresholds of the safety monitor, where they were measured (``neuralsim safety``)."""
 SEALED = (CONFIG, WEIGHTS, STARTS, TRAINING, SAFETY)
-"""Files that a manifest covers, those of them that there are."""
+"""Files that a manifest covers, as far as they exist."""
 FILES = (MANIFEST, *SEALED, CARD)
-"""All files of a world; others in its folder are nobody's business."""
+"""All files of a world; other files in its folder are ignored."""
 FORMAT = 1
-"""Of the folder as a whole. One that is newer is not read: what it means is not known here."""
+"""Version of the folder as a whole; newer ones are refused."""
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A file's length in bytes and its SHA-256 in 64 hexadecimal digits."""
+    """Length of a file in bytes, and its SHA-256 in 64 hexadecimal digits."""
 
     bytes: int
     sha256: str
 
     @classmethod
     def of(cls, path: Path) -> Self:
-        """The entry of the file at ``path`` as it is now."""
+        """Measure the file at ``path``."""
         with path.open("rb") as file:
             return cls(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """``format`` is FORMAT of the NeuralSim whose version is ``neuralsim``; ``model`` and ``spec`` are config.json's, so that
-    a shelf of worlds can be read without opening them; ``files``: an Entry per file of SEALED."""
+    """The content of ``world.json``."""
 
     format: int
+    """FORMAT of the writer."""
     neuralsim: str
+    """Version of NeuralSim that wrote it."""
     model: str
+    """Name of the model class, as in config.json."""
     spec: Mapping[str, Any]
+    """The spec in config.json, so that worlds can be listed without opening them."""
     files: Mapping[str, FileEntry]
+    """An entry for each existing file of SEALED."""
 
     @classmethod
     def of(cls, folder: Path) -> Self:
-        """The manifest that ``folder`` should have as it is now. Raises ValueError where config or weights are missing."""
+        """Make the manifest of ``folder`` as it is now. Raises ValueError where config or weights are missing."""
         check_files(folder)
-        model, spec = _told(folder)
+        model, spec = _model_and_spec(folder)
         entries = {name: FileEntry.of(folder / name) for name in SEALED if (folder / name).is_file()}
         return cls(FORMAT, __version__, model, spec, entries)
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """The manifest in ``folder``, None where there is none. Raises ValueError for one that is newer or no manifest."""
+        """Read the manifest in ``folder``, None where there is none. Raises ValueError for a newer or damaged one."""
         path = folder / MANIFEST
         if not path.is_file():
             return None
@@ -93,8 +98,8 @@ class Manifest:
         return cls(version, writer, body["model"], body["spec"], {n: _entry(path, n, e) for n, e in files.items()})
 
     def check(self, folder: Path) -> None:
-        """Raise a ValueError that names the first file of ``folder`` which is missing, cut short, changed or not listed, or
-        the manifest where it tells of another world."""
+        """Raise a ValueError naming the first file of ``folder`` that is missing, cut short, changed or not listed, or the
+        manifest where it describes another world."""
         if unlisted := [name for name in SEALED if name not in self.files and (folder / name).exists()]:
             raise ValueError(f"{folder / unlisted[0]}: not listed in {MANIFEST}; {REMEDY}")
         for name, entry in self.files.items():
@@ -110,8 +115,8 @@ class Manifest:
                 raise ValueError(
                     f"{path}: changed since {MANIFEST} was written (SHA-256 {found[:12]}, not {entry.sha256[:12]}); {REMEDY}"
                 )
-        if _told(folder) != (self.model, self.spec):
-            raise ValueError(f"{folder / MANIFEST}: tells of another model or spec than {CONFIG} does; {REMEDY}")
+        if _model_and_spec(folder) != (self.model, self.spec):
+            raise ValueError(f"{folder / MANIFEST}: describes another model or spec than {CONFIG} does; {REMEDY}")
 
     def to_json(self) -> str:
         """Indented JSON, its keys in order."""
@@ -119,25 +124,27 @@ class Manifest:
 
 
 REMEDY = (
-    "copy or download the folder again, or, if it is yours and was changed on purpose, write the manifest anew: "
+    "copy or download the folder again, or, if it is yours and was changed on purpose, write the manifest again: "
     "neuralsim.storage.manifest.seal(folder)"
 )
 
 
 def seal(folder: str | os.PathLike[str]) -> Manifest:
-    """Write ``world.json`` for the world in ``folder`` as it is now, whole or not at all. Call it last, when all else is
-    there: files that are written after it no longer match."""
+    """Write ``world.json`` for the world in ``folder`` as it is now, whole or not at all.
+
+    Call it last: files that are written after it no longer match.
+    """
     target = Path(folder)
     manifest = Manifest.of(target)
-    temporary = target / f".{MANIFEST}.{os.getpid()}.tmp"
-    temporary.write_text(manifest.to_json(), encoding="utf-8")
-    temporary.replace(target / MANIFEST)
+    write_atomically(target / MANIFEST, manifest.to_json())
     return manifest
 
 
 def check_files(folder: Path, needed: tuple[str, ...] = (CONFIG, WEIGHTS), links: bool = False) -> None:
-    """Raise a ValueError where a ``needed`` file is missing, a file of the world is no plain file, or (unless ``links`` may
-    lead anywhere) a link that leaves the folder. The Hugging Face cache's links to its own blobs are no such."""
+    """Raise a ValueError where a ``needed`` file is missing, or a file of the world is no plain file.
+
+    Unless ``links`` is given, links may not leave the folder, except the Hugging Face cache's links to its own blobs.
+    """
     for name in needed:
         if not os.path.lexists(folder / name):
             raise ValueError(f"{folder}: not a world ({name} is missing); World(model).save(folder) makes one")
@@ -158,18 +165,19 @@ def check_files(folder: Path, needed: tuple[str, ...] = (CONFIG, WEIGHTS), links
             raise ValueError(f"{path}: not a plain file")
 
 
-def _told(folder: Path) -> tuple[str, Mapping[str, Any]]:
-    """The class and the spec that config.json names."""
+def _model_and_spec(folder: Path) -> tuple[str, Mapping[str, Any]]:
+    """Read the class name and the spec from config.json."""
     config = read_object(folder / CONFIG)
     spec = config.get("spec")
     return str(config.get("_class_name")), spec if isinstance(spec, dict) else {}
 
 
 def _entry(path: Path, name: str, entry: Any) -> FileEntry:
-    """Names are those of SEALED alone, so none can lead out of the folder."""
+    """Check one entry; names other than those of SEALED are refused, so none can lead out of the folder."""
     if name not in SEALED:
         raise ValueError(f"{path}: lists {name!r}, which is no file of a world; {REMEDY}")
     size, digest = (entry.get("bytes"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
-    if not isinstance(size, int) or not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+    counted = isinstance(size, int) and not isinstance(size, bool) and size >= 0
+    if not counted or not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
         raise ValueError(f"{path}: expected bytes and a sha256 of 64 digits for {name}, got {entry!r:.100}; {REMEDY}")
-    return FileEntry(size, digest)
+    return FileEntry(int(size), digest)

@@ -1,7 +1,7 @@
-"""packing: weight matrices as eight-bit whole numbers with a scale for every 32 of a row: half the size of half precision in a file.
+"""Weight matrices stored as eight-bit integers with a scale for every 32 of a row: half the size of half precision.
 
 Rounding to 1/127 of a group's largest weight errs by half a hundredth of the weights' spread; with one scale per row by half as much
-again (block-wise quantisation, Dettmers et al. 2021, arXiv 2110.02861, for storage alone: models compute in what they are unpacked
+again (block-wise quantisation, Dettmers et al. 2021, arXiv 2110.02861, for storage alone: models compute in what they are restored
 to).
 """
 
@@ -13,33 +13,38 @@ import torch
 import torch.nn.functional as F
 
 SCALE = ".scale"
-"""What the name of a packed matrix's scales ends in."""
+"""Ending of the name of a quantized matrix's scales."""
 LEAST = 4096
-"""Smaller tensors are left as they are: nothing is won by packing them."""
+"""Elements of the smallest tensor that is quantized."""
 STEPS = 127
 GROUP = 32
-"""Weights side by side in a row that share a scale."""
+"""Neighbouring weights of a row that share a scale."""
 
 
 def quantize(tensors: Mapping[str, torch.Tensor], parts: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """``tensors`` with the large matrices whose names begin with one of ``parts`` as int8 of the same shape, and beside each its
-    scales, bfloat16 ``(rows, groups)``; a row's last group may be shorter."""
-    packed: dict[str, torch.Tensor] = {}
+    """Quantize the large matrices whose names begin with one of ``parts``; the other tensors stay.
+
+    Each becomes int8 of the same shape, with its scales, bfloat16 ``(rows, groups)``, beside it; the last group of a row
+    may be shorter.
+    """
+    quantized: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         if not (name.startswith(parts) and tensor.ndim >= 2 and tensor.numel() >= LEAST and tensor.is_floating_point()):
-            packed[name] = tensor
+            quantized[name] = tensor
             continue
         groups = _groups(tensor.detach().float())
         scale = (groups.abs().amax(2) / STEPS).clamp(min=torch.finfo(torch.bfloat16).tiny).bfloat16()
         numbers = (groups / scale[..., None].float()).round().clamp(-STEPS, STEPS).to(torch.int8)
-        packed[name], packed[name + SCALE] = _whole(numbers, tensor.shape), scale
-    return packed
+        quantized[name], quantized[name + SCALE] = _whole(numbers, tensor.shape), scale
+    return quantized
 
 
 def dequantize(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The inverse of ``quantize``, up to rounding: what was packed comes back as float32, all else as it is. Raises ValueError where
-    scales and matrix do not fit."""
-    unpacked = {}
+    """Invert ``quantize`` up to rounding: quantized matrices become float32, the other tensors stay.
+
+    Raises ValueError where scales and matrix do not fit.
+    """
+    restored = {}
     for name, tensor in tensors.items():
         scale = tensors.get(name + SCALE)
         if name.endswith(SCALE) and tensors.get(name.removesuffix(SCALE), torch.empty(0)).dtype == torch.int8:
@@ -51,16 +56,16 @@ def dequantize(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
                     f"{name}: expected bfloat16 scales of shape {expected}, got {scale.dtype} {tuple(scale.shape)}"
                 )
             tensor = _whole(_groups(tensor.float()) * scale[..., None].float(), tensor.shape)
-        unpacked[name] = tensor
-    return unpacked
+        restored[name] = tensor
+    return restored
 
 
 def _groups(matrix: torch.Tensor) -> torch.Tensor:
-    """``(rows, ...)`` -> ``(rows, groups, GROUP)``, the last filled up with zeros."""
+    """Reshape ``(rows, ...)`` to ``(rows, groups, GROUP)``, the last group padded with zeros."""
     flat = matrix.flatten(1)
     return F.pad(flat, (0, -flat.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
 
 
 def _whole(groups: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """The inverse of ``_groups``."""
+    """Invert ``_groups``."""
     return groups.flatten(1)[:, : shape[1:].numel()].reshape(shape)

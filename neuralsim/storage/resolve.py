@@ -1,4 +1,4 @@
-"""location: where a world lies. A name that ships with the package, a folder, or a repository on the Hugging Face hub."""
+"""Find a world by a shipped name, a folder, or a repository on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -20,23 +20,22 @@ def add_alias(name: str, shipped: str) -> None:
 
 
 def assets() -> Path:
-    """The folder of the worlds that ship with the package."""
+    """Return the folder of the worlds that ship with the package."""
     return Path(str(resources.files("neuralsim.assets")))
 
 
 def list_worlds() -> list[str]:
-    """Names of the worlds that ship with the package, short ones first."""
+    """List the names of the worlds that ship with the package, short ones first."""
     shipped = sorted(p.parent.name for p in assets().glob(f"*/{CONFIG}"))
     return [alias for alias, name in ALIASES.items() if name in shipped] + shipped
 
 
 def resolve(name_or_folder: str | os.PathLike[str]) -> Path | HubId:
-    """The folder meant, or the repository; nothing is opened and no network is touched. A run of ``neuralsim train`` means the
-    world that it made.
+    """Find the folder or the repository of a world; nothing is opened and no network is touched.
 
-    A shipped name goes before a folder of the same name here, a folder before a repository. ``org/name`` is none where a
-    folder ``org`` lies here: then it is a path that leads nowhere (``hub:org/name`` says what is meant). Raises
-    FileNotFoundError for what can be none of these.
+    The folder of a run of ``neuralsim train`` means the world that it made. A shipped name goes before a folder of the
+    same name here, a folder before a repository. ``org/name`` is no repository where a folder ``org`` lies here;
+    ``hub:org/name`` always is. Raises FileNotFoundError where nothing is found.
     """
     name = os.fspath(name_or_folder)
     text = isinstance(name_or_folder, str)
@@ -66,6 +65,6 @@ def resolve(name_or_folder: str | os.PathLike[str]) -> Path | HubId:
 
 
 def find(name_or_folder: str | os.PathLike[str]) -> Path:
-    """The folder meant, fetched from the hub first where it lies there. Raises as ``resolve`` and ``hub.fetch`` do."""
+    """Find the folder of a world, fetched from the hub if it lies there. Raises as ``resolve`` and ``hub.fetch`` do."""
     place = resolve(name_or_folder)
     return fetch(place) if isinstance(place, HubId) else place

@@ -245,7 +245,7 @@ def test_a_newer_format_is_refused_with_what_to_do(copied: Path) -> None:
 
 def test_one_who_changes_a_world_on_purpose_can_seal_it_anew(copied: Path) -> None:
     (copied / STARTS).unlink()
-    with pytest.raises(ValueError, match=r"starts\.npz: missing.*neuralsim\.manifest\.seal"):
+    with pytest.raises(ValueError, match=r"starts\.npz: missing.*neuralsim\.storage\.manifest\.seal"):
         open_world(copied, "cpu")
     seal(copied)
     assert open_world(copied, "cpu").starts is None
@@ -581,7 +581,7 @@ def test_a_card_that_is_no_text_is_refused(loose: Path, whole: Path) -> None:
 def test_a_strangers_class_opens_once_it_is_made_known(
     dot_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("neuralsim.pretrained.world._THEIRS", {})
+    monkeypatch.setattr("neuralsim.pretrained.world._REGISTERED", {})
     folder = dot_world.save(tmp_path / "dot")
     with pytest.raises(ValueError, match=r"unknown model class 'DotWorld'.*neuralsim\.register_model"):
         open_world(folder)
@@ -593,21 +593,21 @@ def test_a_strangers_class_opens_once_it_is_made_known(
 def test_a_class_that_cannot_be_a_world_is_not_made_known(
     dot_model: WorldModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("neuralsim.pretrained.world._THEIRS", {})
+    monkeypatch.setattr("neuralsim.pretrained.world._REGISTERED", {})
     with pytest.raises(TypeError, match="derived from WorldModel"):
         register_model(int)  # type: ignore[type-var]
     with pytest.raises(TypeError, match="derived from WorldModel"):
         register_model(dot_model)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="lacks decode, encode"):
         register_model(WorldModel)
-    with pytest.raises(ValueError, match=r"'VideoWAM' is the class neuralsim\.models\.video\.VideoWAM"):
+    with pytest.raises(ValueError, match=r"'VideoWAM' is the class neuralsim\.models\.video_wam\.VideoWAM"):
         register_model(type("VideoWAM", (type(dot_model),), {}))
 
 
 def test_a_class_defined_anew_takes_the_old_ones_place(
     dot_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("neuralsim.pretrained.world._THEIRS", {})
+    monkeypatch.setattr("neuralsim.pretrained.world._REGISTERED", {})
     old = type(dot_world.model)
     folder = dot_world.save(tmp_path / "dot")
     register_model(old)
