@@ -132,8 +132,8 @@ class RealWorld:
     """Frames are square."""
     policies: ScriptedPolicies = ScriptedPolicies()
     """Its scripted policies."""
-    tasks: EntryPoint | Mapping[str, Any] | None = None
-    """RLTask by name, the default one first; None: the environment's own reward and end."""
+    tasks: str | Mapping[str, Any] | None = None
+    """RLTask by name, the default one first, or where they stand; None: the environment's own reward and end."""
     goal_task: EntryPoint | None = None
     """Its GoalTask, for planning to a goal state."""
     metrics: EntryPoint | None = None

@@ -169,7 +169,7 @@ def _coverage(arrays: list[np.ndarray], low: np.ndarray, high: np.ndarray) -> np
 
 
 def _odd_episodes(store: EpisodeStore) -> list[str]:
-    """Episodes that look as if something went wrong: nothing moves, nothing is seen, or states that are no numbers."""
+    """List episodes that look wrong: nothing moves or shows, states that are no numbers, or uneven times."""
     told = []
     for i in range(len(store)):
         episode = store[i]
@@ -188,6 +188,10 @@ def _odd_episodes(store: EpisodeStore) -> list[str]:
             why.append("actions that never change")
         if episode.states is not None and not np.isfinite(episode.states).all():
             why.append("states that are no numbers")
+        if rate := episode.provenance.get("resampled_to_hz"):
+            why.append(f"times were uneven or at another rate, resampled to {rate:g} Hz")
+        if episode.provenance.get("stretch"):
+            why.append(f"begins after a pause in its file, at {episode.provenance.get('from_s', 0):g} s")
         if why:
             told.append(f"episode {i}: {', '.join(why)}")
     return told

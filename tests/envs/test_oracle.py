@@ -181,7 +181,7 @@ def test_tasks_and_imaginations_take_it(oracle: Oracle) -> None:
 
 
 def test_wrong_worlds_states_and_actions_are_named(oracle: Oracle) -> None:
-    with pytest.raises(ValueError, match=r"no true simulator of world 'maze'; there are pusht, tworoom"):
+    with pytest.raises(ValueError, match=r"no simulator of world 'maze'; there are pusht, tworoom"):
         Oracle("maze")
     size = len(oracle.simulator.state_names)
     for bad in (np.full(size, np.nan), np.zeros(size + 1), np.zeros((1, 1, size))):

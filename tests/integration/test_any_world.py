@@ -22,7 +22,7 @@ from neuralsim.agents.planning.evaluate import plan
 from neuralsim.agents.planning.setup import resolve_goal_task
 from neuralsim.agents.policies.resolve import resolve_policy
 from neuralsim.agents.policies.sb3_file import read_note
-from neuralsim.agents.rl.behavior_cloning import clone
+from neuralsim.agents.rl.behavior_cloning import CloneConfig, clone
 from neuralsim.agents.rl.config import RLConfig
 from neuralsim.agents.rl.learning_curve import load_curve
 from neuralsim.agents.teleop.config import PlayConfig
@@ -81,7 +81,7 @@ def untold(cartpole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def agent(cartpole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of an agent that hardly learned in there, by the command line."""
     out = tmp_path_factory.mktemp("rl") / "ppo"
-    line = f"rl {cartpole} --algo ppo --steps 512 --slots 16 --trials 3 --looks 1 --device cpu --threads 1 --out {out}"
+    line = f"rl {cartpole} --algo ppo --steps 512 --n-envs 16 --n-eval-episodes 3 --n-evals 1 --device cpu --threads 1 --out {out}"
     assert cli.main(line.split()) == 0
     return out
 
@@ -260,17 +260,17 @@ def test_an_agent_learns_inside_and_is_tried_outside(cartpole: Path, agent: Path
 
 
 def test_dqn_learns_of_choices_and_quantities_are_not_asked_of_them(cartpole: Path, tmp_path: Path) -> None:
-    line = f"rl {cartpole} --steps 64 --trials 2 --looks 1 --no-video --device cpu --threads 1"
+    line = f"rl {cartpole} --steps 64 --n-eval-episodes 2 --n-evals 1 --no-video --device cpu --threads 1"
     assert cli.main([*line.split(), "--algo", "dqn", "--out", str(tmp_path / "dqn")]) == 0
     assert load_curve(tmp_path / "dqn").points[-1].true is not None
     from neuralsim.agents.rl.train import RLTrainer
 
     with pytest.raises(ValueError, match=r"--algo sac: does not act in Discrete\(2\); here there are ppo, a2c"):
-        RLTrainer(RLConfig(str(cartpole), algo="sac", trials=1, device="cpu", out=tmp_path / "sac"))
+        RLTrainer(RLConfig(str(cartpole), algo="sac", n_eval_episodes=1, device="cpu", out=tmp_path / "sac"))
 
 
 def test_an_agent_learns_in_the_true_world_too(cartpole: Path, tmp_path: Path) -> None:
-    line = f"rl {cartpole} --real --steps 64 --slots 2 --trials 2 --looks 1 --no-video --device cpu --out {tmp_path}"
+    line = f"rl {cartpole} --real --steps 64 --n-envs 2 --n-eval-episodes 2 --n-evals 1 --no-video --device cpu --out {tmp_path}"
     assert cli.main(line.split()) == 0
     assert load_curve(tmp_path).points[-1].true_steps >= 64
 
@@ -313,7 +313,7 @@ def test_evaluate_and_rank_take_the_folder(
 def test_without_a_true_world_imagination_alone_is_told_and_said_to_be(
     untold: Path, cartpole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = f"rl {untold} --steps 64 --slots 4 --trials 2 --looks 1 --no-video --device cpu --out {tmp_path / 'rl'}"
+    line = f"rl {untold} --steps 64 --n-envs 4 --n-eval-episodes 2 --n-evals 1 --no-video --device cpu --out {tmp_path / 'rl'}"
     assert cli.main(line.split()) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "imagined return" in out
@@ -324,7 +324,7 @@ def test_without_a_true_world_imagination_alone_is_told_and_said_to_be(
     out = " ".join(capsys.readouterr().out.split())
     assert "imagined: return" in out
     assert "true: return" not in out
-    with pytest.raises(ValueError, match=r"imagination alone: .* nothing says which true environment"):
+    with pytest.raises(ValueError, match=r"imagination alone: .* nothing says which real environment"):
         RLConfig(str(untold), real=True)
     for wrong in (
         f"evaluate {untold} --real",
@@ -341,7 +341,7 @@ def test_choices_are_copied_from_demonstrations(cartpole: Path) -> None:
     store = EpisodeStore(cartpole.parent / "data")
     errors: list[float] = []
     copied = clone(
-        world, rl_task, store, epochs=30, patience=30, tick=lambda _, learned, unseen: errors.append(learned)
+        world, rl_task, store, CloneConfig(epochs=30, patience=30), tick=lambda _, learned, unseen: errors.append(learned)
     )
     assert errors[-1] < errors[0] < 1.0, "nats of two choices"
     assert copied.policy.action_space == world.spec.action_space()

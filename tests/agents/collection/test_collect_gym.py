@@ -279,7 +279,7 @@ def test_the_true_environment_of_a_world_with_a_name_is_found_by_it() -> None:
     assert isinstance(env.unwrapped, PushTRealEnv)
     assert env.reset(seed=1)[0].shape == (32, 32, 3)
     nobody = WorldSpec("nobody", 8, 8, ("a",), ("u",), (1.0,), 1.0, 1)
-    with pytest.raises(ValueError, match="nothing says which true environment"):
+    with pytest.raises(ValueError, match="nothing says which real environment"):
         real_env_of(nobody)
 
 

@@ -17,8 +17,8 @@ from neuralsim.envs.pusht.env import (
     random_state,
 )
 from neuralsim.envs.pusht.state_estimator import PushTStateEstimator
-from neuralsim.evaluation.state_estimator import StateEstimate
 from neuralsim.evaluation.image_metrics import mask_iou
+from neuralsim.evaluation.state_estimator import StateEstimate
 from neuralsim.evaluation.statistics import turn
 
 

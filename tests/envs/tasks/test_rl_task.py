@@ -237,7 +237,7 @@ def test_a_wish_told_in_states_needs_a_model_that_tells_states() -> None:
     video = ImaginedVecEnv("pusht", num_envs=1, task=StateTask(lambda b, a, c: (a[:, 0], a[:, 0] > 2)))
     video.seed(0)
     video.reset()
-    with pytest.raises(TypeError, match="VideoWAM does not tell true states; use a compact world"):
+    with pytest.raises(TypeError, match="VideoWAM does not predict simulator states; use a compact world"):
         video.step(np.zeros((1, 2), np.float32))
 
 
