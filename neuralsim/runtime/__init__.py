@@ -1,1 +1,1 @@
-"""What every program needs: devices, progress, interrupts, files, optional imports."""
+"""What every program needs: device, threads, files, locks, interrupts, progress bars and optional imports."""

@@ -1,15 +1,23 @@
-"""Where and in which arithmetic models compute."""
+"""Device, number format and threads of a model's arithmetic.
+
+Importing this module makes forked processes compute on one thread: a fork inherits the state of OpenMP's threads but not
+the threads, so the first parallel operation of a child would wait for ever.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import torch
 
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
 
 def pick_device(name: str = "auto") -> torch.device:
-    """``auto`` is cuda where there is one, else cpu; asking for a device that is not there is a ValueError."""
+    """Return the device ``name``; "auto" is cuda where there is one, else cpu. A ValueError for a missing device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
@@ -19,7 +27,10 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def pick_dtype(precision: str = "auto", device: torch.device | str = "cpu") -> torch.dtype:
-    """``auto`` is bfloat16 where the hardware multiplies in it (AVX512-BF16 or AMX, or a GPU), else float32."""
+    """Return the number format ``precision``: "float32", "bfloat16" or "auto".
+
+    "auto" is bfloat16 where the hardware multiplies in it (AVX512-BF16 or AMX, or a GPU), else float32.
+    """
     if precision == "float32":
         return torch.float32
     if precision == "bfloat16":

@@ -1,4 +1,4 @@
-"""Progress: how long work shows itself at a terminal, everywhere alike."""
+"""Progress bars of long work, the same everywhere."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from rich.progress import (
 
 
 def columns(field: str = "") -> tuple[ProgressColumn, ...]:
-    """What is done, a bar, counts, time gone and time left; then the task's field of that name, if one is given."""
+    """Columns: description, bar, counts, elapsed and remaining time; then the task's ``field``, if one is given."""
     left = (TextColumn("left"), TimeRemainingColumn())
-    told = (TextColumn(f"{{task.fields[{field}]}}"),) if field else ()
-    return (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), *left, *told)
+    extra = (TextColumn(f"{{task.fields[{field}]}}"),) if field else ()
+    return (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), *left, *extra)
 
 
 def progress(show: bool = True, passing: bool = True, field: str = "") -> Progress:
-    """A display of :func:`columns` on stderr, so that figures may be piped; ``passing``: it is wiped away at the end."""
+    """Make a display of :func:`columns` on stderr, so that figures may be piped; with ``passing`` it vanishes at the end."""
     return Progress(*columns(field), console=Console(stderr=True), disable=not show, transient=passing)

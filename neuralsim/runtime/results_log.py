@@ -1,7 +1,7 @@
-"""Journal: finished pieces of a long run, one JSON line each, so that the same command goes on where it stopped.
+"""Finished pieces of a long run, one JSON line each, so that the same command resumes where it stopped.
 
-A line is written with one call and flushed to the disk; a torn last line (the machine died) is dropped when the journal is
-opened. The first line tells the run's settings: a run with others is refused rather than mixed in.
+A line is written with one call and flushed to the disk; a torn last line (the machine died) is dropped when the log is
+opened. The first line holds the run's settings: a run with other settings is refused rather than mixed in.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from neuralsim.runtime.files import disk_errors
+
 
 class ResultsLog:
     """The file at ``path``, held by this process alone until it is closed; a context manager.
 
-    ``lines``: what it holds, in order. Raises ValueError where it was begun with other ``settings`` (``fresh``: throws
-    away what it holds instead), BlockingIOError where another process writes it.
+    ``lines`` are its entries, in order. Raises ValueError where it was begun with other ``settings`` (unless ``fresh``,
+    which deletes its content first), BlockingIOError where another process writes it, DiskFullError on a full disk.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], fresh: bool = False) -> None:
@@ -42,7 +44,7 @@ class ResultsLog:
         self.lines.append(dict(line))
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         os.close(self._file)
 
     def __enter__(self) -> Self:
@@ -55,9 +57,10 @@ class ResultsLog:
 
     def _write(self, line: Mapping[str, Any]) -> None:
         data = (json.dumps(line) + "\n").encode()
-        if os.write(self._file, data) != len(data):
-            raise OSError(errno.ENOSPC, f"{self.path}: the disk is full; make room and run the same command again")
-        os.fsync(self._file)
+        with disk_errors(self.path, len(data), "its earlier lines are kept"):
+            if os.write(self._file, data) != len(data):
+                raise OSError(errno.ENOSPC, "short write")
+            os.fsync(self._file)
 
     def _lock(self) -> None:
         try:
@@ -77,7 +80,7 @@ class ResultsLog:
             lines = [json.loads(line) for line in text[:whole].splitlines()]
             there = dict(lines[0]["settings"])
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.path}: not a journal ({error!r}); choose another --out") from error
+            raise ValueError(f"{self.path}: not a results log ({error!r}); choose another --out") from error
         wrong = [
             f"{name} {there.get(name)!r}, asked for {settings.get(name)!r}"
             for name in sorted({*there, *settings})
@@ -85,7 +88,7 @@ class ResultsLog:
         ]
         if wrong:
             raise ValueError(
-                f"{self.path}: begun with other settings ({'; '.join(wrong)}). Give the same ones to go on with it, choose "
-                "another --out, or throw it away with --fresh"
+                f"{self.path}: begun with other settings ({'; '.join(wrong)}). Give the same ones to resume it, choose "
+                "another --out, or delete it with --fresh"
             )
         return lines[1:]

@@ -1,1 +1,1 @@
-"""Files of a world folder: manifest, weights, hub."""
+"""Files of a world folder: manifest, weights, quantization; and where such folders lie."""

@@ -254,7 +254,7 @@ def test_a_journal_goes_on_where_it_stopped_even_after_a_torn_line(tmp_path: Pat
     with ResultsLog(path, {"world": "y"}, fresh=True) as journal:
         assert journal.lines == []
     path.write_text("[1, 2]\n")
-    with pytest.raises(ValueError, match="not a journal"):
+    with pytest.raises(ValueError, match="not a results log"):
         ResultsLog(path, settings)
 
 
