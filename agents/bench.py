@@ -215,10 +215,10 @@ def _bare(world: World, seconds: float) -> Iterator[Metric]:
     with inference(model.device, pick_dtype("auto", model.device)):
         for batch in (1, 32):
             rows = np.arange(batch) % len(starts)
-            frames = torch.as_tensor(starts.frames[rows]).to(model.device)
-            past = torch.as_tensor(starts.actions[rows]).to(model.device)
+            frames = torch.as_tensor(starts.frames[rows], device=model.device)
+            past = torch.as_tensor(starts.actions[rows], device=model.device)
             rng = Noise.from_seeds(range(batch), model.device)
-            action = torch.as_tensor(np.tile(world.spec.rest_action(), (batch, 1))).to(model.device)
+            action = torch.as_tensor(np.tile(world.spec.rest_action(), (batch, 1)), device=model.device)
             state = model.encode(frames, past)
             step, decode, encode = time_calls(
                 [

@@ -47,7 +47,7 @@ class Oracle(WorldModel):
         self.simulator = found.make_simulator(size, context)
         self.spec = self.simulator.spec
         # A model without weights has no device.
-        self.register_buffer("anchor", torch.zeros(1))
+        self.register_buffer("anchor", torch.zeros(1, dtype=torch.float32))
 
     @property
     def feature_size(self) -> int:

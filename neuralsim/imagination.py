@@ -32,7 +32,7 @@ START_STREAM = -1
 
 @dataclass(frozen=True)
 class ImaginationConfig:
-    """How rollouts are made and when they are cut off."""
+    """Settings of rollouts and of their truncation."""
 
     horizon: int | None = 300
     """Steps until an episode is truncated; None: never."""
@@ -193,7 +193,8 @@ class Imagination:
             return
         with inference(self.device, self.dtype):
             fresh = self.model.encode(
-                torch.as_tensor(np.ascontiguousarray(frames)).to(self.device), torch.as_tensor(actions).to(self.device)
+                torch.as_tensor(np.ascontiguousarray(frames), device=self.device),
+                torch.as_tensor(actions, device=self.device),
             )
             fresh = self.model.without_ensemble(fresh) if self.lean else fresh
             fresh_start = torch.as_tensor(start, dtype=torch.int64, device=self.device)

@@ -107,7 +107,7 @@ class FunctionTask:
         try:
             reward = torch.as_tensor(reward, dtype=torch.float32, device=device)
             if terminated is None:
-                terminated = torch.zeros(len(after), dtype=torch.bool)
+                terminated = torch.zeros(len(after), dtype=torch.bool, device=device)
             terminated = torch.as_tensor(terminated, device=device)
         except (TypeError, ValueError, RuntimeError) as error:
             name = getattr(self.function, "__name__", repr(self.function))

@@ -1,6 +1,4 @@
-"""check_world: does a model keep the WorldModel contract? As Gymnasium's ``check_env`` for environments, for anybody's
-models.
-"""
+"""check_world: tests that a model keeps the WorldModel contract, as Gymnasium's ``check_env`` does for environments."""
 
 from __future__ import annotations
 
@@ -20,17 +18,17 @@ from neuralsim.world_model import State, WorldModel
 
 
 class WorldCheckError(AssertionError):
-    """A model breaks the WorldModel contract; the message says which call, what came and what is expected."""
+    """A model breaks the WorldModel contract; the message names the call, the value and the expectation."""
 
 
 def check_world(model: WorldModel, seed: int = 0, tolerance: float = 1e-2) -> None:
-    """Raise a WorldCheckError at the first promise of WorldModel that ``model`` does not keep.
+    """Raise a WorldCheckError at the first rule of the WorldModel contract that ``model`` breaks.
 
     Checked: shapes, types and ranges of every method; that rows of a batch are independent of each other and of the
-    batch's size (features within ``tolerance``, frames within one grey level on average); that steps are settled by
-    state, action and noise, and touch neither their inputs nor global random state; that states can be indexed,
-    repeated and mixed; that ``save_pretrained`` and ``from_pretrained`` give the same weights back to the bit. Warns
-    where actions make no difference. Takes seconds, on the model's device.
+    batch's size (features within ``tolerance``, frames within one grey level on average); that steps are functions of
+    state, action and noise, and change neither their inputs nor global random state; that states can be indexed,
+    repeated and mixed; that ``save_pretrained`` and ``from_pretrained`` give the same weights back to the bit. Warns where
+    actions have no effect. Takes seconds, on the model's device.
     """
     with torch.inference_mode():
         check = _Check(model, seed, tolerance)
@@ -51,7 +49,7 @@ def _expect(condition: bool, what: str, came: object, expected: object) -> None:
 
 
 class _Check:
-    """One model under examination: three random rows, one of which is also dreamt alone."""
+    """Checks of one model on three random rows, each also rolled out on its own."""
 
     rows = 3
 
@@ -67,7 +65,7 @@ class _Check:
         self.spec = model.spec
         rng = np.random.default_rng(seed)
         t = self.spec.context + 2
-        # Blocks of colour rather than salt and pepper: closer to what any codec can hold.
+        # Blocks of colour rather than noise per pixel: closer to what a codec can represent.
         small = rng.integers(0, 256, (self.rows, t, self.spec.height // 8, self.spec.width // 8, 3), dtype=np.uint8)
         self.frames = self._tensor(small.repeat(8, 2).repeat(8, 3))
         self.past = self._tensor(self.spec.random_actions(rng, self.rows, t - 1))
@@ -75,25 +73,25 @@ class _Check:
         self.noise = Noise.from_seeds(range(seed, seed + self.rows), model.device)
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.as_tensor(array).to(self.model.device)
+        return torch.as_tensor(array, device=self.model.device)
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        """``model.name(*arguments)``: it must not raise, change its arguments or draw from global random state."""
+        """Return ``model.name(*arguments)``, which must not raise, change its arguments or draw from global random state."""
         kept = [_copy(a) for a in arguments]
-        luck = _global_luck()
+        before = _global_random_state()
         try:
             result = getattr(self.model, name)(*arguments)
         except Exception as error:
             raise WorldCheckError(f"{name}: raised {type(error).__name__} on valid input: {error}") from error
-        for i, (argument, before) in enumerate(zip(arguments, kept, strict=True)):
+        for i, (argument, copied) in enumerate(zip(arguments, kept, strict=True)):
             _expect(
-                _equal(argument, before), f"{name}, argument {i}", "a changed one", "its arguments left as they were"
+                _equal(argument, copied), f"{name}, argument {i}", "a changed one", "its arguments left as they were"
             )
         _expect(
-            luck == _global_luck(),
+            before == _global_random_state(),
             name,
             "a draw from torch's, numpy's or Python's global generator",
-            "all randomness from rng",
+            "all randomness from noise",
         )
         return result
 
@@ -121,12 +119,12 @@ class _Check:
             _expect(bool(torch.isfinite(value).all()), what, "NaN or infinity", "finite numbers")
 
     def _opposite(self, actions: torch.Tensor) -> torch.Tensor:
-        """Minus ``actions``, or the choices counted from the other end."""
+        """Return minus ``actions``, or the choices counted from the other end."""
         if not self.spec.discrete:
             return -actions
-        return torch.tensor(self.spec.action_choices, device=actions.device) - 1 - actions
+        return torch.tensor(self.spec.action_choices, dtype=torch.int64, device=actions.device) - 1 - actions
 
-    # -- the promises, one method each ---------------------------------------------------------------------------------
+    # -- the rules, one method each ---------------------------------------------------------------------------------
 
     def describes_itself(self) -> None:
         size = self.model.feature_size
@@ -144,9 +142,9 @@ class _Check:
         b, spec = self.rows, self.spec
         self._expect_tensor(self._call("features", self.state), "features", (b, self.model.feature_size), torch.float32)
         self._expect_tensor(self._call("decode", self.state), "decode", (b, *spec.frame_shape), torch.uint8)
-        doubt = self._call("uncertainty", self.state)
-        self._expect_tensor(doubt, "uncertainty", (b,), torch.float32)
-        _expect(bool((doubt >= 0).all()), "uncertainty", f"{doubt.min().item():.4g}", "at least 0")
+        uncertainty = self._call("uncertainty", self.state)
+        self._expect_tensor(uncertainty, "uncertainty", (b,), torch.float32)
+        _expect(bool((uncertainty >= 0).all()), "uncertainty", f"{uncertainty.min().item():.4g}", "at least 0")
         heads = self._call("read", self.state)
         _expect(isinstance(heads, dict), "read", type(heads).__name__, "a dict")
         _expect(
@@ -185,20 +183,26 @@ class _Check:
         self._expect_state(
             self._call("step", last, self.plan[:, 0], self.noise.advance(k)), "step after unroll", (self.rows,)
         )
-        jumped = self._call("unroll_last", self.state, self.plan, self.noise)
-        self._expect_state(jumped, f"unroll_last over {k} actions", (self.rows,))
+        last = self._call("unroll_last", self.state, self.plan, self.noise)
+        self._expect_state(last, f"unroll_last over {k} actions", (self.rows,))
         again = self._call("unroll_last", self.state, self.plan, self.noise)
         _expect(
-            _equal(jumped, again), "unroll_last, twice from one state with the same actions and noise", "two futures", "one"
+            _equal(last, again),
+            "unroll_last, twice from one state with the same actions and noise",
+            "two futures",
+            "one",
         )
-        lean = self._call("without_ensemble", self.state)
-        self._expect_state(lean, "without_ensemble", (self.rows,))
-        features = self._call("features", self._call("unroll_last", lean, self.plan, self.noise))
+        reduced = self._call("without_ensemble", self.state)
+        self._expect_state(reduced, "without_ensemble", (self.rows,))
+        features = self._call("features", self._call("unroll_last", reduced, self.plan, self.noise))
         self._expect_tensor(
-            features, "features of unroll_last without the ensemble", (self.rows, self.model.feature_size), torch.float32
+            features,
+            "features of unroll_last without the ensemble",
+            (self.rows, self.model.feature_size),
+            torch.float32,
         )
 
-    def _dream(self, state: State, plan: torch.Tensor, noise: Noise) -> State:
+    def _roll_out(self, state: State, plan: torch.Tensor, noise: Noise) -> State:
         for i in range(plan.shape[1]):
             state = self._call("step", state, plan[:, i], noise.advance(i))
         return state
@@ -212,17 +216,17 @@ class _Check:
         _expect(grey <= 1, f"{what}: frames", f"a mean difference of {grey:.4g} grey levels", "at most 1")
 
     def rows_are_independent(self) -> None:
-        together = self._dream(self.state, self.plan, self.noise)
+        together = self._roll_out(self.state, self.plan, self.noise)
         for i in range(self.rows):
             row = slice(i, i + 1)
-            index = torch.tensor([i], device=self.model.device)
-            alone = self._dream(self._encode(self.spec.context, row), self.plan[row], self.noise.index(index))
+            index = torch.tensor([i], dtype=torch.int64, device=self.model.device)
+            alone = self._roll_out(self._encode(self.spec.context, row), self.plan[row], self.noise.index(index))
             self._expect_close(
                 together.index(row), alone, f"row {i} in a batch of {self.rows} against the same row alone"
             )
         changed = self.plan.clone()
         changed[0] = self._opposite(changed[0])
-        other = self._dream(self.state, changed, self.noise)
+        other = self._roll_out(self.state, changed, self.noise)
         rest = slice(1, None)
         self._expect_close(together.index(rest), other.index(rest), "rows 1 and on, when only row 0's actions change")
 
@@ -230,13 +234,13 @@ class _Check:
         device = self.model.device
         action = self.plan[:, 0]
         after = self._call("step", self.state, action, self.noise)
-        order = torch.tensor([2, 0], device=device)
+        order = torch.tensor([2, 0], dtype=torch.int64, device=device)
         picked = self._call("step", self.state.index(order), action[order], self.noise.index(order))
         self._expect_close(picked, after.index(order), "state.index(rows), then step")
-        rows = torch.arange(self.rows, device=device).repeat_interleave(2)
+        rows = torch.arange(self.rows, dtype=torch.int64, device=device).repeat_interleave(2)
         repeated = self._call("step", self.state.repeat(2), action[rows], self.noise.index(rows))
         self._expect_close(repeated, after.index(rows), "state.repeat(2), then step")
-        mask = torch.tensor([True, False, True], device=device)
+        mask = torch.tensor([True, False, True], dtype=torch.bool, device=device)
         mixed = self.state.where(mask, after)
         for i in range(self.rows):
             source = after if bool(mask[i]) else self.state
@@ -245,18 +249,20 @@ class _Check:
                 _equal(mixed.index(row), source.index(row)),
                 f"state.where, row {i}",
                 "another row",
-                "ours or the other's",
+                "this state's or the other's",
             )
 
     def actions_matter(self) -> None:
         if self.spec.action_size == 0 or set(self.spec.action_choices) == {1}:
-            return  # there is nothing else to do
+            return  # there is only one thing to do
         # Where actions are choices: always the first of them, then always the last.
         one = torch.ones_like(self.plan) if not self.spec.discrete else torch.zeros_like(self.plan)
-        futures = [self._call("features", self._dream(self.state, x, self.noise)) for x in (one, self._opposite(one))]
+        futures = [
+            self._call("features", self._roll_out(self.state, x, self.noise)) for x in (one, self._opposite(one))
+        ]
         if torch.equal(*futures):
             warnings.warn(
-                f"{type(self.model).__name__}: opposite actions lead to equal futures; nobody can steer this world",
+                f"{type(self.model).__name__}: opposite actions lead to equal futures; this world does not respond to actions",
                 stacklevel=4,
             )
 
@@ -264,7 +270,7 @@ class _Check:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 self.model.save_pretrained(folder)
-                # Only safetensors: a world that needs unpickling is not one to hand around.
+                # Only safetensors: unpickling a world from others is not safe.
                 loaded: Any = type(self.model).from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
             except Exception as error:
                 raise WorldCheckError(
@@ -281,19 +287,19 @@ class _Check:
                 "other numbers",
                 "what was saved, to the bit",
             )
-        before = self._dream(self.state, self.plan, self.noise)
+        before = self._roll_out(self.state, self.plan, self.noise)
         self.model, kept = loaded, self.model
         try:
-            after = self._dream(self._encode(self.spec.context), self.plan, self.noise)
+            after = self._roll_out(self._encode(self.spec.context), self.plan, self.noise)
         finally:
             self.model = kept
-        # Not to the bit: loaded weights may lie otherwise in memory, and then sums round otherwise.
-        self._expect_close(before, after, "a dream of the saved model against the loaded one's")
+        # Not to the bit: loaded weights may have another memory layout, and then sums round differently.
+        self._expect_close(before, after, "a rollout of the saved model against the loaded one's")
 
 
-def _global_luck() -> tuple[Any, ...]:
-    """The state of every global generator there is."""
-    legacy: Any = np.random.get_state()  # noqa: NPY002 (it is to be left alone, so it is looked at)
+def _global_random_state() -> tuple[Any, ...]:
+    """Return the state of every global random generator."""
+    legacy: Any = np.random.get_state()  # noqa: NPY002 (read only, to see that it is unchanged)
     return torch.get_rng_state().numpy().tobytes(), legacy[1].tobytes(), legacy[2:], random.getstate()
 
 
@@ -304,7 +310,7 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 
 def _copy(value: Any) -> Any:
-    """A deep copy of a tensor, a State or a Noise."""
+    """Copy a tensor, a State or a Noise."""
     if isinstance(value, torch.Tensor):
         return value.clone()
     copies: Callable[[torch.Tensor], torch.Tensor] = torch.clone
@@ -314,5 +320,5 @@ def _copy(value: Any) -> Any:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Bit-equality of tensors, States or Noises."""
+    """Compare tensors, States or Noises to the bit."""
     return all(torch.equal(x, y) for x, y in zip(_tensors(one), _tensors(other), strict=True))

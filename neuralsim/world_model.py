@@ -108,10 +108,11 @@ class WorldModel(ModelMixin, ConfigMixin, ABC):
         place = resolve(pretrained_model_name_or_path)
         if isinstance(place, HubId) and not kwargs.keys() & HUB_ARGUMENTS:
             place = fetch(place)
-        if isinstance(place, Path) and (model := read_packed(place, cls)) is not None:
-            return model
-        source = place.repo if isinstance(place, HubId) else str(place)
-        return super().from_pretrained(source, **{"low_cpu_mem_usage": False, **kwargs}).float()
+        with torch.device("cpu"):  # whatever the default device: weights are read into memory
+            if isinstance(place, Path) and (model := read_packed(place, cls)) is not None:
+                return model
+            source = place.repo if isinstance(place, HubId) else str(place)
+            return super().from_pretrained(source, **{"low_cpu_mem_usage": False, **kwargs}).float()
 
     @abstractmethod
     def encode(self, frames: torch.Tensor, actions: torch.Tensor) -> State:
@@ -183,8 +184,8 @@ def rollout(
     Returns the imagined frames, uint8 ``(b, k, h, w, 3)``; with ``chunk`` > 1 the model makes that many at once.
     """
     device = model.device
-    state = model.encode(torch.as_tensor(frames).to(device), torch.as_tensor(past).to(device))
-    planned = torch.as_tensor(model.spec.check_actions(actions)).to(device)
+    state = model.encode(torch.as_tensor(frames, device=device), torch.as_tensor(past, device=device))
+    planned = torch.as_tensor(model.spec.check_actions(actions), device=device)
     out = []
     for i in range(0, planned.shape[1], chunk):
         part = planned[:, i : i + chunk]

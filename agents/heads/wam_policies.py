@@ -96,7 +96,7 @@ class WAMPolicy:
         Keys and values of the history are computed once per row of ``state``, not once per proposal.
         """
         n, b = self.n_proposals, len(state)
-        numbers = torch.arange(n, device=noise.count.device)
+        numbers = torch.arange(n, dtype=torch.int64, device=noise.count.device)
         each = replace(noise, seed=noise.seed.repeat_interleave(n), count=(noise.count[:, None] + numbers).flatten())
         begun = None if prefix is None else prefix.repeat_interleave(n, 0)
         chunks = predict_actions(self.model, state, each, self.passes, begun)
@@ -108,7 +108,7 @@ class WAMPolicy:
             here = self.model.step_without_history(here, encoded.steps(i, i + 1), each.advance(n + i))
             values = torch.maximum(values, DISCOUNT ** (i + 1) * predict_value(self.model, here))
         chosen = values.view(b, n).argmax(1)
-        return chunks.unflatten(0, (b, n))[torch.arange(b, device=values.device), chosen]
+        return chunks.unflatten(0, (b, n))[torch.arange(b, dtype=torch.int64, device=values.device), chosen]
 
 
 @dataclass(frozen=True, eq=False)

@@ -211,7 +211,9 @@ class Categorical:
 
 def equal_probabilities(sizes: torch.Tensor) -> torch.Tensor:
     """Equal probabilities, float32 ``(a, c)``, for ``sizes`` ``(a,)`` choices; 0 beyond them."""
-    return (torch.arange(int(sizes.max()), device="cpu") < sizes[:, None]).to(torch.float32) / sizes[:, None]
+    return (torch.arange(int(sizes.max()), dtype=torch.int64, device="cpu") < sizes[:, None]).to(torch.float32) / sizes[
+        :, None
+    ]
 
 
 def uniform(space: gym.Space, points: int, beta: float, floor: float = 0.0) -> Uniform | Categorical:
@@ -223,7 +225,7 @@ def uniform(space: gym.Space, points: int, beta: float, floor: float = 0.0) -> U
         low, high = (torch.as_tensor(x, device="cpu").float() for x in (space.low, space.high))
         return Uniform(low, high, points, beta)
     if isinstance(space, gym.spaces.Discrete):
-        sizes, first = (torch.tensor([int(x)], device="cpu") for x in (space.n, space.start))
+        sizes, first = (torch.tensor([int(x)], dtype=torch.int64, device="cpu") for x in (space.n, space.start))
     elif isinstance(space, gym.spaces.MultiDiscrete) and space.nvec.ndim == 1:
         sizes, first = (torch.as_tensor(x.astype(np.int64), device="cpu") for x in (space.nvec, space.start))
     else:

@@ -173,8 +173,8 @@ def drift_of(model: Any, store: EpisodeStore, episodes: list[int]) -> dict[str, 
             first = np.arange(0, max(0, len(episode) - horizon + 1), 5)
             if not len(first):
                 continue
-            frames = torch.as_tensor(np.stack([episode.frames[f : f + 1] for f in first])).to(model.device)
-            actions = torch.as_tensor(np.stack([episode.actions[f : f + horizon] for f in first])).to(model.device)
+            frames = torch.as_tensor(np.stack([episode.frames[f : f + 1] for f in first]), device=model.device)
+            actions = torch.as_tensor(np.stack([episode.actions[f : f + horizon] for f in first]), device=model.device)
             with torch.inference_mode():
                 state = model.encode(frames, actions[:, :0])
                 noise = Noise.from_seeds(range(len(first)), model.device)

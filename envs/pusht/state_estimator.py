@@ -90,8 +90,8 @@ class PushTStateEstimator:
         self._alone = columns.mT / columns.square().sum(-2)[..., None]
         # Within the goal the hidden share of its green is not known: a pixel is white, green, grey and blue in unknown parts.
         self._origin = self._background.clone()
-        white = torch.tensor([255.0, 255.0, 255.0])
-        green = torch.tensor(tuple(pygame.Color("LightGreen"))[:3]).float()
+        white = torch.tensor([255.0, 255.0, 255.0], dtype=torch.float32)
+        green = torch.tensor(tuple(pygame.Color("LightGreen"))[:3], dtype=torch.float32)
         goal = ((self._background - white).abs().sum(-1) > 0.5).float()
         goal[[0, -1]] = goal[:, [0, -1]] = 0
         goal = F.max_pool2d(goal[None, None], 3, 1, 1)[0, 0] > 0
@@ -99,12 +99,12 @@ class PushTStateEstimator:
         self._origin[goal] = white
         self._unmix[goal] = torch.linalg.inv(torch.stack([green - white, slate - white, blue - white], 1))[1:]
         # The block never reaches the outermost pixels; a model's errors there are wall, not block.
-        rim = F.pad(torch.ones(size - 2, size - 2), (1, 1, 1, 1))
+        rim = F.pad(torch.ones(size - 2, size - 2, dtype=torch.float32), (1, 1, 1, 1))
         for mixture in (self._unmix, self._alone):
             mixture[..., 0, :] *= rim[..., None]
         self._templates = self._coarse_templates()
         self._reach = self._templates.shape[-1] // 2 + 4
-        inner = F.pad(torch.ones(1, 1, size // 2, size // 2), (self._reach,) * 4)
+        inner = F.pad(torch.ones(1, 1, size // 2, size // 2, dtype=torch.float32), (self._reach,) * 4)
         self._weight = F.conv2d(inner, self._templates.square())
         # gym-pusht draws the walls over the pusher, which hides part of the disc near the rim: its centroid there, drawn once.
         self._true_places = np.linspace(PUSHER_RANGE[0], PUSHER_RANGE[1], 241)
@@ -183,8 +183,8 @@ class PushTStateEstimator:
         density = F.avg_pool2d(padded[:, None], side, 1) * side**2
         best = density.flatten(1).argmax(1)
         row, column = best // self.size, best % self.size
-        offset = torch.arange(side)
-        n = torch.arange(len(mask))[:, None, None]
+        offset = torch.arange(side, dtype=torch.int64)
+        n = torch.arange(len(mask), dtype=torch.int64)[:, None, None]
         window = padded[n, (row[:, None] + offset)[:, :, None], (column[:, None] + offset)[:, None, :]]
         total = window.sum((1, 2))
         away = (offset - reach).float()
@@ -220,9 +220,9 @@ class PushTStateEstimator:
         """Draw the T at each angle about the middle of a half-resolution window, ``(angles, 1, side, side)``."""
         side = 2 * int(np.ceil(84 / (2 * self.pixel))) + 1
         middle = side * self.pixel  # in units: half of side pixels of twice the size
-        angle = torch.arange(ANGLES) * (2 * np.pi / ANGLES)
+        angle = torch.arange(ANGLES, dtype=torch.float32) * (2 * np.pi / ANGLES)
         centre = torch.stack([middle + 41 * torch.sin(angle), middle - 41 * torch.cos(angle), angle], 1)
-        grid = (torch.arange(side * 4) + 0.5) * (self.pixel / 2)  # sixteen samples a pixel
+        grid = (torch.arange(side * 4, dtype=torch.float32) + 0.5) * (self.pixel / 2)  # sixteen samples a pixel
         inside, outline = _draw(centre[:, :, None, None], grid[None, None, :], grid[None, :, None], soft=self.pixel / 2)
         return F.avg_pool2d((inside + outline)[:, None], 4)
 
@@ -235,9 +235,9 @@ class PushTStateEstimator:
         best = score.flatten(1).argmax(1)
         cells = score.shape[-1]
         beyond = self._reach - templates.shape[-1] // 2
-        angle = (best // cells**2) * (2 * np.pi / ANGLES)
-        x = ((best % cells) - beyond + 0.5) * (2 * self.pixel) + 41 * torch.sin(angle)
-        y = ((best // cells % cells) - beyond + 0.5) * (2 * self.pixel) - 41 * torch.cos(angle)
+        angle = (best // cells**2).float() * (2 * np.pi / ANGLES)
+        x = ((best % cells - beyond).float() + 0.5) * (2 * self.pixel) + 41 * torch.sin(angle)
+        y = ((best // cells % cells - beyond).float() + 0.5) * (2 * self.pixel) - 41 * torch.cos(angle)
         return torch.stack([x, y, angle], 1)
 
     def _refine(
@@ -247,11 +247,11 @@ class PushTStateEstimator:
         reach = int(np.ceil(84 / self.pixel)) + 2
         middle = pose[:, :2] + 41 * torch.stack([-torch.sin(pose[:, 2]), torch.cos(pose[:, 2])], 1)
         corner = (middle / self.pixel).long() - reach
-        n = torch.arange(len(frames))[:, None, None]
+        n = torch.arange(len(frames), dtype=torch.int64)[:, None, None]
 
         def window(samples: int) -> tuple[torch.Tensor, torch.Tensor]:
             """Return rows ``(b, s, 1)`` and columns ``(b, 1, s)`` of the window in a picture of ``samples`` points a pixel side."""
-            offset = torch.arange(2 * reach * samples)
+            offset = torch.arange(2 * reach * samples, dtype=torch.int64)
             return (corner[:, 1:] * samples + offset)[:, :, None], (corner[:, :1] * samples + offset)[:, None, :]
 
         row, column = window(1)
@@ -266,7 +266,7 @@ class PushTStateEstimator:
         def at_fineness(samples: int) -> Callable[[torch.Tensor], torch.Tensor]:
             """Return a function that draws the T over the goal ``(b, 3, s, s)``, ``samples`` squared points a pixel, edges that soft."""
             row, column = window(samples)
-            x, y = ((i + 0.5) * (self.pixel / samples) for i in (column, row))
+            x, y = ((i.float() + 0.5) * (self.pixel / samples) for i in (column, row))
             last = self.size * samples - 1
             scene = self._scene[samples][:, row.clamp(0, last), column.clamp(0, last)].movedim(0, 1)
 
@@ -281,22 +281,26 @@ class PushTStateEstimator:
 
             return drawn
 
-        steps = torch.tensor([0.5, 0.5, 0.5 / ARM])
+        steps = torch.tensor([0.5, 0.5, 0.5 / ARM], dtype=torch.float32)
         for samples, iterations in REFINEMENTS:
             drawn = at_fineness(samples)
             image = drawn(pose)
             error = (image - seen).square().sum((1, 2, 3))
-            damping = torch.full((len(frames),), 1e-3)
+            damping = torch.full((len(frames),), 1e-3, dtype=torch.float32)
             for _ in range(iterations):
                 slopes = torch.stack(
-                    [(drawn(pose + steps * torch.eye(3)[i]) - image).flatten(1) / 0.5 for i in range(3)], -1
+                    [
+                        (drawn(pose + steps * torch.eye(3, dtype=torch.float32)[i]) - image).flatten(1) / 0.5
+                        for i in range(3)
+                    ],
+                    -1,
                 )
                 normal = slopes.mT @ slopes
                 scale = normal.diagonal(dim1=1, dim2=2).mean(1) + 1e-3
-                normal = normal + (damping * scale)[:, None, None] * torch.eye(3)
+                normal = normal + (damping * scale)[:, None, None] * torch.eye(3, dtype=torch.float32)
                 pull = slopes.mT @ (seen - image).flatten(1)[..., None]
                 move = torch.linalg.solve(normal, pull)[..., 0].clamp(-12, 12)
-                trial = pose + move * torch.tensor([1, 1, 1 / ARM])
+                trial = pose + move * torch.tensor([1, 1, 1 / ARM], dtype=torch.float32)
                 trial_image = drawn(trial)
                 trial_error = (trial_image - seen).square().sum((1, 2, 3))
                 better = trial_error < error
@@ -311,7 +315,11 @@ class PushTStateEstimator:
         x, y = ((i.float() + 0.5) * self.pixel for i in window(1)[::-1])
         cover = sum(_draw(pose[:, :, None, None], x, y, soft=self.pixel)) * weight[:, 0]
         shown = cover.sum((1, 2)) * self.pixel**2
-        return torch.cat([pose[:, :2] - torch.tensor(DRAWN_CENTRE), angle[:, None]], 1), misfit.clamp(max=1), shown
+        return (
+            torch.cat([pose[:, :2] - torch.tensor(DRAWN_CENTRE, dtype=torch.float32), angle[:, None]], 1),
+            misfit.clamp(max=1),
+            shown,
+        )
 
 
 def _draw(pose: torch.Tensor, x: torch.Tensor, y: torch.Tensor, soft: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -31,7 +31,7 @@ def ssim(frames: np.ndarray, other: np.ndarray) -> np.ndarray:
         torch.from_numpy(np.ascontiguousarray(f)).movedim(-1, 1).flatten(0, 1)[:, None].double()
         for f in (frames, other)
     )
-    line = torch.exp(-0.5 * ((torch.arange(11) - 5) / 1.5) ** 2).double()
+    line = torch.exp(-0.5 * ((torch.arange(11, dtype=torch.float32) - 5) / 1.5) ** 2).double()
     line = line / line.sum()
 
     def blur(image: torch.Tensor) -> torch.Tensor:

@@ -99,7 +99,7 @@ def evaluate_long_horizon(
     known = frames.reshape(-1, *frames.shape[2:]) if known is None else known
     draws = [np.random.default_rng([config.seed, i]) for i in range(b)]
     keys = np.stack([played_keys(spec, rng, config.steps) for rng in draws])
-    plan = torch.as_tensor(keys).to(model.device)
+    plan = torch.as_tensor(keys, device=model.device)
     rng = Noise.from_seeds([config.seed * 1_000_003 + i for i in range(b)], model.device)
     look = [s for s in range(1, config.steps + 1) if s % config.look_every == 0 or s == config.steps]
     looked = set(look)
@@ -108,12 +108,12 @@ def evaluate_long_horizon(
     shown, memory = frames[:, -1], None
     model.eval()
     with inference(model.device, pick_dtype(config.precision, model.device)):
-        state = model.encode(torch.as_tensor(frames).to(model.device), torch.as_tensor(actions).to(model.device))
+        state = model.encode(torch.as_tensor(frames, device=model.device), torch.as_tensor(actions, device=model.device))
         for step in range(1, config.steps + 1):
             action = plan[:, step - 1]
             if act is not None:
                 chosen, memory = act(shown, memory, np.full(b, step == 1))
-                action = torch.as_tensor(spec.check_actions(chosen)).to(model.device)
+                action = torch.as_tensor(spec.check_actions(chosen), device=model.device)
             state = model.step(state, action, rng.advance(step - 1))
             frame = model.decode(state)
             bad += int((~torch.isfinite(model.features(state))).any(1).sum())
@@ -199,8 +199,8 @@ def _redraw_error(model: WorldModel, frames: np.ndarray, config: LongHorizonConf
     errors, t = [], model.spec.context
     for i in range(0, len(frames), batch):
         part = frames[i : i + batch]
-        still = torch.as_tensor(np.repeat(part[:, None], t, 1)).to(model.device)
-        rest = torch.as_tensor(np.tile(model.spec.rest_action(), (len(part), t - 1, 1))).to(model.device)
+        still = torch.as_tensor(np.repeat(part[:, None], t, 1), device=model.device)
+        rest = torch.as_tensor(np.tile(model.spec.rest_action(), (len(part), t - 1, 1)), device=model.device)
         with inference(model.device, pick_dtype(config.precision, model.device)):
             errors.append(squared_error(model.decode(model.encode(still, rest)).cpu().numpy(), part))
     return np.concatenate(errors)

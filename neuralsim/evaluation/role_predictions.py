@@ -69,8 +69,8 @@ class RoleQueries:
         states, tokens, actions, frames, true_states = [], [], [], [], []
         for i in range(0, len(windows), batch):
             clip = windows.index(slice(i, i + batch)).read()
-            images = torch.as_tensor(clip.frames).to(device)
-            taken = torch.as_tensor(clip.actions).to(device)
+            images = torch.as_tensor(clip.frames, device=device)
+            taken = torch.as_tensor(clip.actions, device=device)
             with inference(device, pick_dtype(precision, device)):
                 state = model.encode(images[:, : first + 1], taken[:, :first])
                 after = model.codec.encode(images[:, first + 1 :].flatten(0, 1)).unflatten(0, (len(images), -1))

@@ -108,8 +108,8 @@ def imagine(model: WorldModel, clip: Clip, context: int, seeds: Sequence[int], c
     Run it, and all that reads the states, inside ``inference(model.device, dtype)``.
     """
     rng = Noise.from_seeds(seeds, model.device)
-    actions = torch.as_tensor(clip.actions).to(model.device)
-    state = model.encode(torch.as_tensor(clip.frames[:, :context]).to(model.device), actions[:, : context - 1])
+    actions = torch.as_tensor(clip.actions, device=model.device)
+    state = model.encode(torch.as_tensor(clip.frames[:, :context], device=model.device), actions[:, : context - 1])
     yield state
     plan = actions[:, context - 1 :]
     for i in range(0, plan.shape[1], chunk):

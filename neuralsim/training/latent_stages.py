@@ -47,7 +47,7 @@ class LatentStages(TrainingStages):
         draws = np.random.default_rng([self.run.seed, 1005])
         states = WindowSampler(self.run.store, 1).sample(4096, draws).states
         if states is not None:
-            self.model.probe.fit(torch.as_tensor(states[:, 0]).to(self.run.device))
+            self.model.probe.fit(torch.as_tensor(states[:, 0], device=self.run.device))
 
     def finish(self, stage: str) -> None:
         """Measure mean and standard deviation of the vectors after the encoder stage, the limit of the reconstruction error after the
@@ -56,7 +56,7 @@ class LatentStages(TrainingStages):
             return
         model, run, stack = self.model, self.run, self.model.sizes.stack
         sample = WindowSampler(run.store, stack).sample(4096, np.random.default_rng([run.seed, 1002])).frames
-        parts = [part.to(run.device) for part in torch.as_tensor(sample).split(256)]
+        parts = [part.to(run.device) for part in torch.as_tensor(sample, device="cpu").split(256)]
         with torch.no_grad(), arithmetic(run.dtype, run.device):
             raw = [model.encode_raw(part) for part in parts]
             if stage == "encoder":
@@ -92,14 +92,14 @@ class LatentStages(TrainingStages):
             ends = stack - 1 + np.concatenate([np.zeros((rows, 1), int), lengths.cumsum(1)], 1)  # rows, 3
             back = np.arange(1 - stack, 1)
             seen = clip.frames[np.arange(rows)[:, None, None], ends[..., None] + back]  # rows 3 stack h w c
-            raw = model.encode_raw(torch.as_tensor(seen).flatten(0, 1).to(run.device))
+            raw = model.encode_raw(torch.as_tensor(seen, device="cpu").flatten(0, 1).to(run.device))
             vectors = ((raw - raw.mean(0)) / (raw.var(0, correction=0) + 1e-6).sqrt()).unflatten(0, (rows, 3))
             predicted = vectors[:, :1].expand(-1, model.sizes.members, -1)
             errors = []
             for hop in range(2):
-                length = torch.as_tensor(lengths[:, hop]).to(run.device)
+                length = torch.as_tensor(lengths[:, hop], device=run.device)
                 by = (ends[:, hop, None] + np.arange(block)).clip(max=clip.actions.shape[1] - 1)
-                actions = torch.as_tensor(clip.actions[np.arange(rows)[:, None], by]).to(run.device)
+                actions = torch.as_tensor(clip.actions[np.arange(rows)[:, None], by], device=run.device)
                 predicted = model.predictors(predicted, encode_actions(model.spec, actions), length)
                 errors.append((predicted - vectors[:, hop + 1, None]).square().mean())
             directions = run.noise(draws, 1).normal(DIRECTIONS * vectors.shape[-1]).view(vectors.shape[-1], DIRECTIONS)
@@ -107,7 +107,7 @@ class LatentStages(TrainingStages):
             spread = torch.stack([sigreg(vectors[:, i], directions) for i in range(3)]).mean()
             losses = {"prediction": torch.stack(errors).mean(), "regularity": recipe.regularity * spread}
             if clip.states is not None and clip.states.shape[-1]:
-                true = torch.as_tensor(clip.states[np.arange(rows)[:, None], ends]).to(run.device).flatten(0, 1)
+                true = torch.as_tensor(clip.states[np.arange(rows)[:, None], ends], device=run.device).flatten(0, 1)
                 losses["probe"] = recipe.probe * model.probe.loss(vectors.flatten(0, 1), true).mean()
             if step % 20 == 0:
                 self._rank = float(effective_rank(vectors.detach().flatten(0, 1)))
@@ -123,7 +123,7 @@ class LatentStages(TrainingStages):
         windows = WindowSampler(run.store, stack)
 
         def loss(step: int, draws: np.random.Generator) -> Losses:
-            frames = torch.as_tensor(windows.sample(recipe.decoder_stage.batch, draws).frames).to(run.device)
+            frames = torch.as_tensor(windows.sample(recipe.decoder_stage.batch, draws).frames, device=run.device)
             with torch.no_grad():
                 vectors = model.standardize(model.encode_raw(frames))
                 vectors = vectors + recipe.jitter * run.noise(draws, len(frames)).normal(vectors.shape[1])

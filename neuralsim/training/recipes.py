@@ -1,5 +1,4 @@
-"""Recipe: a function that returns one complete, frozen training config; named after the world and the system it
-follows."""
+"""Recipes: complete, frozen training configurations, each by a function named after the world and the kind of model."""
 
 from __future__ import annotations
 
@@ -15,40 +14,44 @@ from neuralsim.models.video_wam import CodecConfig, StreamConfig
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage of training: optimiser steps, rows in a batch, peak learning rate (warm-up, then cosine to a
-    fiftieth), EMA decay."""
+    """Duration and optimiser settings of one stage of training."""
 
     steps: int
+    """Optimiser steps."""
     batch: int
+    """Rows per batch."""
     lr: float
+    """Peak learning rate: after the warm-up, a cosine down to a fiftieth."""
     ema: float = 0.998
+    """Decay of the averaged weights."""
     warmup: int = 100
+    """Steps of linear warm-up."""
 
 
 @dataclass(frozen=True)
 class MovingCamera:
-    """How frames are coded where nothing in them stands still: by convolutions; ``emphasis`` is the extra weight of pixels by
-    how much they differ from their surroundings, ``jitter`` the noise on the code in standard deviations."""
+    """Settings for a camera that moves: frames are encoded by convolutions."""
 
     codec: CodecConfig = field(default_factory=lambda: CodecConfig(tokens=1, size=64, conv_width=24, kind="conv"))
     emphasis: float = 4.0
+    """Extra weight of pixels per difference from their surroundings."""
     jitter: float = 0.1
+    """Standard deviation of the noise on the code while the codec trains, in standard deviations of the code."""
 
 
 @dataclass(frozen=True)
 class VideoRecipe:
-    """Everything that decides a trained VideoWAM, data aside.
+    """All settings of training a VideoWAM except the data.
 
-    Three stages: the codec on single frames; the dynamics on tokens, on the model's own rollouts; the readings
-    (reward, end) on true and imagined tokens. The dynamics stage's batch counts dreamt frames: rows times length.
-    ``rollout`` are the lengths of the rollouts over the course of the dynamics stage, in equal parts.
+    Stages: the codec on single frames; the dynamics on tokens, on the model's own rollouts; the heads (reward, end, state) on real
+    and imagined tokens; with a joint stream, that on chunks. The dynamics stage's batch counts imagined frames: rows times length.
     """
 
     name: str
     world: str = "pusht"
-    """The true world whose episodes are learned from; they lie in data/<world> unless said otherwise."""
+    """World whose episodes it learns from; by default they lie in data/<world>."""
     also: tuple[str, ...] = ()
-    """Further stores in data/ that it is learned from, where no others are named."""
+    """Further stores in data/ that it learns from, unless others are given."""
     codec: CodecConfig = field(default_factory=CodecConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     codec_stage: StageConfig = StageConfig(steps=2500, batch=64, lr=2e-3)
@@ -59,42 +62,42 @@ class VideoRecipe:
     place_jitter: float = 0.003
     """Standard deviation of the noise on keypoints while the codec trains, in half frame widths."""
     moving: MovingCamera | None = None
-    """What takes the place of these three where the data's camera moves; None: it is known to stand still."""
+    """Replacement of codec, emphasis and place_jitter where the data's camera moves; None: the camera is fixed."""
     read_states: bool = False
-    """Learn to tell the states that the data know."""
+    """Learn to estimate the simulator states in the data."""
     rollout: tuple[int, ...] = (1, 1, 2, 2, 3, 4, 6, 8, 12)
+    """Lengths of the rollouts over the course of the dynamics stage, in equal parts."""
     alone: float = 0.8
-    """Share of the rollouts that see the newest frame only: half the work, and where frames show the whole state as true
+    """Share of the rollouts that read the newest frame only: half the work, and as accurate where a frame shows the whole state
     (measured on Push-T: IoU after 10 steps 0.750 alone, 0.749 with four frames)."""
     sampler_every: int = 8
-    """Every how many dynamics steps the rollout is made in chunks and by up to four denoising passes."""
+    """Dynamics steps from one rollout in chunks, by up to four denoising passes, to the next."""
     forcing_every: int = 16
-    """Every how many dynamics steps diffusion forcing (noise levels of all kinds) is trained instead of a rollout."""
+    """Dynamics steps from one batch of diffusion forcing (independent noise levels), instead of a rollout, to the next."""
     token_jitter: float = 0.004
-    """Standard deviation of the noise on the tokens a rollout starts from, in standard deviations of the data."""
+    """Standard deviation of the noise on the tokens that a rollout starts from, in standard deviations of the data."""
     joint: JointConfig | None = None
-    """What answers in the other roles: act, infer, foresee, dream; None for a world that simulates only."""
+    """Sizes of the joint stream, for the roles act, infer, foresee and dream; None for a world that simulates only."""
     joint_stage: StageConfig = StageConfig(steps=10000, batch=256, lr=1e-3)
     joint_mix: Mapping[str, float] = field(default_factory=lambda: {"demonstrations": 0.65, "play": 0.25, "video": 0.1})
-    """Shares of the joint stage's batches by what they are made of; video is that whose actions are withheld."""
+    """Shares of the joint stage's batches by kind of data; video has no actions."""
     demonstrator: str = "oracle"
-    """The policy, by its name in the episodes' provenance (oracle, oracle-near-goal), whose actions are the ones to do."""
+    """Policy to imitate, by its name in the episodes' provenance (oracle, oracle-near-goal)."""
     starts: int = 64
     """Start histories shipped with the world."""
 
 
 @dataclass(frozen=True)
 class LatentRecipe:
-    """Everything that decides a trained LatentWorld, data aside.
+    """All settings of training a LatentWorld except the data.
 
-    Four stages: encoder, first predictors and state probe together; the decoder; the predictors alone; the readings. The
-    encoder stage's batch counts windows of three frames, the dynamics stage's predictions: rows times hops. ``hops`` are
-    the lengths of the rollouts over the course of the dynamics stage, in equal parts.
+    Stages: encoder, first predictors and state probe together; the decoder; the predictors alone; the heads. The encoder stage's
+    batch counts windows of three frames, the dynamics stage's predictions: rows times blocks.
     """
 
     name: str
     world: str = "pusht"
-    """The true world whose episodes are learned from; they lie in data/<world> unless said otherwise."""
+    """World whose episodes it learns from; by default they lie in data/<world>."""
     latent: LatentConfig = field(default_factory=LatentConfig)
     encoder_stage: StageConfig = StageConfig(steps=2000, batch=48, lr=1.5e-3)
     decoder_stage: StageConfig = StageConfig(steps=1200, batch=64, lr=2e-3)
@@ -103,12 +106,13 @@ class LatentRecipe:
     regularity: float = 0.05
     """Weight of the pull towards a standard normal (SIGReg): too little, and the vectors collapse."""
     probe: float = 1.0
-    """Weight of the linear probe of the true state, where states are known; 0 learns without them."""
+    """Weight of the linear probe of the simulator state, where states are known; 0 learns without them."""
     emphasis: float = 15.0
     """Extra weight, for the decoder, of pixels that differ from the background."""
     jitter: float = 0.01
-    """Standard deviation of the noise on the vectors that rollouts start from and the decoder sees."""
+    """Standard deviation of the noise on the vectors that rollouts start from and the decoder reads."""
     hops: tuple[int, ...] = (1, 1, 2, 2, 3, 4, 5)
+    """Blocks per rollout over the course of the dynamics stage, in equal parts."""
     starts: int = 64
     """Start histories shipped with the world."""
 
@@ -117,17 +121,17 @@ Recipe = VideoRecipe | LatentRecipe
 
 
 def pusht_video() -> VideoRecipe:
-    """The shipped Push-T: an hour or two on two cores."""
+    """Return the recipe of the shipped Push-T: an hour or two on two cores."""
     return VideoRecipe(name="pusht-video")
 
 
 def pusht_wam() -> VideoRecipe:
-    """Push-T in all roles: simulates as pusht-video does, and acts, infers, foresees and dreams besides."""
+    """Return the recipe of Push-T in all roles: it simulates as pusht-video does, and acts, infers, foresees and dreams."""
     return replace(pusht_video(), name="pusht-wam", also=("pusht-oracle", "pusht-filmed"), joint=JointConfig())
 
 
 def pusht_wam_mini() -> VideoRecipe:
-    """The same in miniature, for tests."""
+    """Return pusht-wam in miniature, for tests."""
     return replace(
         pusht_video_mini(),
         name="pusht-wam-mini",
@@ -137,7 +141,7 @@ def pusht_wam_mini() -> VideoRecipe:
 
 
 def pusht_video_mini() -> VideoRecipe:
-    """The same in miniature, for tests and for seeing a training end to end: some seconds, and no good for dreaming."""
+    """Return pusht-video in miniature, for tests and to see a training end to end: seconds, and useless rollouts."""
     return VideoRecipe(
         name="pusht-video-mini",
         codec=CodecConfig(tokens=2, size=8, conv_width=16),
@@ -151,12 +155,12 @@ def pusht_video_mini() -> VideoRecipe:
 
 
 def pusht_latent() -> LatentRecipe:
-    """The compact Push-T, for planners: half an hour on two cores."""
+    """Return the recipe of the compact Push-T, for planners: half an hour on two cores."""
     return LatentRecipe(name="pusht-latent")
 
 
 def pusht_latent_mini() -> LatentRecipe:
-    """The same in miniature, for tests."""
+    """Return pusht-latent in miniature, for tests."""
     return LatentRecipe(
         name="pusht-latent-mini",
         latent=LatentConfig(size=8, keypoints=8, conv_width=16, width=32, depth=1, members=2, block=3),
@@ -170,7 +174,7 @@ def pusht_latent_mini() -> LatentRecipe:
 
 
 def tworoom_latent() -> LatentRecipe:
-    """The compact TwoRoom: a few minutes on two cores."""
+    """Return the recipe of the compact TwoRoom: a few minutes on two cores."""
     return LatentRecipe(
         name="tworoom-latent",
         world="tworoom",
@@ -183,7 +187,7 @@ def tworoom_latent() -> LatentRecipe:
 
 
 def tworoom_latent_mini() -> LatentRecipe:
-    """The same in miniature, for tests."""
+    """Return tworoom-latent in miniature, for tests."""
     return LatentRecipe(
         name="tworoom-latent-mini",
         world="tworoom",
@@ -197,7 +201,7 @@ def tworoom_latent_mini() -> LatentRecipe:
 
 
 def carracing_video() -> VideoRecipe:
-    """The shipped CarRacing: two hours on two cores."""
+    """Return the recipe of the shipped CarRacing: two hours on two cores."""
     return VideoRecipe(
         name="carracing-video",
         world="carracing",
@@ -213,7 +217,7 @@ def carracing_video() -> VideoRecipe:
 
 
 def _video(size: str) -> VideoRecipe:
-    """Any world: it fits itself to the data's camera, actions and states; ``size`` is how much of everything."""
+    """Return the recipe for any world, which adapts to the data's camera, actions and states, at ``size``."""
     codec, moving, stream, steps, batch = {
         "tiny": (CodecConfig(1, 16, 24), CodecConfig(1, 32, 12, "conv"), StreamConfig(96, 2, 3, 4), (600, 1500), 192),
         "small": (
@@ -241,7 +245,7 @@ def _video(size: str) -> VideoRecipe:
 
 
 SIZES = ("tiny", "small", "base")
-"""The dial of the recipes that take any world: minutes, most of an hour, hours."""
+"""Sizes of the recipes for any world: minutes, most of an hour, hours."""
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "pusht-video": pusht_video,
     "pusht-video-mini": pusht_video_mini,
@@ -257,12 +261,12 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 
 
 def find_recipe(name: str, size: str | None = None) -> Recipe:
-    """The recipe called ``name``, at ``size`` where it comes in several; an unknown one is a ValueError that names the nearest."""
+    """Return the recipe ``name``, at ``size`` where it has several; an unknown one is a ValueError that names the nearest."""
     family = name.removesuffix(f"-{name.rsplit('-', 1)[-1]}") if name.endswith(SIZES) else name
     if f"{family}-{SIZES[0]}" in RECIPES:
         name = f"{family}-{size}" if size else name if name != family else f"{family}-small"
     elif size:
-        raise ValueError(f"--size: recipe {name!r} comes in one size; leave it out, or choose the recipe 'video'")
+        raise ValueError(f"--size: recipe {name!r} has one size; leave it out, or choose the recipe 'video'")
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""

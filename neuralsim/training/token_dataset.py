@@ -50,7 +50,7 @@ def encode_store(
             rows = np.maximum(here[:, None] + np.arange(1 - stack, 1), begin[:, None])
             with arithmetic(dtype, device):
                 made = [
-                    encode(torch.as_tensor(frames[rows[j : j + 512]]).to(device)).float().cpu()
+                    encode(torch.as_tensor(frames[rows[j : j + 512]], device=device)).float().cpu()
                     for j in range(0, len(frames), 512)
                 ]
             tokens = torch.cat(made).numpy()

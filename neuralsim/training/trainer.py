@@ -234,7 +234,7 @@ class Trainer:
         held_out = bool((self.store.lengths[held_out_episodes(self.store, all_held_out=False)] >= steps).any())
         draws = np.random.default_rng([self.config.seed, 1004])
         clip = WindowSampler(self.store, steps + 1, held_out).sample(8, draws)
-        frames, actions = (torch.as_tensor(x).to(self.device) for x in (clip.frames, clip.actions))
+        frames, actions = (torch.as_tensor(x, device=self.device) for x in (clip.frames, clip.actions))
         with torch.no_grad(), arithmetic(self.dtype, self.device):
             pair = self.curriculum.redraw(name, frames, actions)
         if pair is None:

@@ -51,7 +51,7 @@ class VideoStages(TrainingStages):
         draws = np.random.default_rng([self.run.seed, 1005])
         states = WindowSampler(self.run.store, 1).sample(4096, draws).states
         if states is not None and self.model.probe is not None:
-            self.model.probe.fit(torch.as_tensor(states[:, 0]).to(self.run.device))
+            self.model.probe.fit(torch.as_tensor(states[:, 0], device=self.run.device))
 
     def finish(self, stage: str) -> None:
         """Measure, after the codec stage, mean and standard deviation of the numbers and the limit of the reconstruction error."""
@@ -59,7 +59,7 @@ class VideoStages(TrainingStages):
             return
         codec, run = self.model.codec, self.run
         draws = np.random.default_rng([run.seed, 1002])
-        frames = torch.as_tensor(WindowSampler(run.store, 1).sample(2048, draws).frames[:, 0]).to(run.device)
+        frames = torch.as_tensor(WindowSampler(run.store, 1).sample(2048, draws).frames[:, 0], device=run.device)
         with torch.no_grad(), arithmetic(run.dtype, run.device):
             numbers = torch.cat([codec.numbers(to_pixels(part)) for part in frames.split(256)]).float()
             codec.mean.copy_(numbers.mean(0))
@@ -80,7 +80,7 @@ class VideoStages(TrainingStages):
         windows = WindowSampler(run.store, 1)
 
         def loss(step: int, draws: np.random.Generator) -> Losses:
-            frames = torch.as_tensor(windows.sample(recipe.codec_stage.batch, draws).frames[:, 0]).to(run.device)
+            frames = torch.as_tensor(windows.sample(recipe.codec_stage.batch, draws).frames[:, 0], device=run.device)
             noise = run.noise(draws, len(frames)).normal(codec.tokens * codec.size)
             return {"pixels": codec.loss(frames, noise, recipe.place_jitter, recipe.emphasis).mean()}
 

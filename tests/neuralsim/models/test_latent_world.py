@@ -201,7 +201,7 @@ def test_a_world_without_known_states_has_an_empty_probe() -> None:
     model = LatentWorld.build(pusht_spec(), config, ()).eval()
     with torch.inference_mode():
         state = model.encode(*blank(model))
-        with pytest.raises(TypeError, match="does not tell true states"):
+        with pytest.raises(TypeError, match="does not predict simulator states"):
             model.read_state(state)
 
 
