@@ -1,4 +1,4 @@
-"""collect: make episodes of a true world, or of any Gymnasium environment, on all cores, resumable.
+"""The command ``collect``: make episodes of a real world, or of any Gymnasium environment, on all cores, resumable.
 
 Episode i of a collection is a function of ``(seed, i)`` alone, so neither the number of workers nor an interruption changes
 the data: of n episodes in a shard, shard s always ends up holding episodes n s to n s + n - 1.
@@ -6,10 +6,8 @@ the data: of n episodes in a shard, shard s always ends up holding episodes n s 
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import multiprocessing
-import shutil
 import signal
 import sys
 import time
@@ -28,29 +26,30 @@ from neuralsim.data.episode import Episode, knows_actions
 from neuralsim.data.store import EpisodeStore
 from neuralsim.envs.registry import RealWorld, get_real_world
 from neuralsim.runtime.command import CommandOutput
+from neuralsim.runtime.files import check_space, folder_lock, sweep_leftovers
 from neuralsim.runtime.progress import progress
 from neuralsim.version import __version__
 
 EPISODES_PER_SHARD = 100
 """Episodes in a shard at most."""
 SHARD_BYTES = 96_000_000
-"""A shard of long episodes or large frames is no larger; its worker holds it in memory."""
+"""Largest size of a shard; its worker holds it in memory."""
 NEAR_GOAL = 0.2
-"""Share of episodes that start near the goal, where a world knows one."""
+"""Share of episodes that start near the goal, where a world has one."""
 SPARE_BYTES = 64 * 2**20
 """Disk space that a collection leaves free."""
 
 
 @dataclass(frozen=True)
 class CollectConfig:
-    """Collect episodes of a true world, or of any registered Gymnasium environment."""
+    """Collect episodes of a real world, or of any registered Gymnasium environment."""
 
     world: str = "pusht"
     """Name of the world: pusht, tworoom or carracing."""
     out: Path | None = None
     """Folder of the episode store; data/<world> or data/<ID> by default."""
     episodes: int = 2000
-    """How many episodes there should be in the end; existing ones count, so the same command resumes."""
+    """Episodes in the end; existing ones count, so the same command resumes."""
     steps: int | None = None
     """Actions in an episode at most. By default 100, carracing 300, and with --env its own time limit (1000 at most)."""
     seed: int = 0
@@ -58,27 +57,27 @@ class CollectConfig:
     size: int | tuple[int, int] = 64
     """Frame side in pixels, or height and width; multiples of 8."""
     policy: str = "explore"
-    """Who acts: explore; random; oracle, who demonstrates pusht; a Stable-Baselines3 .zip, not unpickled; or module:function.
-    The last runs your code, found in this folder: function(env, seed) returns an object with SB3's predict().
-    It is shown what env itself shows, and answers in env's own actions."""
+    """The policy that acts: explorer; random; noop; expert, which demonstrates pusht; a Stable-Baselines3 .zip, not unpickled; or
+    module:function. The last runs your code, found in this folder: function(env, seed) returns an object with SB3's
+    predict(), on the observations and actions of env itself."""
     near_goal: float | None = None
     """Share of episodes that start near the goal, so that success is seen from both sides: 0.2 in pusht and tworoom."""
     env: str | None = None
-    """Instead of a world: the id of any registered Gymnasium environment that shows frames, or module:ID."""
+    """Instead of a world: the id of any registered Gymnasium environment that has frames, or module:ID."""
     env_kwargs: str = "{}"
-    """With --env: what gym.make is given besides, as JSON, e.g. '{"continuous": false}'."""
+    """With --env: further arguments of gym.make, as JSON, e.g. '{"continuous": false}'."""
     frames: Literal["auto", "render", "observation"] = "auto"
-    """With --env: where frames come from; auto takes observations where these are images, else rgb_array renders."""
+    """With --env: the source of frames; auto takes observations where these are images, else rgb_array renders."""
     fit: Literal["stretch", "pad"] = "stretch"
-    """With --env: how its images become frames: stretched to fill them, or padded with black."""
+    """With --env: resize its images by stretching them, or pad them with black."""
     repeat: int = 1
-    """With --env: how many of its steps an action lasts; rewards are summed."""
+    """With --env: steps that an action is repeated for; rewards are summed."""
     rate: float | None = None
-    """With --env: its own steps a second; by default as its metadata says."""
+    """With --env: its steps a second; by default as its metadata says."""
     action_names: tuple[str, ...] = ()
     """With --env: names of its action dimensions; numbered by default."""
     video_only: bool = False
-    """Keep the frames alone, as if somebody had filmed it: no actions, states or rewards. Such video teaches what happens."""
+    """Keep the frames alone, as in a video: no actions, states or rewards. A world learns from it how scenes change."""
     workers: int = 2
     """Processes."""
     json: Path | None = None
@@ -92,19 +91,19 @@ class CollectConfig:
         if self.near_goal is not None and not 0 <= self.near_goal <= 1:
             raise ValueError(f"--near-goal: expected a share from 0 to 1, got {self.near_goal:g}")
         real_world = self.real_world
-        real_world.make_spec(self.size)  # says what sizes there are
+        real_world.make_spec(self.size)  # raises for a size that there is not
         check_policy(self.policy, real_world)
         if self.near_goal is not None and real_world.seeded:
             raise ValueError(f"--near-goal: episodes of {self.env or self.world} begin by seed alone; leave it out")
 
     @property
     def real_world(self) -> RealWorld:
-        """How the world's episodes are made."""
+        """The record of the world."""
         if self.env is None:
             self._check_env_alone()
             return get_real_world(self.world)
         if self.world != CollectConfig.world:
-            raise ValueError(f"--env {self.env}: is instead of a world, got world {self.world!r} too; give one of them")
+            raise ValueError(f"--env {self.env}: stands for a world, got world {self.world!r} too; give one of them")
         from neuralsim.envs.gym_adapter.env import GymEnvConfig
         from neuralsim.envs.tasks.gym_world import gym_real_world
 
@@ -123,7 +122,7 @@ class CollectConfig:
 
     @property
     def folder(self) -> Path:
-        """Where the episodes go."""
+        """Folder of the store."""
         return (
             Path("data") / self.real_world.make_spec(self.size).name.replace("/", "-") if self.out is None else self.out
         )
@@ -135,7 +134,7 @@ class CollectConfig:
 
     @property
     def bytes_per_episode(self) -> int:
-        """Disk space of one episode at most, nearly all of it frames."""
+        """Largest disk space of one episode, nearly all of it frames."""
         spec = self.real_world.make_spec(self.size)
         return (self.most_steps + 1) * (spec.height * spec.width * 3 + 64)
 
@@ -147,16 +146,15 @@ class CollectConfig:
 
     @property
     def source(self) -> dict[str, Any]:
-        """What the store says of where its episodes come from; empty for a world that has a name."""
+        """The origin of the episodes as the store records it; empty for a registered world."""
         made = dict(self.real_world.source)
         return made | {"steps": self.most_steps} if made else {}
 
 
 def collect_episode(config: CollectConfig, index: int, env: gym.Env[np.ndarray, Any] | None = None) -> Episode:
-    """Episode ``index`` of the collection: at most ``config.most_steps`` steps of ``config.policy``. It goes on after success
-    in worlds that can be put at a state; seeded ones end it.
+    """Make episode ``index`` of the collection: at most ``config.most_steps`` steps of ``config.policy``.
 
-    ``env``, one of the real_world's, saves making a new one.
+    In worlds that can be put at a state it goes on after success; others end it. ``env``, the world's, saves making one.
     """
     real_world = config.real_world
     made = real_world.make_env(config.size) if env is None else env
@@ -189,42 +187,73 @@ def _run_episode(config: CollectConfig, real_world: RealWorld, env: gym.Env[np.n
 def collect(config: CollectConfig) -> Generator[tuple[int, int, float], None, None]:
     """Run the collection; yields (episodes done, episodes wanted, seconds) first and after every shard.
 
-    Interrupt or kill it and call again to resume. A later call may ask for more episodes: what is there stays, a short
-    last shard is filled up. Raises ValueError where ``config.folder`` holds anything but this collection, BlockingIOError
-    where another process is collecting there, OSError when the disk is full.
+    Interrupt or kill it and call again to resume: every finished episode is kept. A later call may ask for more episodes;
+    a short last shard is then filled up. Raises ValueError where ``config.folder`` holds anything but this collection,
+    BlockingIOError where another process is at work there, DiskFullError when the disk is full, and RuntimeError where
+    workers would run the main program again because it has no ``__main__`` guard.
     """
-    real_world = config.real_world
-    with _alone_in(config.folder):
-        if (config.folder / "store.json").is_file():
-            _check_source(EpisodeStore(config.folder), config)
-        store = EpisodeStore.create(config.folder, real_world.make_spec(config.size), real_world.state_names)
-        if not len(store) and store.info.source != config.source:
-            store.set_source(config.source)
-        present = _check_same_collection(store, config)
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        sys.exit(1)  # a worker that imports a main program without a guard: see _check_guard
+    with folder_lock(config.folder, "collecting"):
+        with _shards_locked(config.folder, fcntl.LOCK_EX):  # workers of a killed collection may still write an episode
+            sweep_leftovers(config.folder)
+            store, present = _open_store(config)
+        done, begin = len(present), time.perf_counter()
         jobs = [
             (config, shard)
             for shard in range(-(-config.episodes // config.per_shard))
             if not present.issuperset(_indices(config, shard))
         ]
-        done, begin = len(present), time.perf_counter()
-        _check_space(store.folder, config, max(config.episodes - done, 0))
+        missing = max(config.episodes - done, 0)
+        go_on = "ask for fewer --episodes or choose another --out"
+        check_space(store.folder, missing * config.bytes_per_episode, f"{missing} episodes", go_on, SPARE_BYTES)
         yield done, config.episodes, 0.0
-        for count in _run(jobs, min(config.workers, len(jobs))):
-            done += count
-            yield done, config.episodes, time.perf_counter() - begin
+        try:
+            for count in _run(jobs, min(config.workers, len(jobs))):
+                done += count
+                yield done, config.episodes, time.perf_counter() - begin
+        finally:
+            store.finish_shards(_index_of)  # those of workers that were interrupted
+
+
+def _open_store(config: CollectConfig) -> tuple[EpisodeStore, set[int]]:
+    """Open or make the store, and join what interrupted writers left; returns it, and the indices of its episodes."""
+    if (config.folder / "store.json").is_file():
+        _check_source(EpisodeStore(config.folder), config)
+    real_world = config.real_world
+    store = EpisodeStore.create(config.folder, real_world.make_spec(config.size), real_world.state_names)
+    if not len(store) and store.info.source != config.source:
+        store.set_source(config.source)
+    present = _check_same_collection(store, config)
+    store.finish_shards(_index_of)
+    return store, present
 
 
 def _run(jobs: list[tuple[CollectConfig, int]], workers: int) -> Iterator[int]:
     if workers <= 1:
         yield from map(_collect_shard, jobs)
         return
+    context = multiprocessing.get_context("spawn")
+    _check_guard(context)
     # Workers ignore ctrl-C: the parent hears it and ends them.
-    pool = multiprocessing.get_context("spawn").Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    pool = context.Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN))
     try:
         yield from pool.imap_unordered(_collect_shard, jobs)
     finally:
         pool.terminate()
         pool.join()
+
+
+def _check_guard(context: multiprocessing.context.SpawnContext) -> None:
+    """Raise RuntimeError where a worker cannot import the main program: a pool would start such workers again and again."""
+    probe = context.Process(target=time.time)
+    probe.start()
+    probe.join()
+    if probe.exitcode:
+        raise RuntimeError(
+            "collect: worker processes import the main program, which starts collecting itself; put the call under "
+            "if __name__ == '__main__': or collect with workers=1"
+        )
 
 
 def _collect_shard(job: tuple[CollectConfig, int]) -> int:
@@ -235,34 +264,28 @@ def _collect_shard(job: tuple[CollectConfig, int]) -> int:
 
 
 def _make_shard(config: CollectConfig, shard: int) -> int:
-    store = EpisodeStore(config.folder)
     real_world = config.real_world
     env = None if real_world.fresh_env else real_world.make_env(config.size)
-    # A short shard stems from a collection that asked for fewer episodes; what it holds is kept.
-    where = {store.provenance(i)["index"]: i for i in range(len(store))}
-    old = {index: i for index, i in where.items() if index // config.per_shard == shard}
-    indices = sorted({*_indices(config, shard), *old})
-    parent = multiprocessing.parent_process()
-    episodes = []
-    for i in indices:
-        if parent is not None and not parent.is_alive():
-            sys.exit(1)  # killed: whoever resumes makes this shard
-        episodes.append(store[old[i]] if i in old else collect_episode(config, i, env))
-    try:
-        if old:
-            store.replace(shard, episodes)
-        else:
-            store.add(episodes, shard=shard)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        message = f"{config.folder}: the disk is full; make room and run the same command again"
-        raise OSError(errno.ENOSPC, message) from error
-    return len(indices) - len(old)
+    parent, made = multiprocessing.parent_process(), 0
+    # A short shard stems from a collection that asked for fewer episodes, or was killed; its episodes are kept.
+    with EpisodeStore(config.folder).open_shard(shard, _index_of) as writer:
+        there = {_index_of(provenance) for provenance in writer.provenance}
+        for i in _indices(config, shard):
+            if i in there:
+                continue
+            if parent is not None and not parent.is_alive():
+                sys.exit(1)  # killed: the next collection in this folder goes on
+            writer.add(collect_episode(config, i, env))
+            made += 1
+    return made
+
+
+def _index_of(provenance: dict[str, Any]) -> int:
+    return int(provenance["index"])
 
 
 def _begin(config: CollectConfig, index: int) -> tuple[np.random.Generator, bool]:
-    """Episode ``index``'s generator, and whether the episode starts near the goal."""
+    """The random generator of episode ``index``; and True where the episode starts near the goal."""
     rng = np.random.default_rng([config.seed, index])
     return rng, not config.real_world.seeded and bool(rng.random() < config.near_share)
 
@@ -276,7 +299,7 @@ def _indices(config: CollectConfig, shard: int) -> range:
 
 
 def _check_source(store: EpisodeStore, config: CollectConfig) -> None:
-    """A ValueError where ``store`` says of its environment something else than ``config``."""
+    """Raise a ValueError where ``store`` records another origin than that of ``config``."""
     there, asked = store.info.source, config.source
     if not len(store) or there == asked:
         return
@@ -293,7 +316,7 @@ def _check_source(store: EpisodeStore, config: CollectConfig) -> None:
 
 
 def _check_same_collection(store: EpisodeStore, config: CollectConfig) -> set[int]:
-    """The indices of the episodes that ``store`` has, each of which ``config`` would have made."""
+    """The indices of the episodes in ``store``; a ValueError for one that ``config`` would not have made."""
     present = set()
     for i in range(len(store)):
         origin = store.provenance(i)
@@ -319,56 +342,19 @@ def _check_same_collection(store: EpisodeStore, config: CollectConfig) -> set[in
 
 
 def _ended(store: EpisodeStore, i: int) -> bool:
-    """Whether the world ended episode ``i``; where the source says how many steps were asked for, all may have been."""
+    """True where the world ended episode ``i``; where the source records the limit of steps, all may have been."""
     return bool(store.info.source) or bool(store[i].terminated[-1])
-
-
-def _check_space(folder: Path, config: CollectConfig, episodes: int) -> None:
-    """An OSError before the first episode is better than one after the thousandth."""
-    needed, free = episodes * config.bytes_per_episode, shutil.disk_usage(folder).free
-    if episodes and needed + SPARE_BYTES > free:
-        raise OSError(
-            errno.ENOSPC,
-            f"{folder}: {episodes} episodes need {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left; "
-            "ask for fewer --episodes or choose another --out",
-        )
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which goes with the process however it dies, and sweep up what killed writers left.
-
-    Workers whose parent was killed may still finish the shard they have begun; they are waited for.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".collecting", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            message = f"{folder}: another process is collecting here; wait for it or choose another --out"
-            raise BlockingIOError(errno.EWOULDBLOCK, message) from error
-        with _shards_locked(folder, fcntl.LOCK_EX):
-            _sweep(folder)
-        try:
-            yield
-        finally:
-            _sweep(folder)
 
 
 @contextmanager
 def _shards_locked(folder: Path, how: int) -> Iterator[None]:
-    """Hold the lock of the folder's shards: LOCK_SH while one is made, LOCK_EX to wait until nobody makes any.
+    """Hold the lock of the folder's shards: LOCK_SH while one is made, LOCK_EX to wait until no worker makes any.
 
-    A worker that has it and then sees its parent alive knows that whoever collects here next will wait.
+    A worker that holds it and then sees its parent alive knows that the next collection here will wait.
     """
     with open(folder / ".making", "w") as lock:
         fcntl.flock(lock, how)
         yield
-
-
-def _sweep(folder: Path) -> None:
-    for leftover in folder.glob(".writing-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def collect_command(config: CollectConfig) -> CommandOutput:

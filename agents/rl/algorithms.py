@@ -1,4 +1,4 @@
-"""Learner: Stable-Baselines3's algorithms with settings that suit short episodes on 24 numbers, and few processor cores."""
+"""Stable-Baselines3's algorithms with settings that suit short episodes on 24 features, and few processor cores."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from neuralsim.agents.policies.sb3_file import algorithm_class
 ON_POLICY = ("ppo", "a2c", "recurrent-ppo")
 ALGORITHMS = (*ON_POLICY, "sac", "td3", "dqn")
 ROLLOUT = 4096
-"""Steps, over all slots, between two updates of PPO: the same whether there are 256 slots or 8."""
-ACTS: Mapping[str, type[spaces.Space[Any]]] = {"sac": spaces.Box, "td3": spaces.Box, "dqn": spaces.Discrete}
-"""The kind of actions that an algorithm knows, where it does not know all."""
+"""Steps over all environments between two updates of PPO: the same for 256 environments and for 8."""
+ACTION_SPACES: Mapping[str, type[spaces.Space[Any]]] = {"sac": spaces.Box, "td3": spaces.Box, "dqn": spaces.Discrete}
+"""The action space of an algorithm, where it does not support all."""
 BUFFER = 300_000
 """Transitions that off-policy algorithms keep."""
 NETWORK = [256, 256]
@@ -27,22 +27,24 @@ NETWORK = [256, 256]
 
 @dataclass
 class Decay:
-    """A learning rate that falls linearly to a tenth over the run. ``done``: how much of the run is over, 0..1; kept by the
-    trainer, since SB3 counts from anew whenever it is asked to go on."""
+    """A learning rate that falls linearly to a tenth over the run. ``done``: the share of the run that is over, 0..1; the trainer sets
+    it, since SB3 counts from zero whenever ``learn`` is called again."""
 
     rate: float
     done: float = 0.0
 
     def __call__(self, _: float) -> float:
-        """The learning rate now."""
+        """The present learning rate."""
         return self.rate * (1 - 0.9 * min(1.0, self.done))
 
 
 def build(algorithm: str, env: VecEnv, pixels: bool, seed: int, device: str) -> tuple[Any, Decay]:
-    """A fresh SB3 algorithm on ``env``, and its learning rate. Raises ValueError where it does not know the actions there."""
-    known = ACTS.get(algorithm)
+    """Make an SB3 algorithm on ``env``; returns it and its learning rate. Raises ValueError where it does not support the actions."""
+    known = ACTION_SPACES.get(algorithm)
     if known is not None and not isinstance(env.action_space, known):
-        others = ", ".join(a for a in ALGORITHMS if a not in ACTS or isinstance(env.action_space, ACTS[a]))
+        others = ", ".join(
+            a for a in ALGORITHMS if a not in ACTION_SPACES or isinstance(env.action_space, ACTION_SPACES[a])
+        )
         raise ValueError(f"--algo {algorithm}: does not act in {env.action_space}; here there are {others}")
     n_envs = env.num_envs
     rate = Decay({"ppo": 7e-4, "recurrent-ppo": 7e-4, "a2c": 7e-4, "dqn": 5e-4}.get(algorithm, 1e-3))

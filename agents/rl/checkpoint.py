@@ -1,12 +1,10 @@
-"""Standing: where a run of reinforcement learning stands, as its last checkpoint keeps it."""
+"""Checkpoints of reinforcement learning: progress, policy, optimizer and replay buffer, written whole or not at all."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,29 +12,38 @@ from typing import Any
 import numpy as np
 
 from neuralsim.agents.policies.sb3_file import PolicyNote, read_weights, save_policy
+from neuralsim.runtime.files import check_space, disk_errors, flush, temporary_folder
 
 FOLDER = "checkpoint"
-SPARE_BYTES = 64 * 2**20
-"""Disk space that a checkpoint leaves free."""
-MEMORY = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
-"""What an off-policy algorithm remembers."""
+BUFFER_ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+"""Arrays of a replay buffer."""
+GO_ON = "make room and run the same command again with --resume"
+KEPT = "the checkpoint before is whole"
 
 
 @dataclass(frozen=True)
 class RLProgress:
-    """steps: learned from so far; true_steps: of them made in truth; seconds: of learning; rounds of refreshing done; world: the
-    refreshed world's folder, if any; drift: what each refresh measured; updates: the optimizer's, as SB3 counts them."""
+    """The progress of a run."""
 
     steps: int = 0
+    """Environment steps learned from so far."""
     true_steps: int = 0
+    """Those of them made in the real environment."""
     seconds: float = 0.0
+    """Time of learning."""
     rounds: int = 0
+    """Dyna rounds done."""
     world: str = ""
+    """Folder of the world that was trained on, if any."""
     drift: tuple[dict[str, Any], ...] = ()
+    """Measurements of each Dyna round."""
     updates: int = 0
+    """Optimizer updates, as SB3 counts them."""
+    weights: str = ""
+    """Fingerprint of the learned world's weights at the start; empty in runs of earlier versions."""
 
     def restore(self, folder: Path, model: Any) -> None:
-        """Put the checkpoint's weights, optimizers and memory into ``model``, a fresh algorithm of the same settings."""
+        """Load the checkpoint's weights, optimizers and replay buffer into ``model``, a fresh algorithm of the same settings."""
         place = folder / FOLDER
         model.set_parameters(read_weights(place / "policy.zip"), exact_match=False)
         model.num_timesteps, model._n_updates = self.steps, self.updates
@@ -45,51 +52,50 @@ class RLProgress:
             return
         buffer = model.replay_buffer
         with np.load(memory, allow_pickle=False) as arrays:
-            for name in MEMORY:
+            for name in BUFFER_ARRAYS:
                 if name in arrays:
                     getattr(buffer, name)[: len(arrays[name])] = arrays[name]
             buffer.pos, buffer.full = int(arrays["pos"]), bool(arrays["full"])
 
 
-def save_progress(folder: Path, standing: RLProgress, model: Any, note: PolicyNote) -> None:
-    """Write ``folder/checkpoint``: it is replaced as a whole. An OSError says so where the disk has no room for it."""
+def save_progress(folder: Path, progress: RLProgress, model: Any, note: PolicyNote) -> None:
+    """Replace ``folder/checkpoint`` as a whole. Raises DiskFullError, with the space that is missing, where it has no room."""
     buffer = getattr(model, "replay_buffer", None)
-    arrays = {} if buffer is None else _memory(buffer)
-    needed, free = sum(a.nbytes for a in arrays.values()), shutil.disk_usage(folder).free
-    if needed + SPARE_BYTES > free:
-        raise OSError(
-            errno.ENOSPC,
-            f"{folder}: a checkpoint needs {needed / 1e6:.0f} MB, the disk has {free / 1e6:.0f} MB left; make room and resume",
-        )
-    work = Path(tempfile.mkdtemp(prefix=".checkpoint-", dir=folder))
-    try:
+    arrays = {} if buffer is None else _filled(buffer)
+    parameters = sum(p.nbytes for p in model.policy.parameters())
+    needed = sum(a.nbytes for a in arrays.values()) + 3 * parameters  # the optimizer keeps two more of each
+    check_space(folder, needed, "a checkpoint", f"{KEPT}; {GO_ON}")
+    target = folder / FOLDER
+    with disk_errors(target, needed, KEPT, GO_ON), temporary_folder(folder) as work:
         new = work / "new"
         new.mkdir()
         save_policy(model, new / "policy.zip", note)
         if arrays:
             np.savez(new / "memory.npz", **arrays)  # type: ignore[arg-type]
-        body = asdict(standing) | {"updates": int(model._n_updates)}
+        body = asdict(progress) | {"updates": int(model._n_updates)}
         (new / "standing.json").write_text(json.dumps(body, indent=1))
-        target = folder / FOLDER
+        for path in (*new.iterdir(), new):
+            flush(path)
+        # Killed between the two renames, the run is found beside its place: see load_progress.
+        before = folder / f".{FOLDER}-before"
+        shutil.rmtree(before, ignore_errors=True)
         if target.exists():
-            os.rename(target, work / "old")
+            os.rename(target, before)
         os.rename(new, target)
-    finally:
-        # Killed between the two renames, the one before is still in the working folder.
-        if not (folder / FOLDER).exists() and (work / "old").exists():
-            os.rename(work / "old", folder / FOLDER)
-        shutil.rmtree(work, ignore_errors=True)
+        flush(folder)
+        shutil.rmtree(before, ignore_errors=True)
 
 
 def load_progress(folder: Path) -> RLProgress | None:
-    """Where the run in ``folder`` stands; None where there is none."""
+    """The progress of the run in ``folder``; None where there is no run. Raises ValueError for a damaged one."""
     path = folder / FOLDER / "standing.json"
     if not path.is_file():
-        left = sorted(folder.glob(".checkpoint-*/old"))
+        left = [*folder.glob(f".{FOLDER}-before"), *sorted(folder.glob(f".{FOLDER}-*/old"), reverse=True)]
+        left = [place for place in left if (place / "standing.json").is_file()]
         if not left:
             return None
-        os.rename(left[-1], folder / FOLDER)  # a kill between two renames
-    for leftover in folder.glob(".checkpoint-*"):
+        os.rename(left[0], folder / FOLDER)  # a kill between two renames
+    for leftover in folder.glob(f".{FOLDER}-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
         raw = json.loads(path.read_text())
@@ -98,8 +104,8 @@ def load_progress(folder: Path) -> RLProgress | None:
         raise ValueError(f"{path}: damaged ({error}); train again into another --out") from error
 
 
-def _memory(buffer: Any) -> dict[str, np.ndarray]:
+def _filled(buffer: Any) -> dict[str, np.ndarray]:
     """The part of a replay buffer that is filled."""
     size = buffer.buffer_size if buffer.full else buffer.pos
-    arrays = {n: getattr(buffer, n)[:size] for n in MEMORY if getattr(buffer, n, None) is not None}
+    arrays = {n: getattr(buffer, n)[:size] for n in BUFFER_ARRAYS if getattr(buffer, n, None) is not None}
     return arrays | {"pos": np.array(buffer.pos), "full": np.array(buffer.full)}

@@ -1,110 +1,135 @@
-"""Reinforce: what ``neuralsim rl`` is to learn, where, and with what."""
+"""Settings of 'neuralsim rl': the task to learn, where, and with which algorithm."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from neuralsim.agents.rl.algorithms import ALGORITHMS, ON_POLICY
 from neuralsim.envs.tasks.rl_task import RLTask, learned_name, task_for
 
 ELSEWHERE = ("out", "resume", "json", "video")
-"""Settings that say where a run's results go, and nothing of what they are."""
-RECORDED_AS = {"n_envs": "slots"}
+"""Settings that say where the results of a run go; no result depends on them."""
+CHANGEABLE = ("steps", "looks", "device", "threads", "processes")
+"""Settings, as recorded, that may change when a run is resumed."""
+RECORDED_AS = {
+    "n_envs": "slots",
+    "n_eval_episodes": "trials",
+    "n_evals": "looks",
+    "uncertainty_limit": "doubt_limit",
+    "uncertainty_penalty": "doubt_penalty",
+    "dyna_rounds": "refresh",
+    "dyna_episodes": "refresh_episodes",
+}
 """Settings whose key in curve.json keeps an earlier name."""
 
 
 @dataclass(frozen=True)
 class RLConfig:
-    """Train an agent in imagination; it is tried in the true simulator as it goes."""
+    """Train an agent in imagination; it is evaluated in the real environment as it learns."""
 
-    OLD_FLAGS: ClassVar[dict[str, str]] = {"--slots": "--n-envs"}
+    OLD_FLAGS: ClassVar[dict[str, str]] = {f"--{old}": f"--{new}" for new, old in (
+        ("n-envs", "slots"), ("n-eval-episodes", "trials"), ("n-evals", "looks"), ("uncertainty-limit", "doubt-limit"),
+        ("uncertainty-penalty", "doubt-penalty"), ("dyna-rounds", "refresh"), ("dyna-episodes", "refresh-episodes"),
+    )}  # fmt: skip
     world: str = "pusht"
     """Name of a world (pusht, tworoom, carracing), or the folder of one of your own: there the world's own reward is learned."""
     task: str | None = None
-    """What to learn. pusht: push, touch or cover; tworoom: reach or stay; carracing: drive. By default the first."""
+    """The task. pusht: push, touch or cover; tworoom: reach or stay; carracing: drive. By default the first."""
     algo: Literal["ppo", "a2c", "recurrent-ppo", "sac", "td3", "dqn", "clone", "random"] = "ppo"
     """Stable-Baselines3's algorithms; clone copies demonstrations (--data); random only acts."""
     steps: int | None = None
-    """Environment steps to learn from, in all; by default a million, or 50,000 for algorithms that replay."""
+    """Environment steps to learn from, in all; by default a million, or 50,000 for off-policy algorithms."""
     real: bool = False
-    """Learn in the true simulator instead: the baseline."""
+    """Learn in the real environment instead: the baseline."""
     model: str | None = None
-    """The learned world (name or folder) to dream in, and whose features are seen; by default the folder given, or what ships
-    for the name."""
+    """The learned world (name or folder) for imagination and features; by default the folder given, or what ships for the name."""
     observation: Literal["features", "pixels"] = "features"
-    """What the agent sees."""
+    """The agent's observations."""
     n_envs: int | None = None
-    """Episodes side by side; by default 256 dreams, or 8 true simulators; 16 for algorithms that replay."""
+    """Episodes side by side; by default 256 imagined ones, or 8 real ones; 16 for off-policy algorithms."""
     processes: bool = False
-    """With --real: each simulator in a process of its own, which pays where there are as many processor cores."""
+    """With --real: run each environment in a process of its own, which pays where there are as many processor cores."""
     horizon: int | None = None
-    """Steps after which a dream is cut off; the task's own by default. Short ones, branched from --branch, stray less."""
+    """Steps after which an imagined episode is truncated; the task's own by default. Short ones, branched from --branch, drift less."""
     branch: Path | None = None
-    """Episode store: every other dream branches off somewhere in it; by default all begin where the true world's reset does."""
+    """Episode store: every other imagined episode branches off somewhere in it; by default all begin where the real reset does."""
     temperature: float = 1.0
-    """Scale of the world's noise (worlds that have none, as compact ones, do not care)."""
-    doubt_limit: float | None = None
-    """Uncertainty at which a dream is cut off; the world's own calibrated limit by default, inf for never."""
-    doubt_penalty: float = 0.0
-    """Taken off the reward per unit of uncertainty."""
+    """Scale of the world's noise (no effect on worlds without noise, such as compact ones)."""
+    uncertainty_limit: float | None = None
+    """Uncertainty at which an imagined episode is truncated; the world's own calibrated limit by default, inf for never."""
+    uncertainty_penalty: float = 0.0
+    """Reward subtracted per unit of uncertainty."""
     ensemble: bool = True
-    """Dream with all members of the world's ensemble, and see from the mean of what they dream; one of them is faster, knows
-    no doubt, and is easier to fool."""
-    refresh: int = 0
-    """Times to stop, act in the true world, and train the world on with what was seen there."""
-    refresh_episodes: int = 40
-    """True episodes each time."""
+    """Imagine with all members of the world's ensemble, and observe the mean of their predictions; a single member is faster, has no
+    uncertainty, and is easier to exploit."""
+    dyna_rounds: int = 0
+    """Times to stop, act in the real environment, and train the world on with the episodes made there."""
+    dyna_episodes: int = 40
+    """Real episodes in each of these rounds."""
     data: Path | None = None
-    """Episode store: of demonstrations for --algo clone; for --refresh the one the world was trained on (data/<world> if there
+    """Episode store: demonstrations for --algo clone; for --dyna-rounds the one that the world was trained on (data/<world> if there
     is one), so that nothing is forgotten."""
-    trials: int = 50
-    """Episodes of each look at the policy, in truth and in imagination."""
-    looks: int = 10
-    """How often the policy is looked at."""
+    n_eval_episodes: int = 50
+    """Episodes of each evaluation of the policy, real and imagined."""
+    n_evals: int = 10
+    """Evaluations of the policy during training."""
     label: str | None = None
-    """What 'neuralsim compare' calls runs like this one; imagined, real, refresh, clone or random by default."""
+    """The label of runs like this one in 'neuralsim compare'; imagined, real, refresh, clone or random by default."""
     out: Path | None = None
     """Folder of the run; runs/rl/<world>-<task>-<label>-<seed> by default."""
     resume: bool = False
-    """Go on from the run's last checkpoint."""
+    """Go on from the run's last checkpoint, with the same settings."""
     video: bool = True
-    """At the end, film the policy in dream and truth from the same starts."""
+    """At the end, write a video of the policy, real and imagined, from the same starts."""
     seed: int = 0
-    """Seed of everything."""
+    """Seed of all random numbers."""
     json: Path | None = None
-    """Also write the curve to this file."""
+    """Also write the learning curve to this file."""
     device: str = "auto"
-    """Where world and policy run: auto, cpu or cuda."""
+    """Device of world and policy: auto, cpu or cuda."""
     threads: int = 0
     """Processor threads; 0 leaves torch's choice."""
 
     def __post_init__(self) -> None:
-        least = {"steps": 1, "refresh": 0, "refresh_episodes": 1, "trials": 1, "looks": 1, "seed": 0, "threads": 0}
+        least = {
+            "steps": 1,
+            "n_envs": 1,
+            "horizon": 1,
+            "dyna_rounds": 0,
+            "dyna_episodes": 1,
+            "n_eval_episodes": 1,
+            "n_evals": 1,
+            "seed": 0,
+            "threads": 0,
+        }
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and value < low:
-                flag = name.replace("_", "-")
-                raise ValueError(f"--{flag}: expected {low} or more, got {value}")
-        if self.refresh and (self.real or self.algo not in ALGORITHMS):
+                raise ValueError(f"--{name.replace('_', '-')}: expected {low} or more, got {value}")
+        if self.dyna_rounds and (self.real or self.algo not in ALGORITHMS):
             raise ValueError(
-                "--refresh: trains the world that is dreamt in; it does not go with --real, clone or random"
+                "--dyna-rounds: trains the world that the agent learns in; it does not go with --real, clone or random"
             )
-        self.rl_task  # noqa: B018 (says what worlds and tasks there are)
+        self.validate()
+
+    def validate(self) -> None:
+        """Raise a ValueError that lists the worlds and tasks, or says why there is no real environment where one is needed."""
+        rl_task = self.rl_task
+        if self.real or self.dyna_rounds:
+            rl_task.real_world()
 
     @cached_property
     def rl_task(self) -> RLTask:
-        """What is to be learned."""
-        rl_task = task_for(self.world, self.task, self.device)
-        if self.real or self.refresh:
-            rl_task.true_world()  # says why there is none
-        return rl_task
+        """The task to learn."""
+        return task_for(self.world, self.task, self.device)
 
     @property
-    def dreamt(self) -> str:
-        """The learned world that is dreamt in, and whose features are seen."""
+    def learned_world(self) -> str:
+        """Name or folder of the learned world for imagination and features."""
         return self.model or learned_name(self.world)
 
     @property
@@ -119,20 +144,27 @@ class RLConfig:
             return self.label
         if self.algo in ("clone", "random"):
             return self.algo
-        return "real" if self.real else "refresh" if self.refresh else "imagined"
+        return "real" if self.real else "refresh" if self.dyna_rounds else "imagined"
 
     @property
     def folder(self) -> Path:
-        """Where the run lives."""
+        """Folder of the run."""
         world = self.rl_task.world.replace("/", "-")
         name = f"{world}-{self.rl_task.name}-{self.algo}-{self.kind}-{self.seed}".replace(" ", "-")
         return self.out or Path("runs/rl") / name
 
     @property
     def width(self) -> int:
-        """Slots."""
+        """Episodes side by side."""
         if self.n_envs is not None:
             return self.n_envs
         if self.algo not in ON_POLICY:
             return 16
         return 8 if self.real else 256
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The settings that results depend on, by their keys in curve.json, as plain JSON values."""
+        settings = {RECORDED_AS.get(k, k): v for k, v in asdict(self).items() if k not in ELSEWHERE}
+        found: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+        return found

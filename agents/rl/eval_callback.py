@@ -1,4 +1,4 @@
-"""Trial: a look at a policy in the middle of its training, in truth and in imagination."""
+"""Evaluate a policy during its training, in the real environment and in imagination."""
 
 from __future__ import annotations
 
@@ -7,33 +7,34 @@ from typing import Any
 from neuralsim.agents.evaluation.eval_envs import ImaginedEvalEnv, RealEvalEnv
 from neuralsim.agents.evaluation.rollout import MAX_ENVS, evaluate
 from neuralsim.agents.rl.config import RLConfig
-from neuralsim.agents.rl.learning_curve import Point, figures_of
+from neuralsim.agents.rl.learning_curve import Point, mean_return_and_success
 from neuralsim.pretrained.world import World
 
-TRIAL_SEED = 1_000_000
-"""Seed of the starts that policies are tried from. Training draws its own from small seeds: the two never meet."""
+EVAL_SEED = 1_000_000
+"""Seed of the starts of evaluations. Training draws its own from small seeds, so the two never meet."""
 
 
 class PolicyEvaluator:
-    """Looks at policies: the same starts in truth and in imagination, always of the world as it was at first, so that curves
-    of one run compare. Dreams are not cut off by doubt, as the truth is not; how many would have been is told. Where no true
-    world is known, imagination alone."""
+    """Evaluates policies from the same real and imagined starts, always in the world as it was at first, so that curves of one run
+    compare.
+
+    Imagined episodes are not truncated by uncertainty, as real ones are not; the share that would have been is reported. Where
+    no real environment is known, evaluation is imagined alone.
+    """
 
     def __init__(self, config: RLConfig, world: World) -> None:
-        rl_task = config.rl_task
-        starts = rl_task.starts_in(world, config.trials, TRIAL_SEED)
-        n_envs = min(config.trials, MAX_ENVS)
-        self.config, self.rl_task = config, rl_task
-        self.true = None if not rl_task.has_real_world else RealEvalEnv(world, rl_task, starts, n_envs, config.observation)
-        self.dream = ImaginedEvalEnv(world, rl_task, starts, n_envs, config.observation, float("inf"))
+        rl_task, self.episodes = config.rl_task, config.n_eval_episodes
+        starts = rl_task.starts_in(world, self.episodes, EVAL_SEED)
+        n_envs, observation = min(self.episodes, MAX_ENVS), config.observation
+        self.real_env = RealEvalEnv(world, rl_task, starts, n_envs, observation) if rl_task.has_real_world else None
+        self.imagined_env = ImaginedEvalEnv(world, rl_task, starts, n_envs, observation, float("inf"))
 
     def __call__(self, policy: Any, steps: int, true_steps: int, seconds: float, file: str = "") -> Point:
-        """A point of the curve."""
-        trials = self.config.trials
-        imagined = evaluate(policy, self.dream, trials)
-        returns, success = figures_of(imagined)
+        """Return a point of the learning curve; see Point for the arguments."""
+        imagined = evaluate(policy, self.imagined_env, self.episodes)
+        returns, success = mean_return_and_success(imagined)
         true_returns = true_success = None
-        if self.true is not None:
-            true_returns, true_success = figures_of(evaluate(policy, self.true, trials))
+        if self.real_env is not None:
+            true_returns, true_success = mean_return_and_success(evaluate(policy, self.real_env, self.episodes))
         doubted = float(imagined.doubted.mean())
         return Point(steps, true_steps, seconds, returns, success, true_returns, true_success, doubted, file)

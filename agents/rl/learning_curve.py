@@ -1,4 +1,4 @@
-"""Curve: how a learner fared over its training, as the file ``curve.json`` of its run keeps it."""
+"""Learning curves: the evaluations of an agent over its training, as ``curve.json`` of its run keeps them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from neuralsim.runtime.files import write_atomically
 
 FILE = "curve.json"
 FIGURES = ("imagined", "imagined_success", "true", "true_success")
-"""What of a point is a Figure."""
+"""Fields of a Point that are means with intervals."""
 
 
 @dataclass(frozen=True)
@@ -29,37 +29,46 @@ class MeanWithInterval:
 
 @dataclass(frozen=True)
 class Point:
-    """One look at the policy. steps: environment steps it has learned from; true_steps: those of them made in the true world;
-    seconds: of learning alone, evaluation not counted. imagined and true: mean return from the same starts; the
-    ``_success`` the share of wishes that came true (or of episodes that ended, see Curve); true ones are None where no true
-    world is known. doubted: share of imagined episodes in which the world came to doubt its dream. policy: its file, relative
-    to the run."""
+    """One evaluation of the policy, from the same starts in imagination and in the real environment."""
 
     steps: int
+    """Environment steps learned from."""
     true_steps: int
+    """Those of them made in the real environment."""
     seconds: float
+    """Time of learning; evaluation is not counted."""
     imagined: MeanWithInterval
+    """Mean imagined return."""
     imagined_success: MeanWithInterval
+    """Share of imagined successes (or of episodes that ended, see LearningCurve)."""
     true: MeanWithInterval | None
+    """Mean real return; None where no real environment is known."""
     true_success: MeanWithInterval | None
+    """Share of real successes."""
     doubted: float
+    """Share of imagined episodes in which the uncertainty exceeded the world's limit."""
     policy: str = ""
+    """The policy's file, relative to the run."""
 
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """A run: label (imagined, real, refresh, clone, random, or the user's own), world, task, algorithm, seed, the settings it was
-    made with, under what circumstances, its points, oldest first, and what an end means there (see Wish)."""
+    """A run with its evaluations."""
 
     label: str
+    """imagined, real, refresh, clone, random, or the user's own."""
     world: str
     task: str
     algorithm: str
     seed: int
     settings: Mapping[str, Any] = field(default_factory=dict)
+    """The settings by their recorded keys, see RLConfig.recorded."""
     circumstances: Mapping[str, Any] = field(default_factory=dict)
+    """Machine, date and versions."""
     points: tuple[Point, ...] = ()
+    """The evaluations, oldest first."""
     outcome: str = "success"
+    """Meaning of an end, see RLTask."""
 
     def save(self, folder: Path) -> Path:
         """Write ``folder/curve.json``, whole or not at all."""
@@ -69,7 +78,7 @@ class LearningCurve:
 
 
 def summary(curve: LearningCurve) -> Report:
-    """The last point, as a table."""
+    """The last point of ``curve`` as a table."""
     last = curve.points[-1]
     rows = []
     for key, label in (
@@ -86,9 +95,9 @@ def summary(curve: LearningCurve) -> Report:
     if last.true is not None:
         rows.append(Metric("gap", "gap: imagined - true return", last.imagined.value - last.true.value))
     rows += [
-        Metric("doubted", "imagined episodes that the world doubts", last.doubted),
+        Metric("doubted", "imagined episodes beyond the uncertainty limit", last.doubted),
         Metric("steps", "steps learned from", last.steps),
-        Metric("true_steps", "of them in the true world", last.true_steps),
+        Metric("true_steps", "of them in the real environment", last.true_steps),
         Metric("seconds", "time of learning", last.seconds, "s"),
     ]
     if last.seconds:
@@ -97,15 +106,15 @@ def summary(curve: LearningCurve) -> Report:
     return Report(title, tuple(rows), curve.circumstances)
 
 
-def figures_of(tally: PolicyEvalResult) -> tuple[MeanWithInterval, MeanWithInterval]:
-    """Mean return and success of ``tally``."""
-    found = tally.mean_return(), tally.success_share()
+def mean_return_and_success(result: PolicyEvalResult) -> tuple[MeanWithInterval, MeanWithInterval]:
+    """Mean return and share of successes of ``result``."""
+    found = result.mean_return(), result.success_share()
     returns, success = (MeanWithInterval(e.value, e.low, e.high, e.n) for e in found)
     return returns, success
 
 
 def load_curve(folder: Path) -> LearningCurve:
-    """The curve of the run in ``folder``; FileNotFoundError where there is none, ValueError for a damaged one."""
+    """Read the curve of the run in ``folder``; raises FileNotFoundError where there is none, ValueError for a damaged one."""
     path = folder / FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: no run of 'neuralsim rl' here ({FILE} is missing)")

@@ -42,7 +42,7 @@ def run_page(name: str) -> dict[str, Any]:
 
 def test_your_own_model_runs_from_the_first_block_to_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("neuralsim.pretrained.world._THEIRS", {})
+    monkeypatch.setattr("neuralsim.pretrained.world._REGISTERED", {})
     page = run_page("your-own-model.md")
     monkeypatch.delitem(gym.registry, "me/IceRink-v0")
     assert sorted(p.name for p in (tmp_path / "runs" / "rink").iterdir()) == [
@@ -76,7 +76,7 @@ def test_your_own_world_is_collected_learned_and_opened(tmp_path: Path, monkeypa
         "train": "--effort 0.01 --threads 1",
         "measure": "--rollouts 4 --denoise 1 --horizons 1 5 10",
         "bench": "--seconds 0.05",
-        "rl": "--steps 512 --slots 16 --trials 2 --looks 1 --no-video",
+        "rl": "--steps 512 --n-envs 16 --n-eval-episodes 2 --n-evals 1 --no-video",
         "play": "--headless --benchmark 1",
     }
     page = [line for name, line in commands() if name == "your-own-world.md" and "mydata" not in line]

@@ -13,7 +13,7 @@ import torch
 from neuralsim.agents.evaluation.candidate import CandidatePolicy
 from neuralsim.agents.evaluation.paired_evaluation import PairedEvaluation
 from neuralsim.agents.policies.sb3_file import PolicyNote, load_policy, save_policy
-from neuralsim.agents.rl.behavior_cloning import Demonstrations, clone, demonstrations
+from neuralsim.agents.rl.behavior_cloning import CloneConfig, Demonstrations, clone, demonstrations
 from neuralsim.data.episode import Episode
 from neuralsim.data.store import EpisodeStore
 from neuralsim.envs.tasks.rl_task import RLTask, TaskEnv, find_task
@@ -73,12 +73,12 @@ def of(pairs: Demonstrations, store: EpisodeStore, held_out: bool) -> list[np.nd
     """The actions of ``pairs``, as bytes would have them, beside those there should be."""
     rows = store.split(held_out)
     wanted = np.concatenate([store[i].actions[: len(store[i]) - AFTERWARDS + 1] for i in rows])
-    return [np.unique(a, axis=0) for a in (pairs.done.numpy(), wanted)]
+    return [np.unique(a, axis=0) for a in (pairs.actions.numpy(), wanted)]
 
 
 def test_a_clone_does_in_truth_what_it_was_shown(world: World, store: EpisodeStore, tmp_path: Path) -> None:
     losses: list[tuple[int, float, float]] = []
-    agent = clone(world, REACH, store, seed=0, epochs=60, tick=lambda *said: losses.append(said))
+    agent = clone(world, REACH, store, CloneConfig(epochs=60), tick=lambda *said: losses.append(said))
     assert [epoch for epoch, *_ in losses] == list(range(len(losses)))
     assert losses[-1][1] < 0.2 * losses[0][1]
     assert min(held_out for *_, held_out in losses) < 0.3 * losses[0][2]
@@ -109,14 +109,14 @@ def test_what_it_sees_is_what_the_true_world_shows_an_agent(world: World, store:
             state = world.model.encode(torch.from_numpy(episode.frames[None, t : t + 1].copy()), torch.zeros(1, 0, 2))
             features = world.model.features(state)[0]
         torch.testing.assert_close(
-            pairs.seen[row], features.float(), rtol=0.05, atol=0.05
+            pairs.features[row], features.float(), rtol=0.05, atol=0.05
         )  # the encoder may run in bfloat16
-        np.testing.assert_array_equal(pairs.done[row], episode.actions[t])
+        np.testing.assert_array_equal(pairs.actions[row], episode.actions[t])
 
 
 def test_the_same_seed_gives_the_same_clone(world: World, store: EpisodeStore) -> None:
     def weights(seed: int) -> str:
-        policy = clone(world, REACH, store, seed, epochs=2).policy
+        policy = clone(world, REACH, store, CloneConfig(seed, epochs=2)).policy
         return hashlib.sha256(b"".join(w.detach().numpy().tobytes() for w in policy.parameters())).hexdigest()
 
     assert weights(1) == weights(1) != weights(2)
@@ -125,12 +125,18 @@ def test_the_same_seed_gives_the_same_clone(world: World, store: EpisodeStore) -
 def test_patience_ends_it_and_the_best_epoch_is_kept(world: World, store: EpisodeStore) -> None:
     """Steps this long spoil again what the first ones learned."""
     errors: list[float] = []
-    agent = clone(world, REACH, store, rate=0.05, epochs=60, patience=4, tick=lambda _, __, error: errors.append(error))
+    agent = clone(
+        world,
+        REACH,
+        store,
+        CloneConfig(rate=0.05, epochs=60, patience=4),
+        tick=lambda _, __, error: errors.append(error),
+    )
     best = int(np.argmin(errors))
     assert best + 5 == len(errors) < 60
     unseen = demonstrations(world, REACH, store, held_out=True)
     with torch.no_grad():
-        missed = (agent.policy.get_distribution(unseen.seen).mode() - unseen.done).square().mean(0)
+        missed = (agent.policy.get_distribution(unseen.features).mode() - unseen.actions).square().mean(0)
     assert float(missed.mean()) == pytest.approx(errors[best], rel=1e-4)
     # Its spread is what it missed.
     torch.testing.assert_close(agent.policy.log_std.exp().square().detach(), missed, rtol=1e-4, atol=1e-6)
