@@ -5,7 +5,6 @@ import io
 import pickle
 import subprocess
 import sys
-import time
 from dataclasses import fields
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from gymnasium.error import ResetNeeded
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from neuralsim.imagination import Imagination
 from neuralsim.models.video_wam import CodecConfig, StreamConfig, VideoWAM
@@ -608,20 +608,25 @@ def test_a_fork_may_have_luck_of_its_own(dots):
         d.fork(4, seeds=[1])
 
 
-def test_a_fork_into_32_takes_under_5_ms(world):
-    # At the shipped model's size, or larger.
+def test_a_fork_into_32_copies_each_tensor_once_and_runs_no_model(world):
+    # At the shipped model's size, or larger; 'neuralsim bench' measures its time, with a target of 5 ms.
     from neuralsim.envs.pusht.env import pusht_spec
 
     model = VideoWAM.build(pusht_spec(), CodecConfig(), StreamConfig()).eval()
     d = Imagination(model, starts=world.starts)
     d.reset(seeds=0)
-    times = []
-    for _ in range(20):
-        begin = time.process_time()  # of the processor: other programs do not count
+    operations: list[str] = []
+
+    class Recorded(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            operations.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    with Recorded():
         branches = d.fork(32)
-        times.append(time.process_time() - begin)
     assert len(branches.features()) == 32
-    assert min(times) < 0.005, f"fastest of 20: {1000 * min(times):.2f} ms"
+    assert len(operations) < 30, operations
+    assert not [name for name in operations if any(word in name for word in ("mm", "conv", "linear", "attention"))]
 
 
 # -- looking -----------------------------------------------------------------------------------------------------------

@@ -182,9 +182,15 @@ def test_import_loads_nothing_heavy_and_registers_the_worlds() -> None:
     assert loaded.strip() == "[]"
 
 
-def test_import_takes_less_than_300_ms_beyond_torch_and_gymnasium() -> None:
-    program = "import torch, gymnasium, time\nbegin = time.perf_counter()\nimport neuralsim\nprint(time.perf_counter() - begin)"
-    assert min(float(python(program)) for _ in range(3)) < 0.3
+def test_import_loads_next_to_nothing_beyond_torch_and_gymnasium() -> None:
+    """Modules of ours alone, and few; 'neuralsim bench' measures the time, with a target of 0.3 s."""
+    program = (
+        "import torch, gymnasium, sys\nbefore = set(sys.modules)\nimport neuralsim\n"
+        "new = set(sys.modules) - before\nprint(*{n.split('.')[0] for n in new} - sys.stdlib_module_names, len(new))"
+    )
+    *packages, count = python(program).split()
+    assert set(packages) <= {"neuralsim", "lazy_loader", "packaging"}
+    assert int(count) < 60
 
 
 def test_passive_waiting_is_set_before_torch_unless_the_user_says_otherwise() -> None:

@@ -1,10 +1,11 @@
-"""The README's tutorial in miniature: a world nobody has seen is collected, learned and planned in, from nothing."""
+"""The tutorial in miniature: a world that nothing was trained on is collected, learned and planned in, from nothing."""
 
 from pathlib import Path
 
 from neuralsim.agents.collection.collect import CollectConfig, collect
-from neuralsim.agents.planning.evaluate import Planning, plan
-from neuralsim.training.recipes import TrainConfig
+from neuralsim.agents.planning.config import PlanConfig
+from neuralsim.agents.planning.evaluate import plan
+from neuralsim.training.config import TrainConfig
 from neuralsim.training.trainer import train
 
 
@@ -17,9 +18,9 @@ def test_a_world_trained_from_nothing_is_good_enough_to_plan_in(tmp_path: Path) 
     for _ in collect(CollectConfig(world="tworoom", out=held_out, episodes=41, steps=40, seed=1, workers=1)):
         pass
     report, files = plan(
-        Planning("tworoom", episodes=8, model=str(world), rounds=4, data=held_out, out=tmp_path / "plan", video=1)
+        PlanConfig("tworoom", episodes=8, model=str(world), rounds=4, data=held_out, out=tmp_path / "plan", video=1)
     )
     rows = {row.key: row.value for row in report.rows}
-    reached, luck = rows["planner_success"], rows["random_success"]
-    assert reached >= luck + 0.25, f"the planner reached {reached:.2f} of its goals, random actions {luck:.2f}"
+    reached, by_chance = rows["planner_success"], rows["random_success"]
+    assert reached >= by_chance + 0.25, f"the planner reached {reached:.2f} of its goals, random actions {by_chance:.2f}"
     assert {path.suffix for path in files} == {".json", ".mp4", ".png"}

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from work import count_calls
 
 from neuralsim.agents.heads.chunk_policy import ObservationHistory
 from neuralsim.agents.robot.action_selector import ControlLoopConfig
@@ -250,12 +251,12 @@ def test_after_a_long_stall_ticks_do_not_bunch() -> None:
 
 
 def test_waiting_ends_when_the_alarm_is_raised() -> None:
-    pace, alarm = FixedRateTimer(0.1), threading.Event()
+    pace, alarm = FixedRateTimer(0.001), threading.Event()
     pace.wait(alarm)
     threading.Timer(0.05, alarm.set).start()
     begin = time.monotonic()
     pace.wait(alarm)
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 500  # the next tick is 1000 s away
 
 
 # -- chunks ----------------------------------------------------------------------------------------------------------------
@@ -380,7 +381,7 @@ class Asleep(Counting):
         self, seen: ObservationHistory, seeds: Sequence[int], prefix: np.ndarray | None = None
     ) -> np.ndarray:
         self.thinking.set()
-        self.woken.wait(30)
+        self.woken.wait(300)
         return super().predict_action_chunk(seen, seeds, prefix)
 
 
@@ -390,18 +391,18 @@ def test_a_model_that_takes_30_s_leaves_the_robot_at_rest_and_the_stop_at_once(t
     rig = Rig(tmp_path, policy=policy, pace=pace, hz=50.0, steps=100_000)
 
     def stop() -> None:
-        policy.thinking.wait(5)
-        time.sleep(0.2)
-        stop_at.append(time.monotonic())
+        policy.thinking.wait(60)
+        while pace == "real" and rig.statistics.starved < 5:
+            time.sleep(0.01)
         rig.button.press("emergency stop")
 
-    stop_at: list[float] = []
+    begin = time.monotonic()
     threading.Thread(target=stop, daemon=True).start()
     outing = rig.run()
-    took = time.monotonic() - stop_at[0]
+    took = time.monotonic() - begin
     policy.woken.set()
     assert outing.stopped == "emergency stop"
-    assert took < 2.0
+    assert took < 250  # the policy thinks for 300
     assert set(rig.robot.log[:-1]) == {"rest"}
     assert rig.robot.log[-1] == "disconnect"
     if pace == "real":
@@ -423,7 +424,7 @@ def test_a_robot_that_hangs_is_given_up(tmp_path: Path) -> None:
 
         def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
             if len(self.sent) == 5:
-                self.over.wait(30)
+                self.over.wait(300)
             return super().send_action(action)
 
     robot = Hanging()
@@ -431,17 +432,19 @@ def test_a_robot_that_hangs_is_given_up(tmp_path: Path) -> None:
     begin = time.monotonic()
     outing = rig.run()
     assert "RobotLost" in outing.stopped
-    assert time.monotonic() - begin < 8
+    assert time.monotonic() - begin < 250  # it hangs for 300
     robot.over.set()
     assert rig.store().lengths.tolist() == [5]
 
 
+CALLS_PER_TICK = 1000
+"""Of the loop's own thread at most; it makes 260."""
+
+
 def test_the_loops_own_work_takes_little_of_a_50_hz_period(tmp_path: Path) -> None:
-    """Processor time of a whole tick of the loop, everything but policy and robot included."""
-    rig = Rig(tmp_path, pace="step", steps=400)
-    begin = time.thread_time()
-    rig.run()
-    assert (time.thread_time() - begin) / 400 < 0.004
+    """A whole tick of the loop, everything but policy and robot included, counted in calls."""
+    rig = Rig(tmp_path, pace="step", steps=100)
+    assert count_calls(rig.run) / 100 < CALLS_PER_TICK
 
 
 # -- faults ----------------------------------------------------------------------------------------------------------------
@@ -768,19 +771,18 @@ def test_background_work_stands_back_for_the_loop() -> None:
 
 
 def test_background_work_never_makes_the_asker_wait_and_its_errors_arrive() -> None:
-    bell = threading.Event()
+    bell, go = threading.Event(), threading.Event()
 
     def halve(n: int) -> float:
-        time.sleep(0.05)
+        go.wait(60)
         return 1 / n
 
     work: BackgroundWorker[int, float] = BackgroundWorker(halve, "test", bell)
-    begin = time.monotonic()
     work.offer(2)
     assert work.take() is None
     assert not work.idle
-    assert time.monotonic() - begin < 0.04
-    assert bell.wait(5)
+    go.set()  # only now may the work be done
+    assert bell.wait(60)
     assert work.take() == 0.5
     work.offer(0)
     while not work.idle:

@@ -44,7 +44,7 @@ class Disk:
         monkeypatch.setattr(module, "RETRY_SECONDS", 0.02)
 
 
-def wait_for(promise: object, seconds: float = 5.0) -> None:
+def wait_for(promise: object, seconds: float = 60.0) -> None:
     until = time.monotonic() + seconds
     while not promise() and time.monotonic() < until:  # type: ignore[operator]
         time.sleep(0.005)
@@ -65,15 +65,14 @@ def test_keeping_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.
     go, add = threading.Event(), EpisodeStore.add
 
     def slow(store: EpisodeStore, episodes: Sequence[Episode], shard: int | None = None) -> Path:
-        go.wait(10)
+        go.wait(120)
         return add(store, episodes, shard)
 
     monkeypatch.setattr(EpisodeStore, "add", slow)
     recorder = EpisodeRecorder(tmp_path, SPEC)
-    begin = time.monotonic()
     for number in range(10):
         recorder.keep([episode(number)])
-    assert time.monotonic() - begin < 0.5
+    assert recorder.written == 0, "kept while the disk was still at work on the first"
     go.set()
     recorder.close()
     assert len(EpisodeStore(tmp_path)) == 10

@@ -91,7 +91,7 @@ def test_the_settings_are_those_of_the_environment() -> None:
     names = [field.name for field in dataclasses.fields(ImaginedEnvConfig)]
     assert names == ["observation", "task", "horizon", "render_mode", "chunk", "denoise_steps", "temperature",
                      "uncertainty_limit", "lean", "device", "precision"]  # fmt: skip
-    assert ImaginedEnvConfig.explain_unknown(dict.fromkeys(names)) == ""
+    assert ImaginedEnvConfig.unknown(names) == {}
 
 
 def test_shipped_names_and_the_hub_can_be_registered_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,8 +175,8 @@ def test_an_unknown_setting_is_met_with_the_nearest(tiny_world: Path) -> None:
 def test_registering_is_cheap_and_a_package_may_do_it_when_it_is_imported(tiny_world: Path, tmp_path: Path) -> None:
     """Gymnasium imports the module before the colon; torch waits until a world is made."""
     (tmp_path / "my_worlds.py").write_text(
-        f"import sys, time, neuralsim\nbegin = time.perf_counter()\nneuralsim.register('me/MyWorld-v0', {str(tiny_world)!r})\n"
-        "print(time.perf_counter() - begin, [m for m in ('torch', 'diffusers', 'huggingface_hub') if m in sys.modules])\n"
+        f"import sys, neuralsim\nbefore = len(sys.modules)\nneuralsim.register('me/MyWorld-v0', {str(tiny_world)!r})\n"
+        "print(len(sys.modules) - before, [m for m in ('torch', 'diffusers', 'huggingface_hub') if m in sys.modules])\n"
     )
     program = "import gymnasium\nprint(gymnasium.make('my_worlds:me/MyWorld-v0', device='cpu').reset(seed=0)[0].shape)"
     ran = subprocess.run(
@@ -188,9 +188,9 @@ def test_registering_is_cheap_and_a_package_may_do_it_when_it_is_imported(tiny_w
     )
     assert ran.returncode == 0, ran.stderr
     first, shape = ran.stdout.splitlines()
-    seconds, heavy = first.split(" ", 1)
+    loaded, heavy = first.split(" ", 1)
     assert heavy == "[]"
-    assert float(seconds) < 0.1
+    assert int(loaded) < 60
     assert shape == "(64, 64, 3)"
 
 
