@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -58,17 +58,13 @@ class ImaginedEnvConfig:
         """Return ``config`` (None: the defaults) with ``keywords`` in place of its values; a TypeError for an unknown one."""
         if config is not None and not isinstance(config, cls):
             raise TypeError(f"config: expected an {cls.__name__} or None, got {config!r}; give settings as keywords")
-        if unknown := cls.explain_unknown(keywords):
-            raise TypeError(unknown)
+        for name, hint in cls.unknown(keywords).items():  # in Python's words: TorchRL looks for them
+            raise TypeError(f"got an unexpected keyword argument {name!r}; {hint}")
         return replace(cls() if config is None else config, **keywords)
 
     @classmethod
-    def explain_unknown(cls, keywords: Mapping[str, Any]) -> str:
-        """Return a message about the first of ``keywords`` that is no setting; empty if all are settings."""
+    def unknown(cls, keywords: Iterable[str]) -> dict[str, str]:
+        """Return those of ``keywords`` that are no settings, each with a hint at what there is instead."""
         names = [field.name for field in fields(cls)]
-        for name in keywords:
-            if name not in names:
-                near = difflib.get_close_matches(name, names, 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
-                return f"unknown setting {name!r}; {hint}"
-        return ""
+        near = {name: difflib.get_close_matches(name, names, 1) for name in keywords if name not in names}
+        return {n: f"did you mean {m[0]!r}?" if m else f"there are {', '.join(names)}" for n, m in near.items()}

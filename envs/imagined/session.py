@@ -11,6 +11,7 @@ import torch
 from gymnasium import spaces
 
 from neuralsim.envs.imagined.config import RENDER_MODES, ImaginedEnvConfig
+from neuralsim.envs.imagined.truncation import TruncationReason
 from neuralsim.imagination import Imagination, ImaginationConfig
 from neuralsim.pretrained.world import World, open_world
 from neuralsim.spec import WorldSpec
@@ -22,7 +23,7 @@ class ImaginedSession:
     """An Imagination, and the part of it that an environment with ``config`` shows.
 
     Infos have the same keys and types after every reset and step, one row per environment: ``uncertainty``;
-    ``truncated_by`` (``"horizon"``, ``"uncertainty"``, or ``""``); ``elapsed``, steps since the reset; ``start``, index of
+    ``truncated_by``, a TruncationReason; ``elapsed``, steps since the reset; ``start``, index of
     the shipped start (-1: the caller's own history); where the world knows it ``state``, the real simulator's state at the
     start (NaN: unknown); with a chunk ``played``, steps taken, and the k ``frames`` (or ``features``) on the way.
     """
@@ -107,12 +108,10 @@ class ImaginedSession:
         b, start = self.num_envs, self.imagination.start
         infos = {
             "uncertainty": self.imagination.uncertainty() if transition is None else transition.uncertainty,
-            "truncated_by": np.full(b, "", dtype=object),
+            "truncated_by": TruncationReason.of(np.full(b, None) if transition is None else transition.truncated_by),
             "elapsed": self.imagination.elapsed,
             "start": start,
         }
-        if transition is not None:
-            infos["truncated_by"][transition.truncated] = transition.truncated_by[transition.truncated]
         if (starts := self.imagination.starts) is not None and starts.states is not None:
             infos["state"] = starts.states[start, -1].astype(np.float32)
             infos["state"][start < 0] = np.nan

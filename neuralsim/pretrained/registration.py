@@ -34,9 +34,9 @@ def register(id: str, world: str | os.PathLike[str], *, overwrite: bool = False,
     """
     if not isinstance(id, str) or not _ID.fullmatch(id):
         raise ValueError(f"id: expected the form namespace/Name-vN, e.g. 'me/MyWorld-v0', got {id!r}")
-    module, _, name = ENV_CONFIG.partition(":")
-    if unknown := getattr(importlib.import_module(module), name).explain_unknown(settings):
-        raise ValueError(f"{id}: {unknown}")
+    module, _, config = ENV_CONFIG.partition(":")
+    for name, hint in getattr(importlib.import_module(module), config).unknown(settings).items():
+        raise ValueError(f"{id}: unknown setting {name!r}; {hint}")
     kwargs = {"world": _resolve_world(world), **settings}
     known = gymnasium.registry.get(id)
     if known is not None:
