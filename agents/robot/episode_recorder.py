@@ -80,22 +80,25 @@ class EpisodeRecorder:
 
     def _write(self, batch: Sequence[Episode]) -> None:
         """Write episodes with actions and those without, a shard each; written ones wait no longer."""
-        for has_actions in (True, False):
-            episodes = [e for e in batch if e.has_actions == has_actions]
-            if not episodes:
-                continue
-            try:
-                with disk_errors(self.store.folder, sum(e.frames.nbytes for e in episodes), go_on="make room"):
-                    self.store.add(episodes)
-            except Exception as error:  # any error: this thread must live on, for the other episodes
-                text = error.strerror if isinstance(error, OSError) else None
-                self.trouble = text or str(error) or type(error).__name__
-                continue
-            written = set(map(id, episodes))
-            with self._changed:
-                self._waiting = [e for e in self._waiting if id(e) not in written]
-                self.written += len(episodes)
-            self.trouble = ""
+        kinds = [[e for e in batch if e.has_actions == has_actions] for has_actions in (True, False)]
+        troubles = [self._add(episodes) for episodes in kinds if episodes]
+        self.trouble = next(filter(None, troubles), "")
+
+    def _add(self, episodes: Sequence[Episode]) -> str:
+        """Write one shard and return the reason of a failure; an episode that cannot be written leaves the others alone."""
+        try:
+            with disk_errors(self.store.folder, sum(e.frames.nbytes for e in episodes), go_on="make room"):
+                self.store.add(episodes)
+        except Exception as error:  # any error: this thread must live on, for the other episodes
+            if not isinstance(error, OSError) and len(episodes) > 1:
+                return next(filter(None, [self._add([episode]) for episode in episodes]), "")
+            text = error.strerror if isinstance(error, OSError) else None
+            return text or str(error) or type(error).__name__
+        written = set(map(id, episodes))
+        with self._changed:
+            self._waiting = [e for e in self._waiting if id(e) not in written]
+            self.written += len(episodes)
+        return ""
 
 
 def run_folder(root: Path = Path("runs/drive")) -> Path:

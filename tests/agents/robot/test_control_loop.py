@@ -181,7 +181,7 @@ class Rig:
         spec = self.policy.spec
         self.timer = FixedRateTimer(hz, self.clock)
         self.recorder = EpisodeRecorder(tmp_path / "driven", spec, (), bound)
-        self.button, self.logged = StopButton(), list[str]()
+        self.button, self.logged = given.pop("button", None) or StopButton(), list[str]()
         make_worker = (
             None
             if seconds is None
@@ -591,6 +591,181 @@ def test_actions_that_the_robot_does_not_take_are_sent_again(tmp_path: Path) -> 
     rig.run()
     assert [round(x * 1000) for x, _ in rig.robot.sent[:24]] == list(range(1, 25))
     assert rig.statistics.denied >= 10
+
+
+class Deaf(LineRobot):
+    """Moves, and answers ``answer`` to every action."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def get_observation(self) -> dict[str, Any]:
+        return {k: v for k, v in super().get_observation().items() if k != "step"}
+
+    def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
+        super().send_action(action)
+        return self.answer
+
+
+@pytest.mark.parametrize("pace", ["real", "step"])
+def test_an_answer_that_is_no_action_stops_after_one_motion_and_is_named(tmp_path: Path, pace: str) -> None:
+    rig = Rig(tmp_path, robot=Deaf(None), pace=pace, hz=100.0)
+    assert "robot 'line': send_action returned None" in rig.run().stopped
+    assert len(rig.robot.sent) == 2  # the motion and the rest after it
+    assert rig.robot.log[-2:] == ["rest", "disconnect"]
+
+
+@pytest.mark.parametrize("pace", ["real", "step"])
+def test_a_robot_that_refuses_everything_is_given_up_and_reported(tmp_path: Path, pace: str) -> None:
+    rig = Rig(tmp_path, robot=Deaf({}), pace=pace, hz=100.0, steps=500)
+    outcome = rig.run()
+    assert "refused 10 actions in a row" in outcome.stopped
+    assert (outcome.steps, rig.statistics.denied) == (0, 10)
+    assert len(rig.robot.sent) == 11
+    assert sum("refused an action" in line for line in rig.logged) == 1
+
+
+@pytest.mark.parametrize(
+    ("reading", "why"),
+    [
+        ({"timestamp": float("nan")}, "timestamp: expected a finite number, got nan"),
+        ({"timestamp": float("inf")}, "timestamp: expected a finite number, got inf"),
+        ({"timestamp": "now"}, "timestamp: expected a number, got 'now'"),
+        ({"step": float("nan")}, "step: expected a finite number, got nan"),
+        ({"step": -3}, "step: expected a whole number"),
+    ],
+)
+def test_a_time_or_count_that_is_no_number_stops_and_is_named(
+    tmp_path: Path, reading: dict[str, Any], why: str
+) -> None:
+    class Odd(LineRobot):
+        def get_observation(self) -> dict[str, Any]:
+            return super().get_observation() | (reading if len(self.sent) >= 10 else {})
+
+    rig = Rig(tmp_path, robot=Odd(), pace="step")
+    outcome = rig.run()
+    assert why in outcome.stopped
+    assert outcome.steps == 10
+    assert rig.robot.log[-2:] == ["rest", "disconnect"]
+
+
+def test_a_camera_that_alternates_between_two_old_pictures_is_a_lost_camera(tmp_path: Path) -> None:
+    class Alternating(LineRobot):
+        def get_observation(self) -> dict[str, Any]:
+            seen = super().get_observation()
+            return seen | {"timestamp": min(self.frames, 20) - self.frames % 2 / 2}
+
+    rig = in_real_time(tmp_path, lambda: 0.0, robot=Alternating(), stale=0.5, steps=500)
+    assert "no new frame" in rig.run().stopped
+
+
+def test_readings_that_are_not_finite_are_reported_once(tmp_path: Path) -> None:
+    class Sensor(LineRobot):
+        def get_observation(self) -> dict[str, Any]:
+            return super().get_observation() | {"wrist": float("nan"), "elbow": 1.0, "note": "warm", "mode": None}
+
+    rig = Rig(tmp_path, robot=Sensor(), pace="step", steps=12)
+    assert not rig.run().stopped
+    assert rig.logged == ["the robot reports wrist as nan"]
+
+
+# -- drivers that hang or leave --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [SystemExit("driver gave up"), KeyboardInterrupt("driver")])
+@pytest.mark.parametrize("verb", ["get_observation", "send_action"])
+def test_an_exit_inside_a_driver_is_an_error_of_the_robot_and_it_is_let_go(
+    tmp_path: Path, verb: str, error: BaseException
+) -> None:
+    robot = Breaking(verb, error)  # type: ignore[arg-type]
+    rig = Rig(tmp_path, robot=TimeoutRobot(robot, 5.0), pace="step", steps=400)
+    begin = time.monotonic()
+    outcome = rig.run()
+    assert f"{verb} raised {type(error).__name__}" in outcome.stopped
+    assert time.monotonic() - begin < 4
+    assert robot.log[-2:] == ["rest", "disconnect"]
+    assert len(rig.store()) == 1
+
+
+def test_an_exit_inside_a_driver_without_a_timeout_ends_in_rest_too(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, robot=Breaking("get_observation", SystemExit("gone")), pace="step")  # type: ignore[arg-type]
+    assert "SystemExit: gone" in rig.run().stopped
+    assert rig.robot.log[-2:] == ["rest", "disconnect"]
+
+
+@pytest.mark.parametrize("pace", ["real", "step"])
+def test_an_exit_inside_a_policy_stops_the_loop(tmp_path: Path, pace: str) -> None:
+    class Leaving(Counting):
+        def predict_action_chunk(
+            self, seen: ObservationHistory, seeds: Sequence[int], prefix: np.ndarray | None = None
+        ) -> np.ndarray:
+            sys.exit("no licence")
+
+    rig = Rig(tmp_path, policy=Leaving(), pace=pace, hz=100.0, steps=100_000)
+    assert "SystemExit: no licence" in rig.run().stopped
+
+
+class Hung(LineRobot):
+    """Its call of ``verb`` number 20 returns only once it is ``over``."""
+
+    def __init__(self, verb: str) -> None:
+        super().__init__()
+        self.verb, self.calls, self.over = verb, 0, threading.Event()
+
+    def _wait(self, verb: str) -> None:
+        self.calls += verb == self.verb
+        if verb == self.verb and self.calls == 20:
+            self.over.wait(30)
+
+    def get_observation(self) -> dict[str, Any]:
+        self._wait("get_observation")
+        return super().get_observation()
+
+    def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
+        self._wait("send_action")
+        return super().send_action(action)
+
+
+@pytest.mark.parametrize("verb", ["get_observation", "send_action"])
+def test_while_a_call_hangs_the_robot_is_brought_to_rest_and_let_go(tmp_path: Path, verb: str) -> None:
+    robot = Hung(verb)
+    rig = Rig(tmp_path, robot=TimeoutRobot(robot, 0.3), pace="step", steps=400)
+    outcome = rig.run()
+    assert f"RobotLost: robot 'line': {verb} has not returned for 0.3 s" in outcome.stopped
+    assert not robot.over.is_set()  # the call still hangs
+    assert robot.log[-2:] == ["rest", "disconnect"]
+    robot.over.set()
+
+
+@pytest.mark.parametrize("verb", ["get_observation", "send_action"])
+def test_the_emergency_stop_does_not_wait_for_a_call_that_hangs(tmp_path: Path, verb: str) -> None:
+    robot, stop = Hung(verb), StopButton()
+    rig = Rig(tmp_path, robot=TimeoutRobot(robot, 60.0, stop), pace="step", steps=400, button=stop)
+
+    def press() -> None:
+        while robot.calls < 20:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        stop.press("emergency stop")
+
+    threading.Thread(target=press, daemon=True).start()
+    begin = time.monotonic()
+    outcome = rig.run()
+    assert outcome.stopped == "emergency stop"
+    assert time.monotonic() - begin < 20  # not 60
+    assert robot.log[-2:] == ["rest", "disconnect"]
+    robot.over.set()
+
+
+def test_a_robot_that_was_let_go_can_be_connected_again() -> None:
+    robot = TimeoutRobot(LineRobot(), 5.0)
+    for _ in range(2):
+        robot.connect()
+        assert robot.is_connected
+        assert robot.get_observation()["step"] == 0
+        robot.disconnect()
+        assert not robot.is_connected
 
 
 # -- what is sent ----------------------------------------------------------------------------------------------------------

@@ -103,6 +103,45 @@ def test_a_disk_that_stays_full_is_told_and_nothing_is_half_written(
     assert [p.name for p in tmp_path.iterdir()] == ["store.json"]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("65536 requested and 12288 written"),  # as np.save reports a full disk
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_named_with_its_folder_and_what_is_missing_however_it_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(store: EpisodeStore, episodes: Sequence[Episode], shard: int | None = None) -> Path:
+        raise error
+
+    monkeypatch.setattr(EpisodeStore, "add", full)
+    recorder = EpisodeRecorder(tmp_path, SPEC)
+    recorder.keep([episode(1)])
+    with pytest.raises(OSError, match=r"1 of 1 episodes could not be written: .*disk is full \(1\.15 kB are needed"):
+        recorder.close(5)
+
+
+def test_an_episode_that_cannot_be_written_does_not_take_the_others_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = EpisodeStore.add
+
+    def picky(store: EpisodeStore, episodes: Sequence[Episode], shard: int | None = None) -> Path:
+        if any(e.provenance["seed"] == 1 for e in episodes):
+            raise TypeError("no JSON")
+        return add(store, episodes, shard)
+
+    monkeypatch.setattr(EpisodeStore, "add", picky)
+    recorder = EpisodeRecorder(tmp_path, SPEC)
+    recorder.keep([episode(1), episode(2, acted=False), episode(3)])
+    with pytest.raises(OSError, match="1 of 3 episodes could not be written: no JSON"):
+        recorder.close(5)
+    assert sorted(e.provenance["seed"] for e in EpisodeStore(tmp_path)) == [2, 3]
+
+
 def test_a_disk_that_takes_them_at_the_end_gets_them_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
