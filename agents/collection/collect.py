@@ -268,8 +268,9 @@ def _make_shard(config: CollectConfig, shard: int) -> int:
     env = None if real_world.fresh_env else real_world.make_env(config.size)
     parent, made = multiprocessing.parent_process(), 0
     # A short shard stems from a collection that asked for fewer episodes, or was killed; its episodes are kept.
-    with EpisodeStore(config.folder).open_shard(shard, _index_of) as writer:
-        there = {_index_of(provenance) for provenance in writer.provenance}
+    store = EpisodeStore(config.folder)
+    there = {_index_of(store.provenance(i)) for i in range(len(store))}
+    with store.open_shard(shard, _index_of) as writer:
         for i in _indices(config, shard):
             if i in there:
                 continue

@@ -245,6 +245,70 @@ if __name__ == "__main__":
     assert not list(killed.out.glob(".writing-*"))
 
 
+def test_kills_more_frequent_than_a_shard_make_progress(tmp_path: Path) -> None:
+    """A collection that is killed after each few episodes loses none of them."""
+    config = CollectConfig(out=tmp_path / "one", episodes=9, steps=2, size=8, workers=1)
+    run(config)
+    killed = replace(config, out=tmp_path / "two")
+    script = tmp_path / "collect.py"
+    script.write_text(f"""
+import os, signal
+from pathlib import Path
+from neuralsim.agents.collection import collect as module
+
+made, collect_episode = [], module.collect_episode
+
+def deadly(*arguments):
+    if len(made) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    made.append(1)
+    return collect_episode(*arguments)
+
+module.collect_episode = deadly
+if __name__ == "__main__":
+    for _ in module.collect(module.CollectConfig(out=Path({str(killed.out)!r}), episodes=9, steps=2, size=8, workers=1)): pass
+""")
+    kept = []
+    for _ in range(3):
+        assert subprocess.run([sys.executable, str(script)], check=False).returncode == -signal.SIGKILL
+        kept.append(len(EpisodeStore(killed.out)))
+    assert kept == [2, 4, 6]
+    run(killed)
+    assert contents(killed.out) == contents(config.out)
+
+
+def test_an_interrupt_keeps_all_finished_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def interrupted(*arguments: Any) -> Episode:
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        made.append(collect_episode(*arguments))
+        return made[-1]
+
+    config = CollectConfig(out=tmp_path, episodes=9, steps=2, size=8, workers=1)
+    monkeypatch.setattr(module, "collect_episode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(config)
+    assert len(EpisodeStore(tmp_path)) == 3
+    assert sorted(p.name for p in tmp_path.glob("shard-*")) == ["shard-00000"]
+
+
+def test_a_program_without_a_guard_is_told_in_one_line(tmp_path: Path) -> None:
+    script = tmp_path / "collect.py"
+    script.write_text(f"""
+from pathlib import Path
+from neuralsim.agents.collection import collect as module
+
+module.EPISODES_PER_SHARD = 1
+for _ in module.collect(module.CollectConfig(out=Path({str(tmp_path)!r}) / "store", episodes=2, steps=2, size=8)): pass
+""")
+    ended = subprocess.run([sys.executable, str(script)], check=False, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert ended.stderr.count("Traceback") == 1
+    assert "if __name__ == '__main__':" in ended.stderr.splitlines()[-1]
+
+
 def test_leftovers_of_killed_writers_are_swept_up(small: CollectConfig) -> None:
     run(small)
     (small.out / ".writing-4194305-abc").mkdir()  # of a process that there cannot be
@@ -303,7 +367,7 @@ def test_a_disk_too_small_is_told_before_the_first_episode(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 10**8, 10**8))
-    with pytest.raises(OSError, match=r"need 1\.24 GB .* the disk has 100 MB left"):
+    with pytest.raises(OSError, match=r"need 1\.25 GB .* the disk has 100 MB left"):
         run(CollectConfig(small.world, small.out, episodes=1000, steps=100))
 
 
@@ -322,8 +386,9 @@ def test_a_disk_that_fills_up_says_so_and_leaves_whole_shards(
     with pytest.raises(OSError, match="the disk is full .*make room and run the same command again"):
         run(small)
     monkeypatch.undo()
-    assert len(EpisodeStore(small.out)) == 4
+    assert len(EpisodeStore(small.out)) == 8, "every finished episode is kept"
     assert not list(small.out.glob(".writing-*"))
+    assert run(small)[-1] == (11, 11)
 
 
 @pytest.mark.parametrize(

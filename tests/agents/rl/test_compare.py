@@ -220,7 +220,7 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"different tasks .*pusht push.*pusht touch"):
         compare(CompareConfig(mixed))
-    many = [curve("real", 0, [0, 1, 2, 3, 4], 1, n_envs=n) for n in (8, 16)]
+    many = [curve("real", 0, [0, 1, 2, 3, 4], 1, slots=n) for n in (8, 16)]
     with pytest.raises(ValueError, match=r"--baseline 'real': there are .*slots=8.*slots=16"):
         compare(CompareConfig(save(tmp_path / "many", many)))
     (mixed[0] / "curve.json").write_text("{")
