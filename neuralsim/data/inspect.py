@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from neuralsim.data.store import EpisodeStore, find_store
 from neuralsim.data.windows import WindowSampler
 from neuralsim.runtime.command import CommandOutput
+from neuralsim.runtime.files import atomic_file
 from neuralsim.spec import WorldSpec
 
 WINDOW, BATCH = 16, 32
@@ -103,9 +103,8 @@ def draw_strips(store: EpisodeStore, path: Path) -> Path:
         frames = store[int(i)].frames
         strips.append(np.concatenate(frames[np.linspace(0, len(frames) - 1, columns).astype(int)], axis=1))
     path.parent.mkdir(parents=True, exist_ok=True)
-    work = path.with_name(f".{path.name}.{os.getpid()}.png")
-    iio.imwrite(work, np.concatenate(strips), extension=".png")
-    os.replace(work, path)
+    with atomic_file(path) as temporary:
+        iio.imwrite(temporary, np.concatenate(strips), extension=".png")
     return path
 
 

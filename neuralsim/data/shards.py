@@ -176,8 +176,9 @@ def read_shard(folder: Path, spec: WorldSpec, state_names: Sequence[str] = ()) -
         if "actions" in arrays and acted != {True}:
             raise ValueError("it has actions.npy for episodes that episodes.json says have no actions")
         _check_arrays(arrays, entries, spec, state_names)
-    except (ValueError, KeyError, TypeError, OSError, EOFError) as error:
-        raise ValueError(f"{folder}: damaged shard ({error}); delete this folder and collect it again") from error
+    except Exception as error:  # numpy raises SyntaxError and others for damaged headers
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{folder}: damaged shard ({reason:.500}); delete this folder and collect it again") from error
     return arrays, entries
 
 

@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 
 from neuralsim.data.store import EpisodeStore
-from neuralsim.runtime.files import disk_errors, move_into_place, temporary_path
+from neuralsim.runtime.files import atomic_file
 from neuralsim.spec import MOST_CONTEXT, WorldSpec
 
 LARGEST_STARTS = 1 << 30
@@ -74,10 +74,8 @@ class Starts:
         """Write ``starts.npz``, compressed; it appears whole or not at all. Raises DiskFullError on a full disk."""
         arrays = {k: v for k in ("frames", "actions", "states", "seeds") if (v := getattr(self, k)) is not None}
         target = Path(path)
-        temporary = temporary_path(target)
-        with disk_errors(target), temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-        move_into_place(temporary, target)
+        with atomic_file(target) as temporary:
+            np.savez_compressed(temporary, **arrays)
 
     @classmethod
     def cut(cls, store: EpisodeStore, count: int, context: int, seed: int, held_out: bool | None = None) -> Self:

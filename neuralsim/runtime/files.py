@@ -48,11 +48,21 @@ def temporary_folder(folder: Path) -> Iterator[Path]:
 
 def write_atomically(path: Path, data: str | bytes) -> None:
     """Write ``data`` (text as UTF-8) to ``path``: after a kill or a power cut the file is the old one or the new one."""
-    temporary = temporary_path(path)
     content = data.encode() if isinstance(data, str) else data
+    with atomic_file(path, needed=len(content)) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def atomic_file(path: Path, needed: int = 0, kept: str = "") -> Iterator[Path]:
+    """Give a temporary path to write to; at the end its file replaces ``path``, after an error it is removed.
+
+    Raises DiskFullError on a full disk; ``needed`` and ``kept`` as in :func:`disk_errors`.
+    """
+    temporary = temporary_path(path)
     try:
-        with disk_errors(path, needed=len(content)):
-            temporary.write_bytes(content)
+        with disk_errors(path, needed, kept):
+            yield temporary
             move_into_place(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -47,7 +47,10 @@ def dequantize(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     restored = {}
     for name, tensor in tensors.items():
         scale = tensors.get(name + SCALE)
-        if name.endswith(SCALE) and tensors.get(name.removesuffix(SCALE), torch.empty(0, dtype=torch.float32)).dtype == torch.int8:
+        if (
+            name.endswith(SCALE)
+            and tensors.get(name.removesuffix(SCALE), torch.empty(0, dtype=torch.float32)).dtype == torch.int8
+        ):
             continue
         if tensor.dtype == torch.int8 and scale is not None:
             expected = (len(tensor), -(-tensor[0].numel() // GROUP)) if tensor.ndim >= 2 and len(tensor) else ()

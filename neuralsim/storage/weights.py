@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 
-from neuralsim.runtime.files import disk_errors, move_into_place, temporary_path
+from neuralsim.runtime.files import atomic_file
 from neuralsim.runtime.json_files import check_types, read_object, type_hints
 from neuralsim.spec import WorldSpec, plain_name
 from neuralsim.storage.manifest import CONFIG, WEIGHTS
@@ -164,11 +164,9 @@ def save_world(model: Any, folder: Path) -> None:
     model.load_state_dict(dequantize(tensors))
     model.save_config(folder)
     weights = folder / WEIGHTS
-    temporary = temporary_path(weights)
     copies = cpu_copies(tensors)
-    with disk_errors(weights, sum(t.nbytes for t in copies.values())):
+    with atomic_file(weights, sum(t.nbytes for t in copies.values())) as temporary:
         save_file(copies, temporary, metadata={"format": "pt"})
-        move_into_place(temporary, weights)
 
 
 def cpu_copies(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

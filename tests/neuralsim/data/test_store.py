@@ -257,3 +257,86 @@ def test_stores_of_one_world_are_read_as_one_and_others_are_refused(tmp_path: Pa
     shifted.set_source({"action_offset": [0.5, 0.0]})
     with pytest.raises(ValueError, match="are of different worlds"):
         JoinedStore([stores[0], shifted])
+
+
+# -- the rules of reading hold when writing -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [("ALE/Pong-v5", "ALE-Pong-v5"), ("a\\b", "a-b"), ("up/../down", "up-.-down"), ("tab\there", "tab-here")],
+)
+def test_a_store_gives_its_world_a_plain_name(tmp_path: Path, name: str, plain: str) -> None:
+    spec = replace(SPEC, name=name)
+    store = EpisodeStore.create(tmp_path, spec, STATE_NAMES)
+    store.add([coded_episode(1, 3)])
+    assert store.spec.name == plain
+    assert EpisodeStore.create(tmp_path, spec, STATE_NAMES).spec == replace(SPEC, name=plain)
+    body = json.loads((tmp_path / "store.json").read_text())
+    assert body["spec"]["name"] == plain
+    body["spec"]["name"] = name  # as earlier versions wrote it
+    (tmp_path / "store.json").write_text(json.dumps(body))
+    assert EpisodeStore(tmp_path).spec.name == plain
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"provenance": {"seed": "seven"}}, "'seed' is a whole number"),
+        ({"provenance": {"seed": None}}, "'seed' is a whole number"),
+        ({"provenance": {"seed": 1.5}}, "'seed' is a whole number"),
+        ({"states": np.zeros((6, 3), np.float32)}, r"expected shape \(T\+1, 2\)"),
+        ({"states": np.zeros(6, np.float32)}, r"expected shape \(T\+1, 2\)"),
+    ],
+)
+def test_an_episode_that_could_not_be_read_back_is_not_written(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    store = EpisodeStore.create(tmp_path, SPEC, STATE_NAMES)
+    episode = replace(coded_episode(1, 5), **change)  # type: ignore[arg-type]
+    for write in (lambda: store.add([episode]), lambda: store.open_shard(0).add(episode)):
+        with pytest.raises(ValueError, match=message):
+            write()
+    assert len(EpisodeStore(tmp_path)) == 0
+
+
+def test_state_names_that_could_not_be_read_back_make_no_store(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="state_names: expected different names"):
+        EpisodeStore.create(tmp_path / "store", SPEC, ("x", "x"))
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("rate_hz", 1e-300),
+        ("rate_hz", float("inf")),
+        ("action_scale", [-1.0, 1.0]),
+        ("action_scale", [float("nan"), 1.0]),
+        ("context", 10**9),
+        ("context", 2.5),
+        ("height", True),
+        ("action_names", ["x", "x"]),
+        ("action_names", "xy"),
+        ("colour", "red"),
+    ],
+)
+def test_a_spec_out_of_range_is_refused_by_file_and_field(tmp_path: Path, field: str, value: object) -> None:
+    filled_store(tmp_path, [3])
+    path = tmp_path / "store.json"
+    body = json.loads(path.read_text())
+    body["spec"][field] = value
+    path.write_text(json.dumps(body))
+    with pytest.raises(ValueError, match=rf"store\.json: .*{field}"):
+        EpisodeStore(tmp_path)
+
+
+def test_a_state_of_another_width_or_a_frame_of_another_size_is_a_damaged_shard(tmp_path: Path) -> None:
+    filled_store(tmp_path, [3, 3])
+    for name, array in (("states", np.zeros((8, 3), np.float32)), ("frames", np.zeros((8, 8, 16, 3), np.uint8))):
+        path = tmp_path / "shard-00000" / f"{name}.npy"
+        good = path.read_bytes()
+        np.save(path, array)
+        with pytest.raises(ValueError, match=f"shard-00000: damaged shard .its {name} are"):
+            EpisodeStore(tmp_path)
+        path.write_bytes(good)

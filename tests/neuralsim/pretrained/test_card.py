@@ -36,7 +36,9 @@ def trained(tiny_world: Path, tmp_path: Path) -> Path:
 
 def test_the_card_tells_all_and_calls_a_miss_a_miss(trained: Path, tmp_path: Path) -> None:
     rows = (
-        Metric("iou", "block IoU", 0.8125, step=10, low=0.79, high=0.83, n=256, baseline=0.25, target=Target(least=0.8)),
+        Metric(
+            "iou", "block IoU", 0.8125, step=10, low=0.79, high=0.83, n=256, baseline=0.25, target=Target(least=0.8)
+        ),
         Metric("pusher", "pusher off by", 12.5, "units", step=10, n=256, target=Target(most=10)),
     )
     measured = Report("pusht: 256 rollouts", rows, {"date": "2026-11-21"}).save(tmp_path / "measure.json")

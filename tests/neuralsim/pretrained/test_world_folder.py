@@ -3,6 +3,7 @@ is refused by name or changes nothing."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import neuralsim
@@ -28,6 +30,7 @@ from neuralsim.imagination import Imagination
 from neuralsim.models.video_wam import VideoWAM
 from neuralsim.pretrained.starts import Starts
 from neuralsim.pretrained.world import World, open_world, register_model
+from neuralsim.runtime.files import DiskFullError
 from neuralsim.storage.manifest import (
     CARD,
     CONFIG,
@@ -43,6 +46,7 @@ from neuralsim.storage.manifest import (
     seal,
 )
 from neuralsim.storage.resolve import assets, list_worlds
+from neuralsim.storage.weights import save_world
 from neuralsim.training.config import TrainConfig
 from neuralsim.training.trainer import train
 from neuralsim.world_model import WorldModel
@@ -837,3 +841,74 @@ def test_a_process_killed_while_saving_leaves_the_old_world_or_a_refusal(copied:
         process.send_signal(signal.SIGKILL)
     refused(copied, open_world(whole, "cpu"))  # the same world was saved, so whatever opens must be it
     assert Starts.load(copied / STARTS, open_world(whole, "cpu").spec) is not None
+
+
+# -- ranges, and the rules of reading when writing ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("denoise_steps", 2**31),
+        ("denoise_steps", 0),
+        ("spec.rate_hz", 1e-300),
+        ("spec.rate_hz", 0),
+        ("spec.context", 10**9),
+        ("spec.action_scale", [-1.0, 1.0]),
+        ("spec.action_names", ["x", "x"]),
+        ("spec.name", "a/b"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_by_file_and_field(
+    tiny_world: Path, tmp_path: Path, field: str, value: object
+) -> None:
+    folder = tmp_path / "world"
+    shutil.copytree(tiny_world, folder)
+    config = json.loads((folder / "config.json").read_text())
+    *parents, name = field.split(".")
+    (config[parents[0]] if parents else config)[name] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"config\.json.*{name}"):
+        open_world(folder, "cpu")
+
+
+@pytest.mark.parametrize("name", ["actions", "states"])
+def test_starts_with_nan_are_refused(tiny_world: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "world"
+    shutil.copytree(tiny_world, folder)
+    with np.load(folder / "starts.npz") as file:
+        arrays = dict(file)
+    arrays[name] = arrays[name].copy()
+    arrays[name][0, 0, 0] = np.nan
+    np.savez(folder / "starts.npz", **arrays)
+    with pytest.raises(ValueError, match=r"starts\.npz.*finite"):
+        open_world(folder, "cpu")
+
+
+@pytest.mark.parametrize("name", ["ALE/Pong-v5", "up/../down", "tab\there"])
+def test_a_world_that_could_not_be_opened_is_not_saved(dot_model: Any, tmp_path: Path, name: str) -> None:
+    spec = dataclasses.asdict(dot_model.spec) | {"name": name}
+    world = World(type(dot_model)(spec=spec))
+    with pytest.raises(ValueError, match=r"spec\.name: expected a plain word such as"):
+        world.save(tmp_path / "world")
+    with pytest.raises(ValueError, match=r"spec\.name: expected a plain word such as"):
+        save_world(world.model, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_at_saving_names_the_folder_and_keeps_the_old_world(
+    dot_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = dot_world.save(tmp_path / "world")
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("diffusers.models.modeling_utils.safetensors.torch.save_file", full)
+    with pytest.raises(DiskFullError, match=r"world: the disk is full .* unchanged; make room"):
+        dot_world.save(folder)
+    monkeypatch.setattr("neuralsim.storage.weights.save_file", full)
+    with pytest.raises(DiskFullError, match=r"safetensors: the disk is full"):
+        save_world(dot_world.model, folder)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
