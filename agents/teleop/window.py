@@ -64,7 +64,7 @@ KEY_LINE = (
 
 @dataclass(frozen=True)
 class Status:
-    """What the strip shows besides the SessionFrame: rates per second, latency in seconds, modes."""
+    """Text of the strip besides the SessionFrame: rates per second, latency in seconds, modes."""
 
     world_fps: float = 0.0
     window_fps: float = 0.0

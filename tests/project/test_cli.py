@@ -1,20 +1,29 @@
-"""Promises of the command line: every command has help, wrong words exit with 2 and a line that helps, figures go to JSON."""
+"""The command line: every command has help, wrong words exit with 2 and a line that helps, figures go to JSON."""
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+import inspect
+import itertools
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
+import tyro
 
 import neuralsim
 from neuralsim import cli
 from neuralsim.data.store import EpisodeStore
+from neuralsim.runtime.command import CommandOutput
 
 COMMANDS = tuple(cli.COMMANDS)
 
@@ -40,6 +49,87 @@ def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) ->
     assert run(capsys, "--version")[1] == f"neuralsim {neuralsim.__version__}\n"
 
 
+HEADINGS = {
+    "everyday": ["demo", "play", "plan", "info", "bench"],
+    "data": ["collect", "record", "import", "export", "data"],
+    "worlds": ["train", "measure", "roles", "card"],
+    "agents": ["rl", "evaluate", "heads", "rank", "compare"],
+    "robots": ["drive", "robot-sim", "serve", "safety"],
+}
+
+
+def test_the_overview_groups_the_commands_under_headings(capsys: pytest.CaptureFixture[str]) -> None:
+    groups: dict[str, list[str]] = {}
+    for line in run(capsys, "--help")[1].splitlines():
+        if line in HEADINGS:
+            groups[line] = []
+        elif groups and line.startswith("  "):
+            groups[list(groups)[-1]].append(line.split()[0])
+    assert list(groups.items()) == list(HEADINGS.items())
+    assert sorted(itertools.chain(*HEADINGS.values())) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_table_names_a_config_and_a_function_that_takes_it(command: str) -> None:
+    entry = cli.COMMANDS[command]
+    config, function = (
+        getattr(importlib.import_module(m), n) for m, n in (e.split(":") for e in (entry.config, entry.function))
+    )
+    assert dataclasses.is_dataclass(config)
+    assert config.__name__.endswith("Config")
+    first = next(iter(inspect.signature(function).parameters.values()))
+    assert first.annotation == config.__name__
+    fields = {field.name for field in dataclasses.fields(config)}
+    assert entry.subject.removesuffix("...") in fields | {""}
+    flags = set(tyro.extras.get_parser(config)._option_string_actions)
+    old = getattr(config, "OLD_FLAGS", {})
+    assert {new.partition(" ")[0] for new in old.values()} <= flags, "an old flag has a new one that exists"
+    assert not set(old) & flags, "an old flag does not hide a present one"
+
+
+def test_an_old_flag_goes_on_for_a_version_and_says_its_new_name(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class OwnConfig:
+        OLD_FLAGS: ClassVar[dict[str, str]] = {"--often": "--n-times"}
+        world: str = "pusht"
+        n_times: int = 1
+
+    monkeypatch.setattr(cli, "_load", lambda name: OwnConfig)
+    command = cli.Command("everyday", "m:OwnConfig", "m:own", "", "world")
+    assert cli._parse(command, "own", ["mine", "--often", "3"]) == OwnConfig("mine", 3)
+    assert cli._parse(command, "own", ["--often=4"]) == OwnConfig(n_times=4)
+    assert "neuralsim: --often is now --n-times" in capsys.readouterr().err
+
+
+def test_output_is_printed_in_order_and_then_the_command_stops(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    figures = {"a": 1, "many": list(range(25))}
+    output = CommandOutput(
+        tables=["a table"],
+        lines=["a line"],
+        facts={"a_name": 1, "many": figures["many"], "none": []},
+        missed=[SimpleNamespace(step=4, label="accuracy", value=0.5, unit="%", target=">= 1")],
+        files=[tmp_path / "file"],
+        json=tmp_path / "out" / "figures.json",
+        figures=figures,
+        stop=OSError("stopped"),
+    )
+    with pytest.raises(OSError, match="stopped"):
+        cli._present(output)
+    out = capsys.readouterr().out.splitlines()
+    assert out[:3] == ["a table", "a line", "a name  1"]
+    assert out[22:24] == ["        19", "        and 5 more; --json has all"]
+    assert out[24:] == [
+        "none    none",
+        "misses its target: accuracy after 4 steps: 0.5 % (target >= 1)",
+        f"wrote {tmp_path / 'file'}",
+    ]
+    assert json.loads((tmp_path / "out" / "figures.json").read_text()) == figures
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
     code, out, _ = run(capsys, command, "--help")
@@ -48,62 +138,55 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str
     assert "(default:" in out
 
 
-def test_every_option_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    import tyro
-
-    from neuralsim.agents.collection.collect import CollectConfig
-    from neuralsim.agents.demo import DemoConfig
-    from neuralsim.agents.evaluation.policy import EvaluateConfig
-    from neuralsim.agents.evaluation.ranking import RankConfig
-    from neuralsim.agents.evaluation.world import MeasureConfig
-    from neuralsim.agents.planning.config import PlanConfig
-    from neuralsim.agents.rl.compare import CompareConfig
-    from neuralsim.agents.rl.config import RLConfig
-    from neuralsim.agents.serving.serve import ServeConfig
-    from neuralsim.agents.teleop.player import PlayConfig
-    from neuralsim.agents.teleop.record import RecordConfig
-    from neuralsim.data.inspect import DataConfig
-    from neuralsim.formats.exporter import ExportConfig
-    from neuralsim.formats.importer import ImportConfig
-    from neuralsim.training.config import TrainConfig
-
-    learning = (RLConfig, EvaluateConfig, RankConfig, CompareConfig, RecordConfig, ServeConfig)
-    for config in (
-        CollectConfig,
-        DemoConfig,
-        MeasureConfig,
-        PlayConfig,
-        TrainConfig,
-        PlanConfig,
-        cli.BenchConfig,
-        cli.InfoConfig,
-        ImportConfig,
-        ExportConfig,
-        DataConfig,
-        *learning,
-    ):
-        with pytest.raises(SystemExit):
-            tyro.cli(config, args=["--help"])
-        lines = [line.strip("│ ") for line in capsys.readouterr().out.splitlines() if line.startswith("│ -")]
-        assert [line for line in lines if len(line.split()) <= 2 and "-h" not in line] == []
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_says_what_it_is(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    out = run(capsys, command, "--help")[1]
+    lines = [line.strip("│ ") for line in out.splitlines() if line.startswith("│ -")]
+    assert [line for line in lines if len(line.split()) <= 2 and "-h" not in line] == []
 
 
-def test_help_is_quick_and_loads_no_torch() -> None:
+LOADS = """
+import sys, time
+begin = time.perf_counter()
+import neuralsim.cli
+try:
+    neuralsim.cli.main(sys.argv[1:])
+except SystemExit:
+    pass
+print('loaded', *sorted({name.split('.')[0] for name in sys.modules}), *sorted(n for n in sys.modules if n.startswith('neuralsim')))
+"""
+
+
+def test_the_overview_loads_nothing_heavy_and_no_layer_above() -> None:
+    ran = subprocess.run([sys.executable, "-c", LOADS, "--help"], capture_output=True, text=True, check=True)
+    loaded = set(ran.stdout.rpartition("loaded ")[2].split())
+    assert not loaded & {"torch", "tyro", "rich", "pygame", "diffusers", "cv2", "matplotlib"}
+    assert not {name for name in loaded if name.startswith("neuralsim.agents")}
+
+
+def test_help_loads_nothing_heavy() -> None:
+    """Loading modules is what help takes its time for; how long that is depends on the machine."""
     program = (
-        "import sys, time; begin = time.perf_counter()\n"
+        "import sys\n"
         "from neuralsim.cli import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit: pass\n"
-        "print('seconds', time.perf_counter() - begin, 'torch' in sys.modules)"
+        "print('loaded', len(sys.modules), *sorted({name.split('.')[0] for name in sys.modules}))"
     )
     for words in (["--help"], ["collect", "--help"], ["collect", "pusht", "--episodes", "none"]):
-        ran = [
-            subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
-            for _ in range(2)
-        ]
-        seconds, torch = zip(*(r.stdout.split()[-2:] for r in ran), strict=True)
-        assert min(map(float, seconds)) < 1.0
-        assert set(torch) == {"False"}
+        ran = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
+        count, *loaded = ran.stdout.rpartition("loaded ")[2].split()
+        assert not set(loaded) & {
+            "torch",
+            "pygame",
+            "diffusers",
+            "cv2",
+            "matplotlib",
+            "stable_baselines3",
+            "minari",
+            "av",
+        }
+        assert int(count) < 900
 
 
 # -- wrong words -------------------------------------------------------------------------------------------------------------------
@@ -170,6 +253,49 @@ def test_errors_of_the_system_are_told_whole(capsys: pytest.CaptureFixture[str],
     code, _, err = run(capsys, "collect", "--out", tmp_path / "file" / "store")
     assert code == 2
     assert str(tmp_path / "file") in err
+
+
+BROKEN = {
+    "cv2": ("ImportError", "libGL.so.1: cannot open shared object file: No such file or directory", "libgl1"),
+    "pygame": (
+        "ImportError",
+        "libfreetype.so.6: cannot open shared object file: No such file or directory",
+        "libfreetype6",
+    ),
+}
+
+
+@pytest.mark.parametrize("package", BROKEN)
+@pytest.mark.parametrize("words", ["play --headless --script '0 quit'", "plan", "record Pendulum-v1", "demo"])
+def test_a_slim_container_is_told_the_missing_system_library(words: str, package: str, tmp_path: Path) -> None:
+    """cv2 and pygame are installed there, but a library that they are linked with is not."""
+    kind, text, debian = BROKEN[package]
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text(f"raise {kind}({text!r})\n")
+    ran = subprocess.run(
+        [sys.executable, "-m", "neuralsim.cli", *shlex.split(words), "--out", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+    if package not in ran.stderr:  # this command does without it
+        assert (package, words.split()[0]) in {("cv2", "record"), ("cv2", "play"), ("pygame", "demo"), ("cv2", "demo")}
+        return
+    assert ran.returncode == cli.WRONG
+    assert "Traceback" not in ran.stderr
+    assert len(ran.stderr.strip().splitlines()) == 1
+    assert text in ran.stderr
+    assert f"{package} " in ran.stderr
+    assert f"apt-get install {debian}" in ran.stderr
+
+
+def test_our_own_import_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(config: object) -> None:
+        raise ImportError("cannot import name 'x' from 'neuralsim.y'")
+
+    monkeypatch.setattr(cli, "_call", lambda function, config: broken(config))
+    with pytest.raises(ImportError, match="cannot import name"):
+        cli.main(["info"])
 
 
 # -- the commands ------------------------------------------------------------------------------------------------------------------
@@ -241,7 +367,7 @@ def test_measure_with_own_episodes(capsys: pytest.CaptureFixture[str], tmp_path:
     assert code == 0
     assert json.loads((tmp_path / "measure.json").read_text())["rows"]
     assert (tmp_path / "out" / "measure.png").is_file()
-    assert "misses its bar" in out  # random weights
+    assert "misses its target" in out  # random weights
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
@@ -261,17 +387,20 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "neuralsim.cli", *words], stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
-        deadline = time.monotonic() + 60
-        while not list(tmp_path.glob("s/shard-*")):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: parent and workers alike
-        _, err = process.communicate(timeout=30)
+        try:
+            deadline = time.monotonic() + 300
+            while sum(1 for _ in tmp_path.rglob("episodes.json")) < 3:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: parent and workers alike
+            _, err = process.communicate(timeout=120)
+        finally:
+            process.kill()
     assert process.returncode == cli.INTERRUPTED
-    assert "interrupted. Whole shards are kept; the same command goes on." in err
+    assert "interrupted. Finished episodes are kept; the same command goes on." in err
     assert "Traceback" not in err
-    assert len(EpisodeStore(tmp_path / "s")) % 100 == 0
+    assert len(EpisodeStore(tmp_path / "s")) >= 3
     assert not list(tmp_path.glob("s/.writing-*"))
 
 
