@@ -347,9 +347,10 @@ def _check_same_settings(folder: Path, settings: dict[str, Any]) -> None:
         before = {"recipe": json.loads((folder / "recipe.json").read_text())}
     else:
         return
+    found = _differences("", before, {k: v for k, v in settings.items() if k in before})
     differing = [
         f"{name}: {_format(old)} then, {_format(new)} now"
-        for name, old, new in _differences("", before, {k: v for k, v in settings.items() if k in before})
+        for name, old, new in sorted(found, key=lambda difference: difference[0] != "recipe.name")
     ]
     if differing:
         raise ValueError(

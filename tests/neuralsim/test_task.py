@@ -1,6 +1,7 @@
-"""Physics and wishes stay apart: one model, many tasks; and nobody decodes who does not look."""
+"""Task: one model serves many tasks, and frames are decoded only on request."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -156,3 +157,13 @@ def test_imagined_rewards_equal_true_ones_step_for_step(dot_world, pushes):
         transition = dream.step(action[None])
         assert transition.reward[0] == pytest.approx(-np.linalg.norm(place), abs=1e-5)
         assert transition.terminated[0] == (np.linalg.norm(place) < 0.15)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])  # noqa: S301 (our own bytes)
+def test_a_goal_image_can_be_copied_after_use(views, copied):
+    before, action, after = views
+    task = GoalImage(before.model.decode(before.state)[0].numpy())
+    outcome = task(before, action, after)
+    again = copied(task)
+    assert torch.equal(again(before, action, after).reward, outcome.reward)
+    assert again.tolerance == task.tolerance

@@ -161,6 +161,29 @@ def test_infer_follows_the_frames_and_act_has_none(model: VideoWAM, state: Video
 
 
 @torch.inference_mode()
+def test_several_samples_of_a_row_share_its_history(
+    model: VideoWAM, state: VideoState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n, rows, prefix = 5, len(state), torch.full((5 * len(state), 2, 2), 0.25)
+    many = noise(n * rows)
+    whole = predict_actions(model, state.repeat(n), many, 2, prefix)
+    seen, memory = [], VideoWAM.memory
+    monkeypatch.setattr(VideoWAM, "memory", lambda self, s: (seen.append(len(s)), memory(self, s))[1])
+    samples = predict_actions(model, state, many, 2, prefix)
+    assert seen == [rows]
+    torch.testing.assert_close(samples, whole, atol=1e-5, rtol=1e-4)
+    assert torch.equal(samples[:, :2], prefix)
+    with pytest.raises(ValueError, match=rf"noise: expected a multiple of the state's {rows} rows, got {rows + 1}"):
+        predict_actions(model, state, noise(rows + 1))
+
+
+@pytest.mark.parametrize("passes", [0, 65, 2**31, 1.5])
+def test_passes_out_of_range_are_refused(model: VideoWAM, state: VideoState, passes: float) -> None:
+    with pytest.raises(ValueError, match="passes: expected a whole number of at least 1 and at most 64"):
+        predict_actions(model, state, noise(len(state)), passes)  # type: ignore[arg-type]
+
+
+@torch.inference_mode()
 def test_simulating_is_bit_equal_with_and_without_the_joint_stream(model: VideoWAM, state: VideoState) -> None:
     config = dict(model.config) | {"joint_config": None}
     stripped = VideoWAM(**{k: v for k, v in config.items() if not k.startswith("_")}).eval()
@@ -206,7 +229,7 @@ def test_a_prefix_that_leaves_nothing_to_ask_is_named(model: VideoWAM, state: Vi
 
 
 def test_fewer_than_one_pass_and_nothing_asked_are_named(model: VideoWAM, state: VideoState) -> None:
-    with pytest.raises(ValueError, match="passes: expected 1 or more, got 0"):
+    with pytest.raises(ValueError, match="passes: expected a whole number of at least 1 and at most 64, got 0"):
         predict_actions(model, state, noise(8), passes=0)
     with pytest.raises(ValueError, match="nothing is asked"):
         denoise_chunk(model, state, noise(8), 1, frames=None, actions=False)

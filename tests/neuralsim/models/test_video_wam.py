@@ -1,10 +1,11 @@
-"""Promises of the video model: it looks at what it draws now and then, row by row, and never while it learns."""
+"""VideoWAM: it re-encodes its decoded frames now and then, row by row, and never in training; ranges of its numbers."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from neuralsim.imagination import Imagination
 from neuralsim.models.video_wam import VideoWAM
 from neuralsim.noise import Noise
 
@@ -67,3 +68,25 @@ def test_a_model_that_learns_does_not_look(looking: VideoWAM) -> None:
 def test_looking_less_than_once_a_step_is_an_error(tiny_model: VideoWAM) -> None:
     with pytest.raises(ValueError, match="look_every must be 1 or more, got 0"):
         with_look(tiny_model, 0)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 65, 2**31, 1.0, True, None])
+def test_denoising_steps_out_of_range_are_refused_wherever_they_are_set(tiny_model: VideoWAM, steps: object) -> None:
+    sizes = {k: v for k, v in tiny_model.config.items() if not k.startswith("_")}
+    with pytest.raises(ValueError, match="denoise_steps: expected a whole number of at least 1 and at most 64"):
+        VideoWAM(**sizes | {"denoise_steps": steps})
+    with pytest.raises(ValueError, match="denoise_steps: expected"):
+        tiny_model.denoise_steps = steps  # type: ignore[assignment]
+    if steps is not None:
+        with pytest.raises(ValueError, match="denoise_steps: expected"):
+            Imagination(tiny_model, denoise_steps=steps)
+    assert tiny_model.denoise_steps == 1
+
+
+@pytest.mark.parametrize("part", ["codec_config", "stream_config"])
+@pytest.mark.parametrize("size", [0, -4, 2**31, 2.5, "8"])
+def test_sizes_out_of_range_are_refused(tiny_model: VideoWAM, part: str, size: object) -> None:
+    sizes = {k: v for k, v in tiny_model.config.items() if not k.startswith("_")}
+    name = "tokens" if part == "codec_config" else "layers"
+    with pytest.raises(ValueError, match=f"{name}: expected a whole number from 1 to"):
+        VideoWAM(**sizes | {part: dict(sizes[part]) | {name: size}})
