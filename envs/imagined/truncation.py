@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any
 
 import numpy as np
 
@@ -27,7 +26,4 @@ class TruncationReason(IntEnum):
     @classmethod
     def of(cls, reasons: np.ndarray) -> np.ndarray:
         """Return the members of the names and Nones in ``reasons`` ``(b,)``, an array of objects as Gymnasium batches them."""
-        out: Any = np.full(len(reasons), cls.NONE, dtype=object)
-        for row in np.flatnonzero(reasons != None):  # noqa: E711 (elementwise)
-            out[row] = cls[reasons[row].upper()]
-        return out
+        return np.array([cls.NONE if reason is None else cls[reason.upper()] for reason in reasons], dtype=object)
