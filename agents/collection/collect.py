@@ -56,7 +56,7 @@ class CollectConfig:
     """Seed of the collection."""
     size: int | tuple[int, int] = 64
     """Frame side in pixels, or height and width; multiples of 8."""
-    policy: str = "explore"
+    policy: str = "explorer"
     """The policy that acts: explorer; random; noop; expert, which demonstrates pusht; a Stable-Baselines3 .zip, not unpickled; or
     module:function. The last runs your code, found in this folder: function(env, seed) returns an object with SB3's
     predict(), on the observations and actions of env itself."""

@@ -1,7 +1,9 @@
-"""Held-out episodes on a machine that has none: collected on the spot, from a seed that training never uses."""
+"""Held-out episodes for evaluation, collected where they are missing, from a seed that training never uses."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -11,16 +13,16 @@ from typing import Any
 from neuralsim.agents.collection.collect import CollectConfig, collect
 from neuralsim.data.store import EpisodeStore
 from neuralsim.envs.gym_adapter.env import GymEnvConfig
-from neuralsim.spec import WorldSpec
+from neuralsim.spec import WorldSpec, plain_name
 
 HELD_OUT_SEED = 1_000_000
-"""Collection seed of measuring. Training data come from small seeds (0 by default), so the two never share an episode."""
+"""Collection seed of held-out episodes. Training data come from small seeds (0 by default), so the two never share an episode."""
 DEMONSTRATIONS = 60
-"""How many held-out episodes of Push-T's expert there are by default."""
+"""Held-out episodes of Push-T's expert, by default."""
 
 
 def held_out_folder(world: str, size: int = 64) -> Path:
-    """Where held-out episodes of ``world`` at ``size`` pixels lie by default."""
+    """Default folder of held-out episodes of ``world`` at ``size`` pixels."""
     return Path("data") / (f"{world}-held-out" + ("" if size == 64 else f"-{size}"))
 
 
@@ -33,7 +35,7 @@ def demonstration_store(
     progress: Callable[[int, int], None] | None = None,
     world: str = "pusht",
 ) -> EpisodeStore:
-    """The store of held-out demonstrations of ``world``'s expert in ``folder``, made or completed first where episodes are missing."""
+    """Open the store of held-out demonstrations of ``world``'s expert in ``folder``; missing episodes are collected first."""
     config = CollectConfig(
         world,
         out=Path(folder),
@@ -57,11 +59,19 @@ def held_out_store(
     world: str = "pusht",
     near_goal: float | None = None,
 ) -> EpisodeStore:
-    """The store of held-out episodes of ``world`` in ``folder``, made or completed first where episodes are missing.
+    """Open the store of held-out episodes of ``world``; missing episodes are collected first.
 
-    All of its episodes are held out: pass ``all_held_out=True`` to whatever measures on it. ``progress`` is told (done, wanted);
-    ``steps``: actions in each, as many as the world's collections have by default. ``near_goal`` is the share of episodes that
-    begin near the goal, if another than usual.
+    All of its episodes are held out: evaluate on it with ``all_held_out=True``.
+
+    Args:
+        folder: of the store; one beside it where ``folder`` holds episodes of another environment.
+        episodes: number of episodes.
+        steps: actions in each; by default as in the world's collections.
+        size: frame side in pixels.
+        workers: processes.
+        progress: called with (done, wanted).
+        world: name of the real world.
+        near_goal: share of episodes that begin near the goal, if another than usual.
     """
     config = CollectConfig(
         world, out=Path(folder), episodes=episodes, steps=steps, seed=HELD_OUT_SEED, size=size, workers=workers
@@ -78,8 +88,11 @@ def held_out_again(
     workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> EpisodeStore:
-    """Held-out episodes of a world whose episodes were collected from a Gymnasium environment: ``source`` is their store's
-    ``info.source``. They lie in data/<ID>-held-out; all of them are held out."""
+    """Open a store of held-out episodes of a world that was collected from a Gymnasium environment.
+
+    ``source`` is the ``info.source`` of that collection. The store is data/<ID>-held-out, or one beside it where that holds
+    episodes of another environment; missing episodes are collected first.
+    """
     world = GymEnvConfig.of(spec, source)
     shape = "" if (spec.height, spec.width) == (64, 64) else f"-{spec.height}x{spec.width}"
     config = CollectConfig(
@@ -92,7 +105,7 @@ def held_out_again(
         action_names=world.action_names,
         steps=source.get("steps"),
         size=(spec.height, spec.width),
-        out=Path("data") / f"{spec.name.replace('/', '-')}-held-out{shape}",
+        out=Path("data") / f"{plain_name(spec.name)}-held-out{shape}",
         episodes=episodes,
         seed=HELD_OUT_SEED,
         workers=workers,
@@ -101,7 +114,20 @@ def held_out_again(
 
 
 def _collected(config: CollectConfig, progress: Callable[[int, int], None] | None) -> EpisodeStore:
+    config = replace(config, out=_folder_of_same(config))
     for done, wanted, _ in collect(config):
         if progress:
             progress(done, wanted)
     return EpisodeStore(config.folder)
+
+
+def _folder_of_same(config: CollectConfig) -> Path:
+    """The folder of ``config``, or where that holds episodes of another environment, one named by a digest of this one's."""
+    folder = config.folder
+    if not (folder / "store.json").is_file():
+        return folder
+    info, spec = EpisodeStore(folder).info, config.real_world.make_spec(config.size)
+    if (info.spec, info.source) == (replace(spec, name=plain_name(spec.name)), config.source):
+        return folder
+    text = f"{spec.to_json()} {json.dumps(config.source, sort_keys=True, default=str)}"
+    return folder.with_name(f"{folder.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}")

@@ -1,4 +1,4 @@
-"""Pictures of learning: how policies are ranked in imagination and in truth, and learning curves. Drawn without a display."""
+"""Plots of policies: imagined against real results, and learning curves. Drawn without a display."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 @dataclass(frozen=True)
 class Score:
-    """A policy's imagined and true score, each with its interval."""
+    """A policy's imagined and real score, each with its interval."""
 
     name: str
     imagined: Estimate
@@ -28,8 +28,8 @@ class Score:
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """A label's mean curve ``(g,)``: return in truth with its least and most over seeds, and in imagination, over ``x`` (name of
-    an axis -> ``(g,)``). A label that was looked at once has g = 1."""
+    """A label's mean curve ``(g,)``: the real return with its minimum and maximum over seeds, and the imagined one, over ``x`` (name of
+    an axis -> ``(g,)``). A label that was evaluated once has g = 1."""
 
     name: str
     x: Mapping[str, np.ndarray]
@@ -40,8 +40,8 @@ class Line:
 
 
 def draw_ranking(path: Path, title: str, panels: Mapping[str, Sequence[Score]], captions: Mapping[str, str]) -> None:
-    """One panel per kind of score: a point per policy, imagined against true, with 95 % intervals both ways. On the diagonal
-    imagination tells the truth; from left to right and from below upwards the order is the same where it ranks rightly."""
+    """Draw one panel per kind of score: a point per policy, imagined against real, with 95 % intervals both ways. On the diagonal the two
+    are equal; if imagination ranks correctly, the points rise from left to right."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.6 * len(panels) + 2.6, 5.4), layout="constrained", dpi=110)
@@ -78,9 +78,9 @@ def draw_ranking(path: Path, title: str, panels: Mapping[str, Sequence[Score]], 
 
 
 def draw_learning(path: Path, title: str, axes: Mapping[str, str], lines: Sequence[Line]) -> None:
-    """One panel per axis (its key in ``Line.x``, and what it is called): true return as a line, least to most over seeds as a band,
-    imagined return dashed. What does not move along an axis is a level: a policy that was looked at once, or one that took no
-    step in the true world."""
+    """Draw one panel per axis (its key in ``Line.x``, and its name): real return as a line, minimum to maximum over seeds as a band,
+    imagined return dashed. A run that does not move along an axis is a level: one that was evaluated once, or that took no
+    step in the real environment."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6 * len(axes) + 1.8, 4.4), layout="constrained", dpi=110)
@@ -106,7 +106,7 @@ def draw_learning(path: Path, title: str, axes: Mapping[str, str], lines: Sequen
 
 
 def _name_styles(figure: Any, panel: Any) -> None:
-    """The legend: labels by colour, then what the styles mean."""
+    """Draw the legend: labels by colour, then the meaning of the styles."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -123,5 +123,5 @@ def _name_styles(figure: Any, panel: Any) -> None:
 
 
 def _reach(found: Estimate) -> list[list[float]]:
-    """How far the interval reaches below and above."""
+    """Extent of the interval below and above its value."""
     return [[max(found.value - found.low, 0.0)], [max(found.high - found.value, 0.0)]]

@@ -57,7 +57,7 @@ class EvaluateConfig:
     json: Path | None = None
     """Also write the figures to this file."""
     device: str = "auto"
-    """Where the learned world runs: auto, cpu or cuda."""
+    """Device of the learned world: auto, cpu or cuda."""
 
     def __post_init__(self) -> None:
         for name, least in (("episodes", 1), ("seed", 0)):
@@ -86,7 +86,7 @@ def evaluate_transfer(config: EvaluateConfig, show: bool = False) -> tuple[Repor
     with progress(show) as bar:
         task = bar.add_task("episodes", total=len(sides) * config.episodes)
         found = {name: side(candidate, lambda n: bar.advance(task, n)) for name, side in sides.items()}
-    rows = [row for name, tally in found.items() for row in _rows(name, tally, rl_task.outcome)]
+    rows = [row for name, result in found.items() for row in _rows(name, result, rl_task.outcome)]
     if len(found) == 2:
         rows += _gap_rows(found["imagined"], found["true"], rl_task.outcome)
     about = {
@@ -111,15 +111,15 @@ def evaluate_transfer(config: EvaluateConfig, show: bool = False) -> tuple[Repor
     return report, files
 
 
-def _rows(side: str, tally: PolicyEvalResult, outcome: str) -> Iterator[Metric]:
-    starts = Bootstrap(np.arange(len(tally)))
-    yield metric_of(tally.mean_return(), f"{side}_return", f"{side}: return", better="high")
+def _rows(side: str, result: PolicyEvalResult, outcome: str) -> Iterator[Metric]:
+    starts = Bootstrap(np.arange(len(result)))
+    yield metric_of(result.mean_return(), f"{side}_return", f"{side}: return", better="high")
     better = "high" if outcome == "success" else ""
-    yield metric_of(tally.success_share(), f"{side}_{outcome}", f"{side}: {outcome}", better=better)
-    yield metric_of(starts(mean, tally.lengths.astype(np.float64)), f"{side}_length", f"{side}: length", unit="steps")
-    if side == "imagined" and tally.doubted.any():
+    yield metric_of(result.success_share(), f"{side}_{outcome}", f"{side}: {outcome}", better=better)
+    yield metric_of(starts(mean, result.lengths.astype(np.float64)), f"{side}_length", f"{side}: length", unit="steps")
+    if side == "imagined" and result.doubted.any():
         yield metric_of(
-            starts.share(tally.doubted.astype(np.float64)),
+            starts.share(result.doubted.astype(np.float64)),
             "doubted",
             "imagined: share of uncertain episodes",
             better="low",

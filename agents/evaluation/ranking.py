@@ -59,7 +59,7 @@ class RankConfig:
     json: Path | None = None
     """Also write the figures to this file."""
     device: str = "auto"
-    """Where the learned world runs: auto, cpu or cuda."""
+    """Device of the learned world: auto, cpu or cuda."""
 
     def __post_init__(self) -> None:
         for name, least in (("episodes", 1), ("seed", 0)):

@@ -48,7 +48,7 @@ class RolesConfig:
     precision: str = "auto"
     """auto, float32 or bfloat16."""
     device: str = "auto"
-    """Where the model runs: auto, cpu or cuda."""
+    """Device of the model: auto, cpu or cuda."""
     out: Path = Path("runs/roles")
     """Folder for roles.json and the picture."""
     json: Path | None = None

@@ -1,4 +1,4 @@
-"""measurement: how true a trained world is, as the command line asks: world, held-out episodes and judge joined."""
+"""The command ``measure``: how accurate a trained world is on held-out episodes, by the metrics of its real world."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FRESH_STEPS = 25_600
 
 @dataclass(frozen=True)
 class MeasureConfig(EvalConfig):
-    """Measure how true a world's dreams are, on episodes it has never seen."""
+    """Measure how accurate a world's predictions are, on episodes it has never seen."""
 
     world: str = "pusht"
     """Name of a shipped world, or the folder of one of your own."""
@@ -34,18 +34,18 @@ class MeasureConfig(EvalConfig):
     true world can be made (pusht, tworoom, carracing, and worlds learned from 'neuralsim collect --env'); else those of the
     store that the world was trained on."""
     episodes: int | None = None
-    """How many fresh episodes; by default as many as make 25,600 steps (pusht: 256)."""
+    """Number of fresh episodes; by default as many as make 25,600 steps (pusht: 256)."""
     minutes: float = 0.0
-    """Also dream this many minutes on end, under random keys and by a driver where the world has one, and see whether the scene
-    is still whole."""
+    """Also roll out for this many minutes on end, under random keys and by a scripted policy where the world has one, and measure
+    whether the scene is still intact."""
     dreams: int = 4
-    """How many dreams play for that long, side by side."""
+    """Number of such rollouts, side by side."""
     out: Path = Path("runs/measure")
     """Folder for measure.json, the drift curves (PNG) and a strip of frames (PNG)."""
     json: Path | None = None
     """Also write the figures to this file."""
     device: str = "auto"
-    """Where the model runs: auto, cpu or cuda."""
+    """Device of the model: auto, cpu or cuda."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,11 +58,11 @@ class MeasureConfig(EvalConfig):
 
 
 def measure_world(config: MeasureConfig) -> tuple[Report, list[Path]]:
-    """All figures as one Report, and the files written. Raises ValueError where nothing says which episodes to measure on, or
-    for long play of a world without start states."""
+    """Measure as ``config`` asks; returns the report and the files written. Raises ValueError where no episodes to measure on are known,
+    or for long rollouts of a world without starts."""
     world = open_world(config.world, config.device)
     if config.minutes and world.starts is None:
-        raise ValueError(f"world {config.world!r}: has no start states to play from (starts.npz)")
+        raise ValueError(f"world {config.world!r}: has no starts for long rollouts (starts.npz)")
     metrics = find_metrics(world.spec)
     store, near, fresh = _episodes(config, world)
     if fresh:
@@ -80,8 +80,7 @@ def measure_world(config: MeasureConfig) -> tuple[Report, list[Path]]:
 
 
 def _episodes(config: MeasureConfig, world: World) -> tuple[EpisodeStore, EpisodeStore | None, bool]:
-    """The episodes to measure on, further ones near the end where a world knows how to begin there, and whether all of them are
-    held out."""
+    """The episodes to measure on, further ones near the goal where the world can begin there, and True if all are held out."""
     spec = world.spec
     if config.data is not None:
         return EpisodeStore(config.data), None, False
@@ -104,7 +103,7 @@ def _episodes(config: MeasureConfig, world: World) -> tuple[EpisodeStore, Episod
     if record.get("store") and (Path(record["store"]) / "store.json").is_file():
         return EpisodeStore(record["store"]), None, False
     raise ValueError(
-        f"world {spec.name!r}: its true world cannot be made here, and the episodes it was trained on are not known or not there; "
+        f"world {spec.name!r}: its real environment cannot be made here, and the episodes it was trained on are not known or not there; "
         "give a store with --data (its held-out episodes are measured on; all of them with --all-held-out)"
     )
 

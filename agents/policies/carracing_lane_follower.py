@@ -1,6 +1,6 @@
-"""CarRacingLaneFollower: drives CarRacing by its frames alone, along the middle of the road that the state estimator finds.
+"""A scripted policy that drives CarRacing by its frames alone, along the middle of the road that the state estimator finds.
 
-It knows no simulator, so it drives dreams and the true world alike.
+It needs no simulator, so it drives imagined and real episodes alike.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ SKID = 5.0
 
 
 class CarRacingLaneFollower:
-    """A Policy on frames uint8 ``(size, size, 3)`` or ``(b, size, size, 3)``; its state is the side on which the road was last
-    seen, ``(b,)`` of -1 and 1."""
+    """Follows the road in frames uint8 ``(size, size, 3)`` or ``(b, size, size, 3)``. Its state is the side on which the road was last
+    visible, ``(b,)`` of -1 and 1."""
 
     def __init__(self, size: int = 64) -> None:
         self.reader = CarRacingStateEstimator(size)
@@ -29,7 +29,7 @@ class CarRacingLaneFollower:
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Actions float32 ``(b, 3)`` in [-1, 1] (``(3,)`` of one frame), and the state to pass back."""
+        """Return actions float32 ``(b, 3)`` in [-1, 1] (``(3,)`` for one frame), and the state, to be passed to the next call."""
         frames = np.asarray(observation)
         seen = self.reader(frames.reshape(-1, *frames.shape[-3:]))
         right, front = seen.ahead.T

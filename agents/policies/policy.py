@@ -8,8 +8,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 ObservationKind = Literal["state", "pixels", "features", "nothing", "env", "own"]
-"""What a policy observes: the true ``state`` (s,), ``pixels`` (h, w, 3), a world model's ``features`` (d,), ``nothing``, whatever
-the environment shows (``env``), or the observation of the Gymnasium environment inside an adapter (``own``)."""
+"""Observation of a policy: the real ``state`` (s,), ``pixels`` (h, w, 3), a world model's ``features`` (d,), ``nothing``, the
+environment's own observation (``env``), or that of the Gymnasium environment inside an adapter (``own``)."""
 
 
 class Policy(Protocol):

@@ -1,9 +1,9 @@
-"""PushTExpert: brings Push-T's block to a pose by looking ahead in the true simulator.
+"""A scripted policy that brings Push-T's block to a pose by planning in the real simulator.
 
 It chooses among whole pushes rather than single actions: around the block to a free place, straight at a point of its
-outline, and on for a few steps. Each proposal is played in the oracle, the best ones are varied and played again, and the
-winner is done up to the step at which it comes nearest. It sees the true state, so what it makes are demonstrations, not
-results.
+outline, and on for a few steps. Each proposal is simulated, the best ones are varied and simulated again, and the winner is
+executed up to the step at which the block comes nearest to its goal. It sees the real state, so its episodes are
+demonstrations, not results.
 """
 
 from __future__ import annotations
@@ -31,28 +31,32 @@ MIDDLE = np.array([0.0, 45.0])
 AROUND = 98.0
 """Radius about the middle on which the pusher goes around the block: its farthest corner, the pusher, and some room."""
 STEPS = 30
-"""Longest way there and push, in steps."""
+"""Longest approach and push, in steps."""
 PROPOSALS, KEPT, VARIATIONS = 24, 4, 12
-"""Pushes tried at first, how many of the best are varied, and how many variations of them are tried."""
+"""Pushes proposed at first, the number of best ones that are varied, and the number of variations."""
 PATIENCE = 0.15
-"""Units of distance that a step must gain to be worth its time."""
+"""Cost of a step, in units of distance."""
 PROGRESS = 0.4
 """Units by which a push must bring the block nearer, or more are tried."""
 
 
 @dataclass(frozen=True)
 class Push:
-    """Where on the outline (0..1 around it), at what slant to its normal (radians), how fast (largest component of an
-    action)."""
+    """One push at the block."""
 
     place: float
+    """Point on the outline, 0..1 around it."""
     slant: float
+    """Angle to the outline's normal, in radians."""
     speed: float
+    """Largest component of an action."""
 
 
 class PushTExpert:
-    """Stable-Baselines3's ``predict`` on true states ``(5,)``; the rest of the push under way travels as the policy's
-    ``state``. goal: the block's pose, x, y in units and angle; stands still once it is there."""
+    """A policy on real states ``(5,)``; the rest of the push under way travels as the policy's ``state``.
+
+    ``goal``: the block's pose, x, y in units and angle; it rests once the block is there.
+    """
 
     def __init__(self, seed: int = 0, goal: tuple[float, float, float] = GOAL_POSE) -> None:
         self.rng = np.random.default_rng(seed)
@@ -67,13 +71,13 @@ class PushTExpert:
         episode_start: Any = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        """``observation`` is the true state ``(5,)``. Returns an action ``(2,)`` and what to pass back."""
+        """Return an action ``(2,)`` in the state ``observation`` ``(5,)``, and the rest of the push."""
         if not state or (episode_start is not None and np.any(episode_start)):
             state = self._plan(np.asarray(observation, np.float64))
         return state[0], state[1:]
 
     def distance(self, states: np.ndarray) -> np.ndarray:
-        """Root-mean-square way in units from the landmarks of the block in ``states`` ``(b, 5)`` to the goal's, ``(b,)``."""
+        """Root-mean-square distance in units from the landmarks of the block in ``states`` ``(b, 5)`` to the goal's, ``(b,)``."""
         return np.sqrt(np.square(self._landmarks(states) - self._aim).sum(-1).mean(-1))
 
     def _landmarks(self, states: np.ndarray) -> np.ndarray:
@@ -115,7 +119,7 @@ class PushTExpert:
         )
 
     def _try(self, here: np.ndarray, push: Push) -> tuple[float, Push, tuple[np.ndarray, ...]]:
-        """What ``push`` costs at its best step, itself, and its actions until then."""
+        """Simulate ``push``; returns its cost at its best step, the push, and its actions until then."""
         segment, state = self._segment(here, push), here
         states, actions = [], []
         for _ in range(STEPS):
@@ -130,7 +134,7 @@ class PushTExpert:
         return float(costs[last]), push, tuple(actions[: last + 1])
 
     def _segment(self, here: np.ndarray, push: Push) -> Segment:
-        """Out to the circle around the block, along it, straight in, and on."""
+        """The segment of ``push``: out to the circle around the block, along it, straight in, and on."""
         pose = here[2:]
         sine, cosine = np.sin(pose[2]), np.cos(pose[2])
         turn = np.array([[cosine, -sine], [sine, cosine]])

@@ -1,6 +1,6 @@
-"""PushTExplorer: a scripted policy that shows the world what a person at a keyboard, a robot or a planner might do.
+"""A scripted policy that explores Push-T as a person at a keyboard, a robot or a planner might.
 
-It reads the true state (``PushTRealEnv(observation="state")``) and strings short behaviours together: seek the block
+It reads the real state (``PushTRealEnv(observation="state")``) and strings short behaviours together: seek the block
 and push it, hold a key for many steps, visit waypoints, wiggle, stand still; at full scale and gently.
 """
 
@@ -16,7 +16,7 @@ BEHAVIOURS = {"seek": 0.62, "hold": 0.20, "waypoint": 0.06, "wiggle": 0.06, "sti
 
 
 class PushTExplorer(ScriptedPolicy):
-    """Acts on states ``(5,)``: pusher x, y, block x, y, angle."""
+    """Explores Push-T by its states ``(5,)``: pusher x, y, block x, y, angle."""
 
     step_units = STEP_UNITS
 
@@ -29,7 +29,7 @@ class PushTExplorer(ScriptedPolicy):
         if kind == "seek":
             return self._seek(block, speed, noise)
         if kind == "hold":
-            if rng.random() < 0.65:  # like a person who wants to hit the block: the nearest of eight directions
+            if rng.random() < 0.65:  # like a person who aims at the block: the nearest of eight directions
                 angle = np.arctan2(*(_centre(block) - pusher)[::-1]) + rng.normal() * 0.3
                 octant = np.round(angle / (np.pi / 4)) * (np.pi / 4)
                 keys = np.round([np.cos(octant), np.sin(octant)])

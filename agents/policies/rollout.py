@@ -53,7 +53,7 @@ def run(
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """How one environment's episode is run and recorded."""
+    """Settings of one environment's episode."""
 
     reset: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of ``env.reset``."""

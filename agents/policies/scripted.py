@@ -1,4 +1,4 @@
-"""Segment: one short behaviour of a scripted explorer, under way. Explorers string segments together."""
+"""Base of the scripted explorers, which string short behaviours (segments) together."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Segment:
-    """Go to each of ``targets`` (x, y in the world's units) at ``speed``, then repeat ``action`` (if any) for ``steps``
-    steps, all of it shaken by ``noise``."""
+    """One behaviour under way: go to each of ``targets`` (x, y in the world's units) at ``speed``, then repeat ``action`` (if any) for
+    ``steps`` steps, with normal noise of standard deviation ``noise``."""
 
     kind: str
     steps: int
@@ -23,12 +23,12 @@ class Segment:
     noise: float = 0.0
 
     def follow(self, here: np.ndarray, step_units: float, rng: np.random.Generator) -> tuple[np.ndarray, Segment]:
-        """From ``here`` ``(2,)``, where an action of 1 moves ``step_units``: the action, float32 ``(2,)`` in [-1, 1], and
-        what is then left of the segment."""
+        """Return the action at ``here`` ``(2,)``, float32 ``(2,)`` in [-1, 1], and the rest of the segment. An action of 1 moves by
+        ``step_units``."""
         if self.targets:
             action, arrived = _towards(here, np.array(self.targets[0]), self.speed, step_units)
             rest = self.targets[1:] if arrived else self.targets
-            # A target that cannot be reached (something is in the way) is given up with the segment's steps.
+            # A target that cannot be reached (something is in the way) is dropped with the segment's steps.
             following = replace(self, targets=rest, steps=self.steps - (0 if arrived and rest else 1))
         else:
             action = np.array(self.action)
@@ -39,12 +39,10 @@ class Segment:
 
 
 class ScriptedPolicy(ABC):
-    """Stable-Baselines3's ``predict`` on state observations; the segment under way travels as the policy's ``state``.
-
-    step_units: how far an action of 1 moves.
-    """
+    """A policy on states; the segment under way travels as the policy's ``state``."""
 
     step_units: ClassVar[float]
+    """Distance that an action of 1 moves, in the world's units."""
 
     def __init__(self, seed: int = 0) -> None:
         self.rng = np.random.default_rng(seed)
@@ -61,8 +59,10 @@ class ScriptedPolicy(ABC):
         episode_start: Any = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, Segment]:
-        """``observation`` is the true state ``(s,)``, which begins with the x, y of what the actions move. Returns an
-        action ``(2,)`` and the segment to pass back."""
+        """Return an action ``(2,)`` and the segment, to be passed to the next call.
+
+        ``observation`` is the real state ``(s,)``, which begins with the x, y of the thing that the actions move.
+        """
         observation = np.asarray(observation, dtype=np.float64)
         if state is None or state.steps <= 0 or (episode_start is not None and np.any(episode_start)):
             state = self._next_segment(observation)
@@ -70,11 +70,11 @@ class ScriptedPolicy(ABC):
 
     @abstractmethod
     def _next_segment(self, observation: np.ndarray) -> Segment:
-        """What to do next in the state ``observation``, float64 ``(s,)``."""
+        """Choose the next segment in the state ``observation``, float64 ``(s,)``."""
 
 
 def _towards(here: np.ndarray, there: np.ndarray, speed: float, step_units: float) -> tuple[np.ndarray, bool]:
-    """An action of at most ``speed`` (largest component) from here to there, and whether it arrives."""
+    """An action of at most ``speed`` (largest component) from here to there, and True if it arrives."""
     wanted = (there - here) / step_units
     size = np.abs(wanted).max()
     return (wanted, True) if size <= speed else (wanted * (speed / size), False)

@@ -1,6 +1,6 @@
-"""Wanderer: a scripted policy that shows what an agent in TwoRoom might do, and passes the door often.
+"""A scripted policy that explores TwoRoom, and passes the door often.
 
-It reads the true state (``TwoRoomRealEnv(observation="state")``) and strings short behaviours together: run straight,
+It reads the real state (``TwoRoomRealEnv(observation="state")``) and strings short behaviours together: run straight,
 visit places along the shortest path, pass the door, press along a wall, wiggle, stand still; at full scale and gently.
 """
 
@@ -15,11 +15,11 @@ from neuralsim.envs.tworoom.shortest_path import shortest_path
 BEHAVIOURS = {"run": 0.36, "visit": 0.24, "door": 0.14, "hug": 0.12, "wiggle": 0.07, "still": 0.07}
 """Each behaviour's share of the segments (not of the steps)."""
 KEYS = np.array([(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)], np.float64)
-"""Directions a person at a keyboard has."""
+"""Directions of a keyboard."""
 
 
 class TwoRoomExplorer(ScriptedPolicy):
-    """Acts on states ``(2,)``: the agent's x, y."""
+    """Explores TwoRoom by its states ``(2,)``: the agent's x, y."""
 
     step_units = STEP_UNITS
 
@@ -48,8 +48,7 @@ class TwoRoomExplorer(ScriptedPolicy):
         return Segment(kind, int(rng.integers(2, 9)))
 
     def _through(self, here: np.ndarray) -> np.ndarray:
-        """A random point in the door, then one in the room behind it, ``(2, 2)``: straight lines that may meet the
-        posts."""
+        """A random point in the door, then one in the room behind it, ``(2, 2)``: straight lines that may hit the posts."""
         rng = self.rng
         leftwards = here[0] > np.mean(WALL)
         door = (np.mean(WALL), rng.uniform(DOOR[0] + RADIUS, DOOR[1] - RADIUS))

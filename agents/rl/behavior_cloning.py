@@ -133,7 +133,7 @@ def demonstrations(world: World, rl_task: RLTask, store: EpisodeStore, held_out:
 
 
 def _until(rl_task: RLTask, episode: Episode, store: EpisodeStore) -> int:
-    """Actions until the wish came true: what a policy does afterwards shows nobody how to get there."""
+    """Number of actions until the first success: later ones do not show how to get there."""
     ends = episode.terminated
     if rl_task.reward is not None:
         if episode.states is None:
