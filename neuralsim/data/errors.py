@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -15,3 +17,14 @@ class SkippedRecording:
 
     where: str
     why: str
+
+
+@contextmanager
+def blaming(where: str) -> Iterator[None]:
+    """Turn every exception of a library about broken bytes into a CorruptDataError that begins with ``where``."""
+    try:
+        yield
+    except CorruptDataError:
+        raise
+    except Exception as error:
+        raise CorruptDataError(f"{where}: {' '.join(str(error).split())[:300] or type(error).__name__}") from error

@@ -7,20 +7,19 @@ units, its frames are decoded one by one as they are asked for, and whatever is 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from neuralsim.data.errors import CorruptDataError, SkippedRecording
+from neuralsim.data.errors import CorruptDataError, SkippedRecording, blaming
+from neuralsim.data.images import Images
 from neuralsim.formats.action_choices import Meaning
 from neuralsim.spec import WorldSpec
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
-Images = tuple[np.ndarray, ...]
-"""What the chosen cameras saw at one moment: uint8 ``(h, w, 3)`` each."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +63,15 @@ class Recording:
 
 
 class DatasetReader(Protocol):
-    """A dataset that can be read recording by recording."""
+    """A dataset that can be read recording by recording.
+
+    Attributes:
+        about: Facts that are known before any frame is read.
+        notes: Contradictions that were found and settled while recordings were read, one sentence each, by file.
+    """
 
     about: DatasetInfo
+    notes: dict[Path, str]
 
     def actions(self) -> Iterator[np.ndarray | SkippedRecording]:
         """The actions ``(T, a)`` of every recording, in native units; no frame is decoded."""
@@ -74,17 +79,6 @@ class DatasetReader(Protocol):
     def recordings(self, cameras: Sequence[str]) -> Iterator[Recording | SkippedRecording]:
         """Every recording as seen by ``cameras``, in the same order each time; a broken one is a SkippedRecording, or raises Broken
         while its frames are read."""
-
-
-@contextmanager
-def blaming(where: str) -> Iterator[None]:
-    """Whatever a library says of broken bytes becomes a Broken that begins with ``where``; libraries say it in all ways."""
-    try:
-        yield
-    except CorruptDataError:
-        raise
-    except Exception as error:
-        raise CorruptDataError(f"{where}: {' '.join(str(error).split())[:300] or type(error).__name__}") from error
 
 
 def each(

@@ -45,8 +45,9 @@ class DatasetURI:
         """A name for what lies there."""
         return self.where.rstrip("/").split("/")[-1].split(".")[0] or self.kind
 
-    def open(self, root: Path | None = None) -> DatasetReader:
-        """Look at what lies there; ``root`` is the folder of all Minari datasets.
+    def open(self, root: Path | None = None, rate_hz: float | None = None) -> DatasetReader:
+        """Look at what lies there; ``root`` is the folder of all Minari datasets,
+        ``rate_hz`` the control rate that videos are resampled to.
 
         Raises FileNotFoundError where nothing does, ValueError where it is no dataset of its kind.
         """
@@ -71,4 +72,4 @@ class DatasetURI:
             case _:
                 from neuralsim.formats.video_folder import VideoFolderReader
 
-                return VideoFolderReader(path)
+                return VideoFolderReader(path, rate_hz)

@@ -1,35 +1,34 @@
-"""Import: the command that reads somebody else's dataset into an episode store, recording by recording, resumable.
+"""Import of another project's dataset into an episode store, recording by recording, resumable.
 
-Actions are normalised to [-1, 1] by the dataset's own bounds, which go on record, and choices are counted from 0; what is
-broken is left out by name. Shards appear whole, and the same command goes on after the last one.
+Actions are normalised to [-1, 1] by the dataset's own bounds, which go on record, and choices are counted from 0; broken
+recordings are left out by name. Each finished episode is kept, and the same command goes on after the last one.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import itertools
 import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import tyro
 
 from neuralsim.data.episode import Episode
-from neuralsim.data.errors import CorruptDataError, SkippedRecording
-from neuralsim.data.framing import Framing
+from neuralsim.data.errors import CorruptDataError, SkippedRecording, blaming
+from neuralsim.data.images import CameraLayout
+from neuralsim.data.shard_writer import ShardWriter
 from neuralsim.data.store import EpisodeStore
 from neuralsim.formats.action_choices import ActionChoices, Meaning
 from neuralsim.formats.action_mapping import ActionScale
-from neuralsim.formats.dataset_reader import Recording, blaming
+from neuralsim.formats.dataset_reader import Recording
 from neuralsim.formats.dataset_uri import DatasetURI
 from neuralsim.runtime.command import CommandOutput
+from neuralsim.runtime.files import check_space, folder_lock
 from neuralsim.runtime.progress import progress
 from neuralsim.spec import WorldSpec
 
@@ -37,11 +36,9 @@ SIZE, CONTEXT, RATE_HZ = 64, 4, 10.0
 """Frame side, context and control rate of what does not say its own."""
 EPISODES_PER_SHARD = 100
 SHARD_BYTES = 256 * 2**20
-"""A shard is written when it has EPISODES_PER_SHARD episodes or the next one would make it larger than this."""
+"""A shard ends when it has EPISODES_PER_SHARD episodes or the next one would make it larger than this."""
 EPISODE_BYTES = SHARD_BYTES // 2
 """A recording whose frames take more is cut into several episodes, each beginning with the last frame of the one before."""
-SPARE_BYTES = 64 * 2**20
-"""Disk space that an import leaves free."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ class ImportConfig:
     camera: tuple[str, ...] = ()
     """Names of the cameras to use; all by default, side by side."""
     rate: float | None = None
-    """Control rate in Hz, for a dataset that does not tell its own; 10 by default."""
+    """Control rate in Hz, for a dataset that does not state its own (10 by default), or that videos are resampled to."""
     limit: int | None = None
     """Read no more recordings than this."""
     root: Path | None = None
@@ -110,13 +107,13 @@ class Importer:
 
     def __init__(self, config: ImportConfig) -> None:
         self.config, self.report = config, ImportReport(config.folder)
-        self.source = config.place.open(config.root)
+        self.source = config.place.open(config.root, config.rate)
         about = self.about = self.source.about
         self.cameras = _chosen(about.cameras, config)
         self.acted = "actions" in about.given
         self.scale = self._action_scale()
         own_size = about.spec is not None and config.size is None
-        self.framing = Framing(None if own_size else config.size or SIZE)
+        self.layout = CameraLayout(None if own_size else config.size or SIZE)
         self.spec = self._spec()
         self.report.remarks += [*about.remarks, *self._remarks()]
         self._seen: set[str] = set()
@@ -137,10 +134,12 @@ class Importer:
         new = not (folder / "store.json").is_file()
         self._check_space(folder)
         store = EpisodeStore.create(folder, self.spec, self.about.state_names)
-        with _alone_in(folder):
+        with folder_lock(folder, "importing"):
+            store.finish_shards()
             self._check_same(store)
             store.set_source(self._record())
             yield from self._read_into(store)
+            self.report.remarks += [note for note in self.source.notes.values() if note not in self.report.remarks]
             store.set_source(self._record())
             if not len(store):
                 if new:
@@ -149,28 +148,27 @@ class Importer:
 
     def _read_into(self, store: EpisodeStore) -> Iterator[int]:
         written = Counter(_key(store.provenance(i)) for i in range(len(store)))
-        batch = _Batch(store)
-        for looked_at, item in enumerate(self.source.recordings(self.cameras), 1):
-            if isinstance(item, SkippedRecording):
-                self.report.left_out.append(item)
-            elif _is_written(self._provenance(item), written):
-                self.report.read += 1
-            else:
-                try:
-                    for episode in self._episodes(item):
-                        if not written[_key(episode.provenance)]:
-                            batch.add(episode)
-                except CorruptDataError as error:
-                    self.report.left_out.append(
-                        SkippedRecording(item.where, str(error).removeprefix(f"{item.where}: "))
-                    )
-                else:
+        with _ShardSequence(store) as shards:
+            for looked_at, item in enumerate(self.source.recordings(self.cameras), 1):
+                if isinstance(item, SkippedRecording):
+                    self.report.left_out.append(item)
+                elif _is_written(self._provenance(item), written):
                     self.report.read += 1
-                    self.report.now += 1
-            yield looked_at
-            if self.report.read == self.config.limit:
-                break
-        batch.write()
+                else:
+                    try:
+                        for episode in self._episodes(item):
+                            if not written[_key(episode.provenance)]:
+                                shards.add(episode)
+                    except CorruptDataError as error:
+                        self.report.left_out.append(
+                            SkippedRecording(item.where, str(error).removeprefix(f"{item.where}: "))
+                        )
+                    else:
+                        self.report.read += 1
+                        self.report.now += 1
+                yield looked_at
+                if self.report.read == self.config.limit:
+                    break
 
     def _episodes(self, recording: Recording) -> Iterator[Episode]:
         """A recording as one episode, or as several where it is very long; Broken where it does not fit together."""
@@ -212,11 +210,11 @@ class Importer:
                 images = next(frames, None)
                 if images is None:
                     return
-                frame = self.spec.check_frames(self.framing(images))
+                frame = self.spec.check_frames(self.layout(images))
             for camera, image in zip(self.cameras, images, strict=True):
                 if camera not in self._seen:
                     self._seen.add(camera)
-                    about = self.framing.about(camera, *image.shape[:2])
+                    about = self.layout.about(camera, *image.shape[:2])
                     self.report.remarks += [about] if about else []
             yield frame
 
@@ -263,11 +261,11 @@ class Importer:
     def _spec(self) -> WorldSpec:
         about = self.about
         if about.spec is not None:
-            if self.framing.size is None:
+            if self.layout.size is None:
                 return about.spec
-            height, width = self.framing.shape(1)
+            height, width = self.layout.shape(1)
             return replace(about.spec, height=height, width=width)
-        height, width = self.framing.shape(len(self.cameras))
+        height, width = self.layout.shape(len(self.cameras))
         return WorldSpec(
             name=self.config.name or self.report.store.name,
             height=height,
@@ -325,50 +323,51 @@ class Importer:
                 )
 
     def _check_space(self, folder: Path) -> None:
-        """An OSError before the first episode is better than one after the thousandth."""
+        """Raise DiskFullError before the first episode rather than after the thousandth."""
         frames, recordings = self.about.frames, self.about.recordings
         if frames is None:
             return
         if recordings and self.recordings:
             frames = frames * self.recordings // recordings
-        home = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-        there = sum(f.stat().st_size for f in folder.glob("shard-*/frames.npy"))
-        needed, free = frames * self.spec.height * self.spec.width * 3 - there, shutil.disk_usage(home).free
-        if needed + SPARE_BYTES > free:
-            raise OSError(
-                errno.ENOSPC,
-                f"{folder}: {frames} frames need {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left; "
-                "choose another --out, a smaller --size or a --limit",
-            )
+        written = sum(f.stat().st_size for f in folder.glob("shard-*/**/frames.npy"))
+        needed = frames * self.spec.height * self.spec.width * 3 - written
+        check_space(folder, needed, f"{frames} frames", "choose another --out, a smaller --size or a --limit")
 
 
-class _Batch:
-    """Episodes that will be one shard."""
+class _ShardSequence:
+    """Writes episodes into the last shard while it has room, then into the next; a context manager."""
 
     def __init__(self, store: EpisodeStore) -> None:
-        self._store, self._episodes, self._bytes = store, list[Episode](), 0
+        numbers = store.shard_numbers()
+        self._store, self._number = store, numbers[-1] if numbers else 0
+        last = [
+            int(n) for (shard, *_), n in zip(store.entries, store.lengths, strict=True) if shard == len(numbers) - 1
+        ]
+        self._episodes, self._frames = len(last), sum(last) + len(last)
+        self._frame_bytes = store.spec.height * store.spec.width * 3
+        self._writer: ShardWriter | None = None
 
     def add(self, episode: Episode) -> None:
-        size = episode.frames.nbytes
-        if self._bytes + size > SHARD_BYTES:
-            self.write()
-        self._episodes.append(episode)
-        self._bytes += size
-        if len(self._episodes) == EPISODES_PER_SHARD:
-            self.write()
+        full = (self._frames + len(episode.frames)) * self._frame_bytes > SHARD_BYTES
+        if self._episodes == EPISODES_PER_SHARD or (full and self._episodes):
+            self._close()
+            self._number, self._episodes, self._frames = self._number + 1, 0, 0
+        if self._writer is None:
+            self._writer = self._store.open_shard(self._number)
+        self._writer.add(episode)
+        self._episodes, self._frames = self._episodes + 1, self._frames + len(episode.frames)
 
-    def write(self) -> None:
-        """Write what there is as a shard."""
-        if not self._episodes:
-            return
-        try:
-            self._store.add(self._episodes)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            message = f"{self._store.folder}: the disk is full; make room and run the same command again"
-            raise OSError(errno.ENOSPC, message) from error
-        self._episodes, self._bytes = [], 0
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+        self._store.refresh()
 
 
 def _key(provenance: dict[str, Any]) -> str:
@@ -408,21 +407,6 @@ def _chosen(there: tuple[str, ...], config: ImportConfig) -> tuple[str, ...]:
         if name not in there:
             raise ValueError(f"--camera {name}: no such camera in {config.source}; there: {', '.join(there)}")
     return config.camera or there
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which goes with the process however it dies, and sweep up what killed writers left."""
-    path = folder / ".importing"
-    with open(path, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            message = f"{folder}: another process is importing here; wait for it or choose another --as"
-            raise BlockingIOError(errno.EWOULDBLOCK, message) from error
-        for leftover in folder.glob(".writing-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        yield
 
 
 LISTED = 20

@@ -10,15 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from neuralsim.data.errors import CorruptDataError, SkippedRecording
+from neuralsim.data.errors import CorruptDataError, SkippedRecording, blaming
 from neuralsim.formats.action_mapping import ActionScale
-from neuralsim.formats.dataset_reader import blaming, each, numbers
+from neuralsim.formats.dataset_reader import each, numbers
 from neuralsim.runtime.imports import require_extra
 
 ACTION, REWARD, DONE, TERMINATED, TRUNCATED = "action", "next.reward", "next.done", "next.terminated", "next.truncated"
@@ -29,14 +29,33 @@ EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.par
 
 
 @dataclass(frozen=True)
+class FilmSpan:
+    """Place of one episode in a film: seconds by the dataset's record, and frames by count.
+
+    Attributes:
+        path: The film.
+        begin_s: Seconds at which the episode begins, on record.
+        end_s: Seconds at which it ends, on record; None where there is no such record.
+        ordinal: Frames of the episodes before it in the same film.
+        total: Frames of all episodes in the film.
+    """
+
+    path: Path
+    begin_s: float
+    end_s: float | None = None
+    ordinal: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True)
 class EpisodeEntry:
-    """Where one episode lies: its rows, and per camera the film and the seconds at which it begins there."""
+    """Place of one episode: its rows, and its span of a film per camera."""
 
     index: int
     length: int
     task: str
     data: Path
-    films: dict[str, tuple[Path, float]]
+    films: dict[str, FilmSpan]
     provenance: dict[str, Any] | None = None
 
 
@@ -77,6 +96,7 @@ class LeRobotMetadata:
         self.entries = [item for item in found if isinstance(item, EpisodeEntry)]
         self.broken = [item for item in found if isinstance(item, SkippedRecording)]
         self.broken += self._inconsistencies()
+        self.entries = list(_counted(self.entries))
         if not self.entries:
             why = f" ({self.broken[0].where}: {self.broken[0].why})" if self.broken else ""
             raise ValueError(f"{folder}: no episode can be found{why}")
@@ -197,14 +217,16 @@ class LeRobotMetadata:
         there = file.schema_arrow.names
         if missing := [column for column in wanted if column not in there]:
             raise CorruptDataError(f"{path}: lacks the columns {', '.join(missing)}")
-        return path, file.read([*wanted, *(c for c in ("tasks", "provenance") if c in there)]).to_pylist()
+        ends = (f"videos/{key}/to_timestamp" for key in self._films)
+        return path, file.read([*wanted, *(c for c in ("tasks", "provenance", *ends) if c in there)]).to_pylist()
 
     def _v3_entry(self, row: dict[str, Any]) -> EpisodeEntry:
         films = {}
         for key in self._films:
             chunk, number = row[f"videos/{key}/chunk_index"], row[f"videos/{key}/file_index"]
             path = self._path("video_path", video_key=key, chunk_index=chunk, file_index=number)
-            films[key] = path, float(row[f"videos/{key}/from_timestamp"])
+            end = row.get(f"videos/{key}/to_timestamp")
+            films[key] = FilmSpan(path, float(row[f"videos/{key}/from_timestamp"]), None if end is None else float(end))
         return EpisodeEntry(
             int(row["episode_index"]),
             int(row["length"]),
@@ -231,7 +253,7 @@ class LeRobotMetadata:
             int(line["length"]),
             _joined(line.get("tasks")),
             self._path("data_path", **names),
-            {key: (self._path("video_path", video_key=key, **names), 0.0) for key in self._films},
+            {key: FilmSpan(self._path("video_path", video_key=key, **names), 0.0) for key in self._films},
         )
 
     def _path(self, template: str, **names: Any) -> Path:
@@ -240,6 +262,26 @@ class LeRobotMetadata:
         if not path.resolve().is_relative_to(self.folder.resolve()):
             raise CorruptDataError(f"{self.folder}/meta/info.json: {template} leads out of the dataset, to {path}")
         return path
+
+
+def _counted(entries: list[EpisodeEntry]) -> Iterator[EpisodeEntry]:
+    """Count the frames before each episode in its films, and those of all episodes there."""
+    spans: dict[tuple[str, Path], list[EpisodeEntry]] = {}
+    for entry in entries:
+        for camera, span in entry.films.items():
+            spans.setdefault((camera, span.path), []).append(entry)
+    before: dict[tuple[str, int], tuple[int, int]] = {}
+    for (camera, _), sharing in spans.items():
+        total, ordinal = sum(entry.length for entry in sharing), 0
+        for entry in sorted(sharing, key=lambda entry: (entry.films[camera].begin_s, entry.index)):
+            before[camera, entry.index] = ordinal, total
+            ordinal += entry.length
+    for entry in entries:
+        films = {
+            camera: replace(span, ordinal=before[camera, entry.index][0], total=before[camera, entry.index][1])
+            for camera, span in entry.films.items()
+        }
+        yield replace(entry, films=films)
 
 
 def sha256_of(path: Path) -> str:

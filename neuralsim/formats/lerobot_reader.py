@@ -6,6 +6,7 @@ pages are verified where a file has them, and those of files where NeuralSim wro
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,22 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from neuralsim.data.errors import CorruptDataError, SkippedRecording
+from neuralsim.data.errors import CorruptDataError, SkippedRecording, blaming
+from neuralsim.data.images import Images
 from neuralsim.data.store import StoreInfo
-from neuralsim.data.video import read_video
+from neuralsim.data.video import read_video, read_video_info
 from neuralsim.formats.action_choices import ActionChoices, Meaning, meaning_of
 from neuralsim.formats.action_mapping import ActionScale
-from neuralsim.formats.dataset_reader import (
-    LAST_ROW,
-    DatasetInfo,
-    Images,
-    Recording,
-    RowSpan,
-    blaming,
-    each,
-    flags,
-    numbers,
-)
+from neuralsim.formats.dataset_reader import LAST_ROW, DatasetInfo, Recording, RowSpan, each, flags, numbers
 from neuralsim.formats.lerobot_metadata import (
     ACTION,
     DONE,
@@ -36,11 +28,14 @@ from neuralsim.formats.lerobot_metadata import (
     TERMINATED,
     TRUNCATED,
     EpisodeEntry,
+    FilmSpan,
     LeRobotMetadata,
 )
 from neuralsim.spec import WorldSpec
 
 INDEX = ("episode_index", "frame_index", "timestamp")
+GAP = 0.5
+"""An interval between two rows may be off by this share of a step."""
 LOOSE = 0.02
 """How far the time between rows may be from the frame rate, as a share."""
 
@@ -56,6 +51,9 @@ class LeRobotReader:
         self.layout = LeRobotMetadata(folder)
         layout, kinds, ours = self.layout, self.layout.kinds, self.layout.record
         self._rows: tuple[Path, dict[str, np.ndarray]] | None = None
+        self._shown: dict[Path, np.ndarray] = {}
+        self._homes: dict[int, Path] | None = None
+        self.notes: dict[Path, str] = {}
         self._acted, self._vectors = ACTION in kinds, layout.vectors
         self._flags = [key for key in (DONE, TERMINATED, TRUNCATED) if key in kinds]
         self._columns = {*INDEX, *self._vectors, *self._flags, ACTION, REWARD}
@@ -171,32 +169,57 @@ class LeRobotReader:
             raise CorruptDataError(
                 f"{where}: frame_index: expected 0 to {len(number) - 1} in order, got {number[:5].tolist()}..."
             )
-        seconds = times[-1] - times[0]
+        seconds, gaps = times[-1] - times[0], np.diff(times) * rate
         if (np.diff(times) <= 0).any() or abs(seconds * rate / (len(times) - 1) - 1) > LOOSE:
             raise CorruptDataError(
                 f"{where}: timestamp: {len(times)} rows take {seconds:.3f} s; expected {rate:g} a second, rising"
+            )
+        if len(late := np.flatnonzero((gaps > 1 + GAP) | (gaps < 1 - GAP))):
+            row = int(late[0])
+            raise CorruptDataError(
+                f"{where}: timestamp: row {row + 1} comes {gaps[row] / rate:.3f} s after the one before; expected {1 / rate:.3f}"
             )
         return times
 
     def _column(self, entry: EpisodeEntry, key: str) -> np.ndarray:
         """The rows of ``entry`` in one column, float64 ``(N, width)``."""
-        table = self._table(entry.data)
+        data = self._home(entry)
+        table = self._table(data)
         for name in ("episode_index", key):
             if name not in table:
-                raise CorruptDataError(
-                    f"{entry.data}: the column {name!r} is missing; there: {', '.join(sorted(table))}"
-                )
+                raise CorruptDataError(f"{data}: the column {name!r} is missing; there: {', '.join(sorted(table))}")
         there = np.flatnonzero(table["episode_index"] == entry.index)
         if len(there) != entry.length:
-            raise CorruptDataError(
-                f"{entry.data}: has {len(there)} rows of episode {entry.index}, meta/ says {entry.length}"
-            )
+            raise CorruptDataError(f"{data}: has {len(there)} rows of episode {entry.index}, meta/ says {entry.length}")
         if len(there) < 2:
-            raise CorruptDataError(f"{entry.data}: episode {entry.index} has {len(there)} rows; a step needs two")
+            raise CorruptDataError(f"{data}: episode {entry.index} has {len(there)} rows; a step needs two")
         told, found = self.layout.kinds.get(key, "numbers"), table[key].dtype
         if found.kind not in "fiub" or told.rstrip("0123456789") not in (found.name.rstrip("0123456789"), "numbers"):
-            raise CorruptDataError(f"{entry.data}: column {key!r}: expected {told}, got {found}")
-        return numbers(table[key][there], f"{entry.data}: column {key!r}", self.layout.widths.get(key, 1))
+            raise CorruptDataError(f"{data}: column {key!r}: expected {told}, got {found}")
+        return numbers(table[key][there], f"{data}: column {key!r}", self.layout.widths.get(key, 1))
+
+    def _home(self, entry: EpisodeEntry) -> Path:
+        """The file that holds an episode's rows; stale records name the file before it."""
+        if entry.data.is_file() and (self._table(entry.data).get("episode_index", np.zeros(0)) == entry.index).any():
+            return entry.data
+        if self._homes is None:
+            self._homes = {}
+            for path in sorted(self.layout.folder.glob("data/**/*.parquet")):
+                with contextlib.suppress(CorruptDataError):
+                    for index in np.unique(self._episode_indices(path)).tolist():
+                        self._homes.setdefault(int(index), path)
+        home = self._homes.get(entry.index, entry.data)
+        if home != entry.data:
+            self.notes[entry.data] = (
+                f"{entry.data}: does not hold episode {entry.index}, as meta/ says; it is in {home}"
+            )
+        return home
+
+    def _episode_indices(self, path: Path) -> np.ndarray:
+        import pyarrow.parquet as pq
+
+        with blaming(str(path)):
+            return pq.read_table(path, columns=["episode_index"]).column(0).to_numpy()
 
     def _table(self, path: Path) -> dict[str, np.ndarray]:
         """The columns of numbers in a file; the last file is kept, for episodes that follow each other lie together."""
@@ -217,29 +240,104 @@ class LeRobotReader:
 
     def _film(self, entry: EpisodeEntry, camera: str, times: np.ndarray) -> Iterator[np.ndarray]:
         """The frame of each row, from the film of many episodes or of one."""
-        path, begin = entry.films[camera]
-        with blaming(str(path)):
-            self.layout.verify(path)
-        film, reach = read_video(path, begin), 0.5 / self.layout.rate_hz
-        for row, wanted in enumerate(begin + times):
-            found = next((shown for shown in film if shown[0] >= wanted - reach), None)
-            if found is None or found[0] > wanted + reach:
-                raise CorruptDataError(f"{path}: has no frame at {wanted:.3f} s, row {row} of episode {entry.index}")
-            yield found[1]
+        span = entry.films[camera]
+        with blaming(str(span.path)):
+            self.layout.verify(span.path)
+            shown = self._film_times(span.path)
+        first = self._first_frame(entry, span, shown, len(times))
+        wanted, reach = shown[first : first + len(times)], 0.5 / self.layout.rate_hz
+        if times[0] >= reach:
+            self.notes[entry.data] = (
+                f"{entry.data}: timestamps of episode {entry.index} begin at {times[0]:.3f} s, not at 0"
+            )
+        late = np.abs((wanted - wanted[0]) - (times - times[0])) > reach
+        if late.any() and not _drifts_evenly(wanted, times):
+            row = int(np.flatnonzero(late)[0])
+            raise CorruptDataError(
+                f"{span.path}: frame {first + row} is shown {wanted[row] - wanted[0]:.3f} s after the first of episode "
+                f"{entry.index}, row {row} was recorded after {times[row] - times[0]:.3f} s"
+            )
+        step = 0.5 * float(np.median(np.diff(shown))) if len(shown) > 1 else reach
+        film = read_video(span.path, max(0.0, float(wanted[0])))
+        for row, seconds in enumerate(wanted):
+            found = next((image for at, image in film if at >= seconds - step), None)
+            if found is None:
+                raise CorruptDataError(
+                    f"{span.path}: has no frame at {seconds:.3f} s, row {row} of episode {entry.index}"
+                )
+            yield found
+
+    def _film_times(self, path: Path) -> np.ndarray:
+        """Frame times of a film; the last film of each camera is kept, for episodes that follow each other lie together."""
+        if path not in self._shown:
+            while len(self._shown) > 2 * len(self.layout.cameras):
+                self._shown.pop(next(iter(self._shown)))
+            self._shown[path] = read_video_info(path).times
+        return self._shown[path]
+
+    def _first_frame(self, entry: EpisodeEntry, span: FilmSpan, shown: np.ndarray, rows: int) -> int:
+        """Number of the episode's first frame in its film, where three records agree or two outvote one.
+
+        The records are the stated seconds, the count of frames in the episodes before, and the film itself. Time stamps of
+        joined films drift; a film may keep frames of episodes that were deleted. Raises CorruptDataError where neither the
+        count nor the seconds fit the film.
+        """
+        half = 0.5 / self.layout.rate_hz
+        stated = int(np.abs(shown - span.begin_s).argmin())
+        fits = abs(shown[stated] - span.begin_s) < half and stated + rows <= len(shown)
+        if span.end_s is not None:
+            fits = fits and abs((span.end_s - span.begin_s) - rows / self.layout.rate_hz) < half
+        counted = span.total == len(shown)
+        if counted and (not fits or stated != span.ordinal):
+            self.notes[span.path] = (
+                f"{span.path}: the stated time of episode {entry.index} ({span.begin_s:.3f} s) is not that of its first frame "
+                f"({shown[span.ordinal]:.3f} s, by counting); frames are counted"
+            )
+        if counted:
+            return span.ordinal
+        if fits:
+            return stated
+        raise CorruptDataError(
+            f"{span.path}: has {len(shown)} frames, meta/ says {span.total}, and none at {span.begin_s:.3f} s where episode "
+            f"{entry.index} of {rows} frames should begin"
+        )
 
     def _pictures(self, entry: EpisodeEntry, camera: str) -> Iterator[np.ndarray]:
         """Images that lie in the rows themselves, as encoded files."""
         import imageio.v3 as iio
         import pyarrow.parquet as pq
 
-        where = f"{entry.data}: column {camera!r}"
+        data = self._home(entry)
+        where = f"{data}: column {camera!r}"
         with blaming(where):
             mine = [("episode_index", "=", entry.index)]
-            table = pq.read_table(entry.data, columns=[camera], filters=mine, page_checksum_verification=True)
+            table = pq.read_table(data, columns=[camera], filters=mine, page_checksum_verification=True)
         for row, value in enumerate(table.column(camera)):
             with blaming(f"{where}, row {row}"):
-                image = iio.imread(io.BytesIO(value.as_py()["bytes"]), mode="RGB")
+                encoded = value.as_py()
+                image = iio.imread(io.BytesIO(self._picture_bytes(encoded, data)), mode="RGB")
             yield image
+
+    def _picture_bytes(self, encoded: dict[str, Any], data: Path) -> bytes:
+        """An encoded image that lies in its row, or in a file that the row names, inside the dataset."""
+        if encoded.get("bytes"):
+            return bytes(encoded["bytes"])
+        name = encoded.get("path")
+        if not name:
+            raise CorruptDataError("expected an encoded image or the path of one, got neither")
+        folder = self.layout.folder.resolve()
+        for home in (folder, data.parent.resolve()):
+            path = (home / name).resolve()
+            if path.is_relative_to(folder) and path.is_file():
+                return path.read_bytes()
+        raise CorruptDataError(f"there is no image file {name} in the dataset")
+
+
+def _drifts_evenly(shown: np.ndarray, recorded: np.ndarray) -> bool:
+    """True where frames come as regularly as rows do, at a slightly other rate: then they belong together in order."""
+    own, other = np.diff(shown), np.diff(recorded)
+    even = np.abs(own / np.median(own) - 1).max(initial=0) < GAP
+    return bool(even and abs(np.median(own) / np.median(other) - 1) < 10 * LOOSE)
 
 
 def _to_numpy(column: Any, where: str) -> np.ndarray:

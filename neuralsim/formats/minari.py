@@ -21,11 +21,12 @@ import numpy as np
 from gymnasium import spaces
 
 from neuralsim.data.episode import Episode
-from neuralsim.data.errors import CorruptDataError, SkippedRecording
+from neuralsim.data.errors import CorruptDataError, SkippedRecording, blaming
+from neuralsim.data.images import Images
 from neuralsim.data.store import EpisodeStore, StoreInfo
 from neuralsim.formats.action_choices import ActionChoices, Meaning, meaning_of
 from neuralsim.formats.action_mapping import ActionScale
-from neuralsim.formats.dataset_reader import DatasetInfo, Images, Recording, blaming, each, flags, numbers
+from neuralsim.formats.dataset_reader import DatasetInfo, Recording, each, flags, numbers
 from neuralsim.runtime.imports import require_extra
 from neuralsim.spec import WorldSpec
 
@@ -109,6 +110,7 @@ class MinariReader:
     """
 
     def __init__(self, dataset_id: str, root: Path | None = None) -> None:
+        self.notes: dict[Path, str] = {}
         with require_extra("Minari's format", "data"):
             import h5py  # noqa: F401
             import minari

@@ -1,8 +1,9 @@
 """robomimic's HDF5, which RoboCasa, LIBERO and MimicGen use too: one file, one group per demonstration.
 
-``data/demo_0``: ``actions`` ``(N, a)``, ``rewards`` and ``dones`` ``(N,)``, ``obs/<key>`` ``(N, ...)``, images uint8
-``(N, h, w, 3)``; where ``next_obs/<key>`` is there too, it shows what the last action led to. HDF5 verifies checksums where a
-file has them (fletcher32); most have none, and nobody sees a flipped bit in those.
+``data/demo_0``: ``actions`` ``(N, a)``, ``rewards`` and ``dones`` ``(N,)``, ``obs/<key>`` ``(N, ...)``, images ``(N, h, w, c)`` or
+``(N, c, h, w)`` as uint8 or floats; where ``next_obs/<key>`` is there too, it shows the result of the last action. The attribute
+``macros_image_convention`` (robosuite, LIBERO) says whether images begin at the bottom row. HDF5 verifies checksums where a file
+has them (fletcher32); most have none, and a flipped bit goes unseen in those.
 Layout: https://robomimic.github.io/docs/datasets/overview.html
 """
 
@@ -18,18 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from neuralsim.data.errors import CorruptDataError, SkippedRecording
-from neuralsim.formats.dataset_reader import (
-    LAST_ROW,
-    DatasetInfo,
-    Images,
-    Recording,
-    RowSpan,
-    blaming,
-    each,
-    flags,
-    numbers,
-)
+from neuralsim.data.errors import CorruptDataError, SkippedRecording, blaming
+from neuralsim.data.images import Images, PixelLayout
+from neuralsim.formats.dataset_reader import LAST_ROW, DatasetInfo, Recording, RowSpan, each, flags, numbers
 from neuralsim.runtime.imports import require_extra
 
 FRAMES_AT_ONCE = 32
@@ -40,8 +32,16 @@ PER_STEP = {"rewards": "rewards", "terminated": "dones"}
 
 @dataclass(frozen=True)
 class Fields:
-    """What a demonstration holds: how wide its actions are, its vectors with their widths, its cameras, what of PER_STEP is
-    given, whether all that is seen is there in next_obs too, and what is neither vector nor camera."""
+    """Contents of a demonstration.
+
+    Attributes:
+        actions: Width of the actions.
+        vectors: Vectors of floats, with their widths.
+        cameras: Image arrays.
+        given: Keys of PER_STEP that are there.
+        after: True where ``next_obs`` has all vectors and images.
+        aside: Keys that are neither vector nor camera, with their dtype and shape.
+    """
 
     actions: int
     vectors: tuple[tuple[str, int], ...]
@@ -52,17 +52,20 @@ class Fields:
 
     @classmethod
     def of(cls, demo: Any) -> Fields:
-        """Of the group of one demonstration."""
+        """Read them from the group of one demonstration."""
         shapes = {key: (v.shape[1:], v.dtype) for key, v in sorted(demo["obs"].items()) if hasattr(v, "shape")}
         vectors = {k: int(np.prod(shape)) for k, (shape, kind) in shapes.items() if len(shape) < 2 and kind.kind == "f"}
-        cameras = tuple(k for k, (s, kind) in shapes.items() if kind == np.uint8 and len(s) == 3 and s[-1] == 3)
+        cameras = tuple(k for k, (s, kind) in shapes.items() if PixelLayout.of(s, kind) is not None)
         return cls(
             int(np.prod(demo["actions"].shape[1:])),
             tuple(vectors.items()),
             cameras,
             tuple(our for our, their in PER_STEP.items() if their in demo),
             all(key in (demo.get("next_obs") or {}) for key in (*cameras, *vectors)),
-            tuple(sorted(set(demo["obs"]) - set(cameras) - set(vectors))),
+            tuple(
+                f"obs/{key} {shapes[key][1]} {shapes[key][0]}" if key in shapes else f"obs/{key}"
+                for key in sorted(set(demo["obs"]) - set(cameras) - set(vectors))
+            ),
         )
 
 
@@ -73,6 +76,7 @@ class RobomimicReader:
     """
 
     def __init__(self, path: Path) -> None:
+        self.notes: dict[Path, str] = {}
         with require_extra("robomimic's format", "data"):
             import h5py
 
@@ -86,7 +90,8 @@ class RobomimicReader:
                 )
             self._demos = sorted(file["data"], key=_number)
             rate = _control_rate(file["data"].attrs.get("env_args"))
-            total = int(file["data"].attrs.get("total", 0))
+            total = _count(file["data"].attrs.get("total"))
+            convention = file["data"].attrs.get("macros_image_convention", file.attrs.get("macros_image_convention"))
             found = list(each(self._demos, self._where, lambda name: Fields.of(file["data"][name])))
         known = Counter(item for item in found if isinstance(item, Fields))
         if not known:
@@ -95,10 +100,13 @@ class RobomimicReader:
         # What is usual, for a damaged one must not stand for all; of equals, what knows most.
         self._fields = max(known, key=lambda f: (known[f], len(f.vectors) + len(f.cameras) + len(f.given)))
         if not self._fields.cameras:
+            there = ", ".join([*(f"obs/{key} ({width})" for key, width in self._fields.vectors), *self._fields.aside])
             raise ValueError(
-                f"{path}: no images, uint8 (N, h, w, 3), in 'obs'; robomimic's dataset_states_to_obs.py makes them of states"
+                f"{path}: no images, (N, h, w, 3) or (N, 3, h, w), in 'obs'; there: {there or 'nothing'}; robomimic's "
+                "dataset_states_to_obs.py makes images of states"
             )
-        aside = ", ".join(f"obs/{key}" for key in self._fields.aside)
+        aside = ", ".join(self._fields.aside)
+        self._flipped = _is_opengl(convention)
         self.about = DatasetInfo(
             format="robomimic HDF5",
             cameras=self._fields.cameras,
@@ -108,10 +116,15 @@ class RobomimicReader:
             ),
             given=frozenset({"actions", *self._fields.given}),
             recordings=len(self._demos),
-            frames=total or None,
+            frames=total,
             rate_hz=rate,
             remarks=(
-                *([f"left aside: {aside} (neither uint8 images nor vectors of floats)"] if aside else []),
+                *([f"left aside: {aside} (neither images nor vectors of floats)"] if aside else []),
+                *(
+                    ["images begin at the bottom row (macros_image_convention opengl): they are turned up"]
+                    if self._flipped
+                    else []
+                ),
                 *([] if self._fields.after else [LAST_ROW]),
             ),
         )
@@ -150,29 +163,54 @@ class RobomimicReader:
         steps = RowSpan(rows) if fields.after else RowSpan.of_rows(rows)
         for camera in cameras:
             images = demo["obs"][camera]
-            if len(images) != n or images.dtype != np.uint8 or images.ndim != 4:
+            if len(images) != n or PixelLayout.of(images.shape[1:], images.dtype) is None:
                 raise CorruptDataError(
-                    f"obs/{camera}: expected {n} uint8 images (h, w, 3), got {images.dtype} {images.shape}"
+                    f"obs/{camera}: expected {n} images (h, w, 3) or (3, h, w), got {images.dtype} {images.shape}"
                 )
         provenance = {"seed": index, "policy": "unknown", "version": "robomimic", "index": index, "demo": name}
         return Recording(
             self._where(name),
-            _frames(demo, cameras, n, fields.after),
+            _frames(demo, cameras, n, fields.after, self._flipped),
             provenance | ({"unseen": steps.unseen} if steps.unseen else {}),
             states=np.concatenate(states, axis=1) if states else None,
             **steps.arrays,
         )
 
 
-def _frames(demo: Any, cameras: Sequence[str], rows: int, after: bool) -> Iterator[Images]:
+def _frames(demo: Any, cameras: Sequence[str], rows: int, after: bool, flipped: bool) -> Iterator[Images]:
     parts = [("obs", first, min(first + FRAMES_AT_ONCE, rows)) for first in range(0, rows, FRAMES_AT_ONCE)]
     parts += [("next_obs", rows - 1, rows)] if after else []
     for group, first, stop in parts:
         blocks = []
         for camera in cameras:
             with blaming(f"{group}/{camera}"):
-                blocks.append(demo[group][camera][first:stop])
+                images = demo[group][camera]
+                layout = PixelLayout.of(images.shape[1:], images.dtype)
+                if layout is None:
+                    raise CorruptDataError(f"expected images, got {images.dtype} {images.shape}")
+                block = layout.pixels(images[first:stop], _brightest(images))
+                blocks.append(block[:, ::-1] if flipped else block)
         yield from zip(*blocks, strict=True)
+
+
+def _brightest(images: Any) -> float:
+    """255 or 1: the range of an array of images, judged by its first rows."""
+    return 255.0 if images.dtype == np.uint8 or np.nanmax(images[:FRAMES_AT_ONCE], initial=0) > 1 else 1.0
+
+
+def _is_opengl(convention: Any) -> bool:
+    """True where images begin at the bottom row (robosuite's macros.IMAGE_CONVENTION)."""
+    word = convention.decode(errors="replace") if isinstance(convention, bytes) else str(convention)
+    return word.strip().lower() == "opengl"
+
+
+def _count(value: Any) -> int | None:
+    """The attribute ``total``, where it is a sensible number; it is a hint only."""
+    try:
+        count = int(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return count if count > 0 else None
 
 
 def _number(name: str) -> tuple[int, str]:

@@ -1,10 +1,15 @@
-"""ZarrArrays: the arrays of a zarr replay buffer on disk, in a folder or a zip file, and where its episodes end."""
+"""Arrays of a zarr replay buffer on disk, in a folder or a zip file, and the ends of its episodes.
+
+A writer may leave out chunks that hold nothing but the fill value: zarr-python 3 does, in both formats. Where a writer stores
+every chunk (zarr-python 2), a chunk that is not there is lost.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import itertools
+import json
 import re
 import zipfile
 from collections import Counter
@@ -14,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from neuralsim.data.errors import CorruptDataError, SkippedRecording
-from neuralsim.formats.dataset_reader import blaming, each, numbers
+from neuralsim.data.errors import CorruptDataError, SkippedRecording, blaming
+from neuralsim.formats.dataset_reader import each, numbers
 from neuralsim.runtime.imports import require_extra
 
 ENDS = "meta/episode_ends"
@@ -38,12 +43,15 @@ class ZarrArrays:
         with blaming(f"{path}"):
             zipped = path.is_file()
             self._store: Any = zarr.storage.ZipStore(path) if zipped else zarr.storage.LocalStore(path, read_only=True)
-            self._files = _names(path)
-            keys = sorted({name.split("/")[1] for name in self._files if re.match(r"data/[^/.]+/", name)})
+            names = _names(path)
+            self._root = _root_of(names)
+            self._files = frozenset(name.removeprefix(self._root) for name in names if name.startswith(self._root))
+            keys = sorted({name.split("/")[1] for name in self._files if re.match(r"data/[^/.][^/]*/", name)})
             if not keys or not any(name.startswith(f"{ENDS}/") for name in self._files):
                 there = sorted({"/".join(name.split("/")[:2]) for name in self._files})
                 raise CorruptDataError(
-                    f"{path}: expected arrays data/<key> and {ENDS}, got {', '.join(there[:12]) or 'nothing'}"
+                    f"{path}: expected arrays data/<key> and {ENDS}, here or in one folder inside, got "
+                    f"{', '.join(there[:12]) or 'nothing'}"
                 )
         self.ends = self._read_ends()
         opened = {key: next(each([f"data/{key}"], str, self._open)) for key in keys}
@@ -60,8 +68,11 @@ class ZarrArrays:
             hint = "; pip install imagecodecs" if "imagecodecs" in item.why else ""
             yield f"left aside: {item.where} ({item.why}{hint})"
         for key, array in self.arrays.items():
-            if array.metadata.zarr_format != 2 and (gone := list(self._gone(f"data/{key}", array, 0, array.shape[0]))):
-                yield f"{len(gone)} chunks of data/{key} are not there: zarr 3 leaves out zeros, so they are read as zeros"
+            if self._may_leave_out(f"data/{key}", array) and (
+                gone := list(self._gone(f"data/{key}", array, 0, array.shape[0]))
+            ):
+                value = array.metadata.fill_value
+                yield f"{len(gone)} chunks of data/{key} are not there, as zarr leaves out what is all {value}: read as that"
             if array.shape[0] > self.ends[-1]:
                 yield f"data/{key} has {array.shape[0] - self.ends[-1]} rows that belong to no episode"
 
@@ -83,7 +94,7 @@ class ZarrArrays:
             return array[first:stop]
 
     def _open(self, key: str) -> Any:
-        return self._zarr.open_array(self._store, path=key, mode="r")
+        return self._zarr.open_array(self._store, path=self._root + key, mode="r")
 
     def _read_ends(self) -> np.ndarray:
         with blaming(f"{self.path}: {ENDS}"):
@@ -95,9 +106,31 @@ class ZarrArrays:
         return ends
 
     def _require(self, key: str, array: Any, first: int, stop: int) -> None:
-        """Broken where a chunk that ought to be there is not: zarr would make zeros of it."""
-        if array.metadata.zarr_format == 2 and (gone := next(self._gone(key, array, first, stop), None)):
+        """Raise FileNotFoundError where a chunk is lost: zarr would make zeros of it."""
+        if not self._may_leave_out(key, array) and (gone := next(self._gone(key, array, first, stop), None)):
             raise FileNotFoundError(f"the chunk {gone} is missing; copy it again")
+
+    def _may_leave_out(self, key: str, array: Any) -> bool:
+        """True where a chunk that is not there stands for the fill value.
+
+        Always so in format 3. In format 2 only zarr-python 3 (it records a separator) leaves chunks out; there, a vector or an
+        image of which some chunks are stored has more likely lost the others.
+        """
+        if array.metadata.zarr_format != 2:
+            return True
+        if array.metadata.fill_value is None or "dimension_separator" not in self._record(f"{key}/.zarray"):
+            return False
+        return len(array.shape) == 1 or not any(re.match(rf"{re.escape(key)}/[\d./]+$", name) for name in self._files)
+
+    def _record(self, name: str) -> dict[str, Any]:
+        with blaming(f"{self.path}: {name}"):
+            place = self._root + name
+            if self.path.is_file():
+                with zipfile.ZipFile(self.path) as file:
+                    found = json.loads(file.read(place))
+            else:
+                found = json.loads((self.path / place).read_bytes())
+            return dict(found)
 
     def _gone(self, key: str, array: Any, first: int, stop: int) -> Iterator[str]:
         """The files of rows ``first`` to ``stop`` that are not there."""
@@ -109,6 +142,12 @@ class ZarrArrays:
             name = f"{key}/{array.metadata.encode_chunk_key(place)}"
             if name not in self._files:
                 yield name
+
+
+def _root_of(names: frozenset[str]) -> str:
+    """The folder inside, with "/" at its end, that holds ``data/`` and the ends; empty where they are at the top."""
+    roots = {name[: name.index(f"{ENDS}/")] for name in names if f"{ENDS}/" in name}
+    return "" if "" in roots or len(roots) != 1 else roots.pop()
 
 
 def _know_jpeg_xl() -> None:

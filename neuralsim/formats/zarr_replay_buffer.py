@@ -13,18 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from neuralsim.data.errors import CorruptDataError, SkippedRecording
-from neuralsim.formats.dataset_reader import (
-    LAST_ROW,
-    DatasetInfo,
-    Images,
-    Recording,
-    RowSpan,
-    blaming,
-    each,
-    flags,
-    numbers,
-)
+from neuralsim.data.errors import CorruptDataError, SkippedRecording, blaming
+from neuralsim.data.images import Images, PixelLayout
+from neuralsim.formats.dataset_reader import LAST_ROW, DatasetInfo, Recording, RowSpan, each, flags, numbers
 from neuralsim.formats.hand import NAMES, UNITS, hand_moves
 from neuralsim.formats.zarr_arrays import ZarrArrays
 
@@ -43,13 +34,17 @@ class ReplayBufferReader:
     """
 
     def __init__(self, path: Path) -> None:
+        self.notes: dict[Path, str] = {}
         self.path, self._buffer = path, ZarrArrays(path)
         shapes, remarks = self._buffer.shapes(), list(self._buffer.remarks)
-        colours = {k: kind for k, (shape, kind) in shapes.items() if len(shape) == 3 and shape[-1] == 3}
-        cameras = tuple(key for key, kind in colours.items() if kind == np.uint8 or kind.kind == "f")
+        layouts = {key: PixelLayout.of(shape, kind) for key, (shape, kind) in shapes.items()}
+        self._layouts = {key: layout for key, layout in layouts.items() if layout is not None}
+        cameras = tuple(self._layouts)
         if not cameras:
             there = "; ".join([f"{key} {kind} {shape}" for key, (shape, kind) in shapes.items()] + remarks)
-            raise ValueError(f"{path}: expected images, uint8 or floats (N, h, w, 3), in data/; there: {there}")
+            raise ValueError(
+                f"{path}: expected images, uint8 or floats (N, h, w, 3) or (N, 3, h, w), in data/; there: {there}"
+            )
         found = {our: next((k for k in names if k in shapes), None) for our, names in PER_STEP.items()}
         self._per_step = {our: key for our, key in found.items() if key is not None}
         self._vectors = {
@@ -155,12 +150,6 @@ class ReplayBufferReader:
             return 255.0 if np.nanmax(self._buffer.arrays[camera][:FRAMES_AT_ONCE]) > 1 else 1.0
 
     def _pixels(self, camera: str, block: np.ndarray) -> np.ndarray:
-        """``block`` as uint8; Broken where it has other numbers than a camera's pixels."""
-        top = self._brightest[camera]
-        if block.dtype == np.uint8:
-            return block
-        if not np.isfinite(block).all() or block.min() < 0 or block.max() > top:
-            raise CorruptDataError(
-                f"data/{camera}: expected pixels in 0..{top:g}, got {block.min():g} to {block.max():g}"
-            )
-        return np.round(block * (255 / top)).astype(np.uint8)
+        """Convert ``block`` to uint8 ``(n, h, w, 3)``; CorruptDataError for numbers that are no pixels."""
+        with blaming(f"data/{camera}"):
+            return self._layouts[camera].pixels(block, self._brightest[camera])

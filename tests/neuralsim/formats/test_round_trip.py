@@ -744,4 +744,4 @@ def test_odd_episodes_are_named(tmp_path: Path) -> None:
     ]
     import imageio.v3 as iio
 
-    assert iio.imread(draw_strips(store, tmp_path / "strips.png")).shape == (4 * 32, 8 * 40, 3)
+    assert iio.imread(draw_strips(store, tmp_path / "strips.png")).shape == (5 * 32, 8 * 40, 3)
