@@ -205,8 +205,7 @@ def _demonstrator(rl_task: RLTask, starts: Starts, config: HeadsConfig, tick: Ca
         expert = real_world.policies.make_expert(config.seed * 1_000_003 + i)
         episode = SingleEnv(env, "env", {"options": {"state": start}}, config.steps, stop_at_end=False)
         for _ in run(expert, episode, np.ones(1, bool)):
-            assert episode.last is not None
-            success[i] = episode.last[2]
+            success[i], _ = episode.ended
             if success[i]:
                 break
         lengths[i] = episode.taken
