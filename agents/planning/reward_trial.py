@@ -19,13 +19,13 @@ import numpy as np
 from neuralsim.agents.evaluation.paired_evaluation import FIRST_SEED
 from neuralsim.agents.planning.config import PlanConfig, record_solver
 from neuralsim.agents.planning.goal_trial import DecisionCost, system_load
-from neuralsim.agents.planning.planner import Planner, PlannerConfig
+from neuralsim.agents.planning.planner import Decision, Planner, PlannerConfig
 from neuralsim.agents.planning.report import describe_solver, effort_rows, median_load
 from neuralsim.agents.planning.setup import ORACLE, PLANNER, fingerprint, planner_seed
 from neuralsim.agents.policies.policy import NamedPolicy
-from neuralsim.agents.policies.random_policies import HoldActionPolicy, NoOpPolicy, RandomPolicy
+from neuralsim.agents.policies.resolve import resolve_policy
+from neuralsim.agents.policies.rollout import SingleEnv, run
 from neuralsim.agents.teleop.recorder import VideoWriter
-from neuralsim.envs.registry import find_real_world, get_real_world
 from neuralsim.envs.tasks.rl_task import RLTask, TaskEnv, learned_name, task_for
 from neuralsim.evaluation.report import Metric, Report, metric_of
 from neuralsim.evaluation.statistics import Bootstrap, mean
@@ -88,7 +88,7 @@ class RewardSetup:
             "weights": fingerprint(self.world.folder / WEIGHTS) if self.world.folder else None,
         }
 
-    def planner(self, episode: int) -> Planner:
+    def planner(self, episode: int, on_decision: Callable[[Decision], object] | None = None) -> Planner:
         """Return a planner for the reward and termination that the world model predicts."""
         c = self.config
         return Planner(
@@ -104,20 +104,14 @@ class RewardSetup:
                 seed=planner_seed(c, episode),
                 horizon=self.rl_task.horizon,
             ),
+            on_decision=on_decision,
         )
 
-    def policy(self, actor: str, env: TaskEnv, episode: int) -> NamedPolicy:
+    def policy(self, actor: str, env: TaskEnv, episode: int, on_decision: Callable[[Decision], object]) -> NamedPolicy:
         """Return the policy called ``actor`` for episode ``episode`` of ``env``."""
-        spec, seed = self.world.spec, planner_seed(self.config, episode)
         if actor == PLANNER:
-            return NamedPolicy(actor, self.planner(episode), "pixels")
-        if actor == "random":
-            return NamedPolicy(actor, RandomPolicy(spec, seed), "pixels")
-        if actor == "still":
-            return NamedPolicy(actor, NoOpPolicy(spec), "pixels")
-        if find_real_world(spec.name) is not None:
-            return NamedPolicy(actor, get_real_world(spec.name).policies.make_explorer(env.unwrapped, seed), "state")
-        return NamedPolicy(actor, HoldActionPolicy(spec, seed), "pixels")
+            return NamedPolicy(actor, self.planner(episode, on_decision), "env")
+        return resolve_policy(actor, self.world, env.unwrapped, planner_seed(self.config, episode))
 
 
 def open_reward_setup(config: PlanConfig) -> RewardSetup:
@@ -180,20 +174,16 @@ def run_episode(
     setup: RewardSetup, env: TaskEnv, actor: str, episode: int, on_frame: Callable[[np.ndarray], object] | None = None
 ) -> RewardTrial:
     """Run the policy called ``actor`` from the reset of ``episode``; ``on_frame`` is called with every frame, magnified."""
-    spec, scale = setup.world.spec, max(1, LARGE // setup.world.spec.height)
-    frame, _ = env.reset(seed=setup.seeds[episode])
-    policy, memory = setup.policy(actor, env, episode), None
-    total, steps, terminated, truncated = 0.0, 0, False, False
-    while not (terminated or truncated):
-        observation = frame[None] if policy.observation == "pixels" else env.state().astype(np.float32)
-        chosen, memory = policy.policy.predict(observation, memory, np.array([steps == 0]))
-        action = np.asarray(chosen, spec.action_dtype).reshape(-1)
-        frame, reward, terminated, truncated, _ = env.step(spec.to_space(action))
-        total, steps = total + reward, steps + 1
+    scale = max(1, LARGE // setup.world.spec.height)
+    decisions: list[Decision] = []
+    policy = setup.policy(actor, env, episode, decisions.append)
+    single, total = SingleEnv(env, policy.observation, {"seed": setup.seeds[episode]}), 0.0
+    for result, _ in run(policy.policy, single, np.ones(1, bool)):
+        total += float(result.reward[0])
         if on_frame:
-            on_frame(cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST))
-    decisions = DecisionCost.of(memory[0].decisions) if actor == PLANNER and memory else ()
-    return RewardTrial(actor, episode, total, steps, terminated, decisions, system_load())
+            on_frame(cv2.resize(single.observation, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST))
+    terminated, _ = single.ended
+    return RewardTrial(actor, episode, total, single.taken, terminated, DecisionCost.of(decisions), system_load())
 
 
 def trials_in(log: ResultsLog) -> list[RewardTrial]:
