@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_clock import FakeClock
+from line_robot import LineRobot
 from work import count_calls
 
 from neuralsim.agents.heads.chunk_policy import ObservationHistory
@@ -41,20 +43,6 @@ LINE = WorldSpec("line", 8, 8, ("x", "y"), ("mm", "mm"), (10.0, 10.0), 10.0, 3)
 # -- parts -----------------------------------------------------------------------------------------------------------------
 
 
-class FakeClock:
-    """Seconds that pass when something waits."""
-
-    def __init__(self) -> None:
-        self.time = 100.0
-
-    def now(self) -> float:
-        return self.time
-
-    def wait(self, until: float, alarm: threading.Event) -> None:
-        if not alarm.is_set():
-            self.time = max(self.time, until)
-
-
 class Slowly(BackgroundWorker[Any, Any]):
     """A worker on a fake clock, each job taking ``seconds`` of it."""
 
@@ -74,44 +62,6 @@ class Slowly(BackgroundWorker[Any, Any]):
 
     def close(self, seconds: float = 1.0) -> bool:
         return True
-
-
-class LineRobot:
-    """A stub with a camera: remembers what it was sent, and shows how many actions it has done, ``behind`` of them ago."""
-
-    name = "line"
-    is_connected = False
-
-    def __init__(self, behind: int = 0) -> None:
-        self.behind = behind
-        self.sent: list[tuple[float, float]] = []
-        self.frames = 0
-        self.log: list[str] = []
-
-    @property
-    def observation_features(self) -> dict[str, type | tuple]:
-        return {"camera": (8, 8, 3)}
-
-    @property
-    def action_features(self) -> dict[str, type]:
-        return {"x": float, "y": float}
-
-    def connect(self, calibrate: bool = True) -> None:
-        self.is_connected = True
-
-    def get_observation(self) -> dict[str, Any]:
-        step = max(0, len(self.sent) - self.behind)
-        self.frames += 1
-        return {"camera": np.full((8, 8, 3), step % 256, np.uint8), "timestamp": float(self.frames), "step": step}
-
-    def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
-        self.sent.append((action["x"] / 10, action["y"] / 10))
-        self.log.append("rest" if not any(action.values()) else "move")
-        return dict(action)
-
-    def disconnect(self) -> None:
-        self.is_connected = False
-        self.log.append("disconnect")
 
 
 class Counting:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from fake_clock import FakeClock
 from gymnasium.utils.env_checker import check_env
+from torch.utils import _pytree
 
 from neuralsim.envs.pusht.env import PushTRealEnv, pusht_spec
 from neuralsim.envs.pusht.robot import PushTRobot
@@ -70,20 +75,6 @@ class Arm:
 
     def disconnect(self) -> None:
         self.body.disconnect()
-
-
-class Clock:
-    """Time that passes only where somebody waits or works."""
-
-    def __init__(self) -> None:
-        self.now, self.slept = 100.0, 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-        self.slept += seconds
 
 
 # -- verbs -------------------------------------------------------------------------------------------------------------------------
@@ -246,25 +237,25 @@ def test_a_robot_in_lock_step_is_the_true_world_to_the_bit() -> None:
 
 
 def test_deadlines_are_absolute_and_missed_ones_are_counted() -> None:
-    clock = Clock()
+    clock = FakeClock()
     env = RobotEnv(PushTRobot(), SPEC, clock=clock, sleep=clock.sleep)
     env.reset(seed=0)
     for _ in range(10):
-        clock.now += 0.07  # thinking
+        clock.time += 0.07  # thinking
         *_, told = env.step(np.zeros(2, np.float32))
-    assert clock.now == pytest.approx(101.0)
+    assert clock.time == pytest.approx(101.0)
     assert told["missed"] == 0
-    clock.now += 0.13
+    clock.time += 0.13
     *_, told = env.step(np.zeros(2, np.float32))
-    assert clock.now == pytest.approx(101.13)
+    assert clock.time == pytest.approx(101.13)
     assert told["missed"] == 1
     *_, told = env.step(np.zeros(2, np.float32))
-    assert clock.now == pytest.approx(101.2)  # back in phase
-    clock.now += 0.35  # three deadlines pass unseen
+    assert clock.time == pytest.approx(101.2)  # back in phase
+    clock.time += 0.35  # three deadlines pass unseen
     *_, told = env.step(np.zeros(2, np.float32))
     assert told["missed"] == 4
     env.step(np.zeros(2, np.float32))
-    assert clock.now == pytest.approx(101.6)
+    assert clock.time == pytest.approx(101.6)
     env.close()
 
 
@@ -329,6 +320,33 @@ def test_infos_have_the_same_keys_and_types_at_reset_and_at_each_step() -> None:
         env.close()
 
 
+def robot_env(truth: bool) -> RobotEnv:
+    return RobotEnv(PushTRobot(truth=truth), SPEC, paced=False)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Minari's, about the spec and about metadata
+@pytest.mark.parametrize("truth", [False, True])
+def test_minari_records_a_robots_infos(truth: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import minari
+
+    jax = types.ModuleType("jax")
+    jax.tree_util = types.SimpleNamespace(tree_map=_pytree.tree_map)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "jax", jax)  # the one function that Minari takes of it
+    monkeypatch.setitem(sys.modules, "jax.tree_util", jax.tree_util)  # type: ignore[attr-defined]
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    gym.register("Robot-v0", f"{__name__}:robot_env", kwargs={"truth": truth})
+    env = minari.DataCollector(gym.make("Robot-v0"), record_infos=True)
+    for seed in (1, 2):
+        env.reset(seed=seed)
+        for _ in range(3):
+            env.step(np.ones(2, np.float32))
+    about = {"algorithm_name": "a", "author": "a", "author_email": "a@b.c", "code_permalink": "x", "description": "x"}
+    dataset = env.create_dataset("robot-v0", eval_env=None, **about)
+    assert [episode.infos["step"].tolist() for episode in dataset] == [[0, 1, 2, 3]] * 2
+    assert ("truth" in dataset[0].infos) == truth
+    del gym.registry["Robot-v0"]
+
+
 def test_choices_reach_the_robot_as_whole_numbers() -> None:
     keys = WorldSpec("keys", 8, 8, ("key",), ("choice",), (1.0,), 10.0, 1, action_choices=(4,))
     sent = physical_action(keys, np.array([3]))
@@ -363,9 +381,9 @@ def test_a_robot_that_refuses_everything_is_given_up() -> None:
     robot = Answering({})
     env = RobotEnv(robot, SPEC, paced=False)
     env.reset(seed=0)
+    assert all(env.step(np.ones(2, np.float32))[4]["refused"] for _ in range(9))
     with pytest.raises(ActionRefused, match="refused 10 actions in a row"):
-        for _ in range(100):
-            env.step(np.ones(2, np.float32))
+        env.step(np.ones(2, np.float32))
     env.reset(seed=0)
     assert env.step(np.ones(2, np.float32))[4]["refused"]
 
