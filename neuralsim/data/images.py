@@ -69,7 +69,7 @@ class ImageResizer:
 
 @dataclass(frozen=True)
 class PixelLayout:
-    """How an array of images stores its pixels: channels first or last, and how many."""
+    """Order and number of the channels of an array of images."""
 
     first: bool
     channels: int

@@ -143,7 +143,7 @@ def _packet_times(container: Any, stream: Any, path: Path) -> np.ndarray:
 
 
 def missing_bytes(path: Path) -> int:
-    """How many bytes the structure of a video container goes on after the end of the file; 0 where it does not tell."""
+    """Bytes by which the structure of a video container exceeds the file; 0 where it does not state its size."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(16)

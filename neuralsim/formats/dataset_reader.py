@@ -1,7 +1,7 @@
-"""Source: what a reader of somebody else's dataset offers, whatever the format.
+"""Interface of all dataset readers.
 
 A recording is what the dataset calls an episode, demonstration or file. Its actions and states are in the dataset's own
-units, its frames are decoded one by one as they are asked for, and whatever is broken says which file and field.
+units, its frames are decoded one by one on demand, and errors name the file and the field.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from neuralsim.data.errors import CorruptDataError, SkippedRecording, blaming
 from neuralsim.data.images import Images
-from neuralsim.formats.action_choices import Meaning
+from neuralsim.formats.action_mapping import Meaning
 from neuralsim.spec import WorldSpec
 
 Item = TypeVar("Item")
@@ -24,12 +24,12 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a dataset says of itself before any frame is read.
+    """Facts about a dataset that are known before any frame is read.
 
-    ``given`` names what it records of "actions", "rewards", "terminated" and "truncated"; ``rate_hz`` is None where it does
-    not say, ``action_units`` empty where nobody knows them; ``scale`` tells what its actions mean where it says so;
+    ``given`` names what it records of "actions", "rewards", "terminated" and "truncated"; ``rate_hz`` is None and
+    ``action_units`` empty where it does not state them; ``scale`` maps its actions where it states their bounds;
     ``spec`` and ``source`` (see StoreInfo) are those of the store that NeuralSim wrote it from, else None; ``remarks`` are for
-    whoever imports it.
+    the user.
     """
 
     format: str
@@ -77,8 +77,8 @@ class DatasetReader(Protocol):
         """The actions ``(T, a)`` of every recording, in native units; no frame is decoded."""
 
     def recordings(self, cameras: Sequence[str]) -> Iterator[Recording | SkippedRecording]:
-        """Every recording as seen by ``cameras``, in the same order each time; a broken one is a SkippedRecording, or raises Broken
-        while its frames are read."""
+        """Every recording as seen by ``cameras``, in the same order each time; a broken one is a SkippedRecording, or raises
+        CorruptDataError while its frames are read."""
 
 
 def each(
@@ -103,7 +103,7 @@ LAST_ROW = (
 
 @dataclass(frozen=True)
 class RowSpan:
-    """What T+1 rows of a dataset that records an observation and an action per row say of T steps.
+    """T steps of a dataset that records an observation and an action in each of T+1 rows.
 
     No frame shows what the last row's action led to; ``unseen`` keeps that row for the provenance.
     """
@@ -121,7 +121,7 @@ class RowSpan:
 
 
 def numbers(values: Any, where: str, width: int | None = None, rows: int | None = None) -> np.ndarray:
-    """``values`` as finite float64 ``(n,)``, or ``(n, width)`` where a width is given; Broken says what is wrong with them."""
+    """``values`` as finite float64 ``(n,)``, or ``(n, width)`` where a width is given; raises CorruptDataError."""
     array = np.asarray(values)
     if array.dtype.kind not in "fiub":
         raise CorruptDataError(f"{where}: expected numbers, got {array.dtype}")
@@ -139,7 +139,7 @@ def numbers(values: Any, where: str, width: int | None = None, rows: int | None 
 
 
 def flags(values: Any, where: str, rows: int | None = None) -> np.ndarray:
-    """``values`` as bool ``(n,)``; Broken where they are anything but yes and no."""
+    """``values`` as bool ``(n,)``; CorruptDataError for other values than 0 and 1."""
     array = numbers(values, where, rows=rows)
     if not np.isin(array, (0, 1)).all():
         raise CorruptDataError(f"{where}: expected 0 or 1, got {array[~np.isin(array, (0, 1))][0]:g}")

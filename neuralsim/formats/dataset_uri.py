@@ -1,4 +1,4 @@
-"""Place: where a dataset lies, as it is typed: ``minari:my/dataset-v0``, ``lerobot:folder``, ``robomimic:file.hdf5``."""
+"""Address of a dataset, as it is typed: ``minari:my/dataset-v0``, ``lerobot:folder``, ``robomimic:file.hdf5``."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ KINDS = {
     "zarr": "zarr:folder.zarr",
     "video": "video:folder/",
 }
-"""What can be read, and how it is typed."""
+"""Kinds of dataset that can be read, and the form of their addresses."""
 
 
 @dataclass(frozen=True)
 class DatasetURI:
-    """A kind of dataset and where it lies; a ValueError tells what can be typed."""
+    """Kind and place of a dataset; a ValueError lists the valid forms."""
 
     kind: str
     where: str
@@ -42,11 +42,11 @@ class DatasetURI:
 
     @property
     def stem(self) -> str:
-        """A name for what lies there."""
+        """A short name, from the last part of the path."""
         return self.where.rstrip("/").split("/")[-1].split(".")[0] or self.kind
 
     def open(self, root: Path | None = None, rate_hz: float | None = None) -> DatasetReader:
-        """Look at what lies there; ``root`` is the folder of all Minari datasets,
+        """Open the dataset; ``root`` is the folder of all Minari datasets,
         ``rate_hz`` the control rate that videos are resampled to.
 
         Raises FileNotFoundError where nothing does, ValueError where it is no dataset of its kind.

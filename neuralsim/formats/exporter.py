@@ -1,4 +1,4 @@
-"""Export: the command that writes an episode store in somebody else's format."""
+"""Export of an episode store to another project's format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from neuralsim.runtime.command import CommandOutput
 from neuralsim.runtime.progress import progress
 
 TARGETS = {"lerobot": "lerobot:folder/", "minari": "minari:my/dataset-v0"}
-"""What can be written, and how it is typed."""
+"""Formats that can be written, and the form of their addresses."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class ExportConfig:
     store: str
     """Name of a store below data/, or its folder."""
     to: str
-    """Where it goes: lerobot:folder/ or minari:my/dataset-v0."""
+    """Target: lerobot:folder/ or minari:my/dataset-v0."""
     pixels: Literal["yuv444p", "yuv420p"] = "yuv444p"
-    """How LeRobot's mp4 keeps colour: yuv444p as sharp as brightness, yuv420p so that every player shows it."""
+    """Colour of LeRobot's mp4: yuv444p is as sharp as brightness, yuv420p plays everywhere."""
     root: Path | None = None
     """Folder of all Minari datasets; Minari's own by default."""
     json: Path | None = None
@@ -49,7 +49,7 @@ def export(
 ) -> dict[str, Any]:
     """Write ``store``; returns the figures, ready for JSON.
 
-    ``env_id``: a registered Gymnasium id of the world, for Minari; ``watch`` is told how many episodes are written. Raises
+    ``env_id``: a registered Gymnasium id of the world, for Minari; ``watch`` is called with the number of episodes written. Raises
     FileExistsError where the target exists, ValueError where the format cannot hold the store.
     """
     kind, _, where = config.to.partition(":")

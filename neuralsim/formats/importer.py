@@ -23,8 +23,7 @@ from neuralsim.data.errors import CorruptDataError, SkippedRecording, blaming
 from neuralsim.data.images import CameraLayout
 from neuralsim.data.shard_writer import ShardWriter
 from neuralsim.data.store import EpisodeStore
-from neuralsim.formats.action_choices import ActionChoices, Meaning
-from neuralsim.formats.action_mapping import ActionScale
+from neuralsim.formats.action_mapping import ActionChoices, ActionScale, Meaning
 from neuralsim.formats.dataset_reader import Recording
 from neuralsim.formats.dataset_uri import DatasetURI
 from neuralsim.runtime.command import CommandOutput
@@ -33,7 +32,7 @@ from neuralsim.runtime.progress import progress
 from neuralsim.spec import WorldSpec
 
 SIZE, CONTEXT, RATE_HZ = 64, 4, 10.0
-"""Frame side, context and control rate of what does not say its own."""
+"""Frame side, context and control rate of a dataset that does not state its own."""
 EPISODES_PER_SHARD = 100
 SHARD_BYTES = 256 * 2**20
 """A shard ends when it has EPISODES_PER_SHARD episodes or the next one would make it larger than this."""
@@ -46,9 +45,9 @@ class ImportConfig:
     """Read a dataset into an episode store."""
 
     source: str
-    """What to read: minari:my/dataset-v0, lerobot:folder/, robomimic:file.hdf5, zarr:folder.zarr or video:folder/."""
+    """Dataset to read: minari:my/dataset-v0, lerobot:folder/, robomimic:file.hdf5, zarr:folder.zarr or video:folder/."""
     name: Annotated[str | None, tyro.conf.arg(name="as")] = None
-    """What to call it: the store goes to data/<name>; after what is read by default."""
+    """Name of the store, in data/<name>; the name of the dataset by default."""
     out: Path | None = None
     """Folder of the episode store, instead of data/<name>."""
     size: int | None = None
@@ -75,18 +74,18 @@ class ImportConfig:
 
     @property
     def place(self) -> DatasetURI:
-        """Where the dataset lies."""
+        """Address of the dataset."""
         return DatasetURI.parse(self.source)
 
     @property
     def folder(self) -> Path:
-        """Where the episodes go."""
+        """Folder of the episode store."""
         return Path("data") / (self.name or self.place.stem) if self.out is None else self.out
 
 
 @dataclass
 class ImportReport:
-    """How an import went: recordings read (now and before), those left out and why, and what a person should know."""
+    """Result of an import: recordings read (now and before), those left out with the reason, and remarks for the user."""
 
     store: Path
     read: int = 0
@@ -120,7 +119,7 @@ class Importer:
 
     @property
     def recordings(self) -> int | None:
-        """How many recordings will be looked at, where it can be known."""
+        """Number of recordings to look at; None where it is unknown."""
         found = [n for n in (self.about.recordings, self.config.limit) if n is not None]
         return min(found, default=None)
 
@@ -171,7 +170,7 @@ class Importer:
                     break
 
     def _episodes(self, recording: Recording) -> Iterator[Episode]:
-        """A recording as one episode, or as several where it is very long; Broken where it does not fit together."""
+        """A recording as one episode, or as several where it is very long; CorruptDataError where its parts do not fit."""
         longest = max(2, EPISODE_BYTES // (self.spec.height * self.spec.width * 3))
         with blaming(recording.where):
             arrays = self._arrays(recording)
@@ -192,7 +191,7 @@ class Importer:
             yield self._episode(recording, arrays, held, first, {"part": part, "last_part": True} if part else {})
 
     def _arrays(self, recording: Recording) -> dict[str, np.ndarray]:
-        """What is known per step or moment, as the store keeps it."""
+        """Arrays of the recording per step or frame, as the store keeps them."""
         arrays: dict[str, np.ndarray] = {}
         if self.scale is not None and recording.actions is not None:
             actions = self.scale.normalise(recording.actions, self.spec.action_names)
@@ -284,8 +283,8 @@ class Importer:
         if len(self.cameras) > 1:
             yield f"cameras {', '.join(self.cameras)}: side by side in one frame; --camera takes one"
         if about.rate_hz is None and about.spec is None:
-            told = "as you say" if config.rate else "a guess; tell it with --rate"
-            yield f"the dataset does not tell its control rate: {self.spec.rate_hz:g} Hz, {told}"
+            origin = "as you say" if config.rate else "a guess; state it with --rate"
+            yield f"the dataset does not state its control rate: {self.spec.rate_hz:g} Hz, {origin}"
         if not self.acted:
             yield "actions: absent; these episodes are video alone, and no training on actions will take them"
             return
@@ -298,7 +297,7 @@ class Importer:
             yield f"actions that never change: {', '.join(f'{n} (always {v:g})' for n, v in constant.items())}"
 
     def _record(self) -> dict[str, Any]:
-        """What goes on record as ``StoreInfo.source``."""
+        """Return the record for ``StoreInfo.source``."""
         record = dict(self.about.source or {}) | {
             "from": self.config.source,
             "format": self.about.format,
@@ -375,7 +374,7 @@ def _key(provenance: dict[str, Any]) -> str:
 
 
 def _is_written(provenance: dict[str, Any], written: Counter[str]) -> bool:
-    """Whether a whole recording is among the ``written`` episodes; takes it out of them."""
+    """Return True where a whole recording is among the ``written`` episodes, and take it out of them."""
     if written[_key(provenance)]:
         written[_key(provenance)] -= 1
         return True
@@ -388,7 +387,7 @@ def _is_written(provenance: dict[str, Any], written: Counter[str]) -> bool:
 
 
 def _kept(found: Iterable[np.ndarray | SkippedRecording], left_out: list[SkippedRecording]) -> Iterator[np.ndarray]:
-    """What could be read; the rest goes to ``left_out``."""
+    """Yield the readable items; the others go to ``left_out``."""
     for item in found:
         if isinstance(item, SkippedRecording):
             left_out.append(item)

@@ -1,6 +1,6 @@
-"""LeRobotMetadata: what the ``meta`` folder of a LeRobotDataset says, v3.0 and v2.x alike: features, and where episodes lie.
+"""The ``meta`` folder of a LeRobotDataset, v3.0 and v2.x alike: features, and the places of episodes.
 
-v3.0 keeps many episodes in a file and tells in ``meta/episodes`` where each lies; v2.x has a file per episode. A dataset that
+v3.0 keeps many episodes in a file and lists their places in ``meta/episodes``; v2.x has a file per episode. A dataset that
 NeuralSim wrote also carries ``meta/neuralsim.json``: its store's spec and source, and a checksum of every file.
 Layouts: https://huggingface.co/docs/lerobot/lerobot-dataset-v3
 """
@@ -62,7 +62,7 @@ class EpisodeEntry:
 class LeRobotMetadata:
     """The meta folder below ``folder``. Raises FileNotFoundError where there is none, ValueError where it cannot be read.
 
-    ``entries`` are the episodes in order, ``broken`` what of them cannot be found; ``record`` what NeuralSim wrote, else None.
+    ``entries`` are the episodes in order, ``broken`` those that cannot be found; ``record`` is NeuralSim's own record, if any.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -116,7 +116,7 @@ class LeRobotMetadata:
         }
 
     def names(self, key: str) -> tuple[str, ...]:
-        """What a vector calls its dimensions, in a list or in lists below keys; numbered where it does not."""
+        """Names of the dimensions of a vector, from a list or from lists below keys; numbered where there are none."""
         width, names = self.widths[key], self.features[key].get("names")
         if width is None:
             raise ValueError(
@@ -145,7 +145,7 @@ class LeRobotMetadata:
             return ActionScale.of_bounds(low, high, name)
 
     def verify(self, path: Path) -> None:
-        """Broken where a file that NeuralSim wrote has changed since; each is looked at once."""
+        """Raise CorruptDataError where a file that NeuralSim wrote has changed since; each file is checked once."""
         if not self._checksums or path in self._checked:
             return
         if not path.is_file():
@@ -176,19 +176,19 @@ class LeRobotMetadata:
             return json.loads(path.read_bytes())
 
     def _lines(self, name: str) -> Iterator[Any]:
-        """What each line of a file says, or a SkippedRecording for one that cannot be read."""
+        """Parse each line of a JSON-lines file; a SkippedRecording stands for one that cannot be read."""
         path = self.folder / name
         with blaming(str(path)):
             lines = list(enumerate(path.read_bytes().splitlines(), 1))
         return each(lines, lambda line: f"{path}: line {line[0]}", lambda line: json.loads(line[1]))
 
     def _inconsistencies(self) -> Iterator[SkippedRecording]:
-        """Episodes that are told of twice, of which only the first is kept, or only counted."""
+        """Report episodes that are listed twice, of which the first is kept, and episodes that are counted but not listed."""
         first = {entry.index: entry for entry in reversed(self.entries)}
         for entry in self.entries:
             if entry is not first[entry.index]:
                 yield SkippedRecording(
-                    f"{self.folder}/meta", f"tells twice of an episode {entry.index}, with {entry.length} rows here"
+                    f"{self.folder}/meta", f"lists episode {entry.index} twice, with {entry.length} rows here"
                 )
         self.entries = [entry for entry in self.entries if entry is first[entry.index]]
         told, count = self._info.get("total_episodes"), len(self.entries) + len(self.broken)
@@ -257,7 +257,7 @@ class LeRobotMetadata:
         )
 
     def _path(self, template: str, **names: Any) -> Path:
-        """A path by the template that meta/info.json gives; Broken where it would lead out of the dataset."""
+        """A path by the template that meta/info.json gives; CorruptDataError where it would lead out of the dataset."""
         path = self.folder / str(self._info[template]).format(**names)
         if not path.resolve().is_relative_to(self.folder.resolve()):
             raise CorruptDataError(f"{self.folder}/meta/info.json: {template} leads out of the dataset, to {path}")
@@ -291,12 +291,12 @@ def sha256_of(path: Path) -> str:
 
 
 def sha256_of_record(record: dict[str, Any]) -> str:
-    """The checksum of what NeuralSim puts on record about a dataset."""
+    """The checksum of NeuralSim's own record of a dataset."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _width(feature: dict[str, Any]) -> int | None:
-    """How many numbers a row of a feature has; None for what is no vector."""
+    """Number of values in a row of a feature; None where it is no vector."""
     shape = tuple(feature["shape"])
     return int(shape[0]) if len(shape) == 1 else None
 

@@ -1,6 +1,6 @@
 """LeRobotDataset v3.0 and v2.x: rows in parquet, frames in mp4, read with pyarrow and av.
 
-A row is an observation and the action taken there; ``next.reward`` and ``next.done`` are what that action led to. Checksums of
+A row is an observation and the action taken there; ``next.reward`` and ``next.done`` are the results of that action. Checksums of
 pages are verified where a file has them, and those of files where NeuralSim wrote the dataset.
 """
 
@@ -18,8 +18,7 @@ from neuralsim.data.errors import CorruptDataError, SkippedRecording, blaming
 from neuralsim.data.images import Images
 from neuralsim.data.store import StoreInfo
 from neuralsim.data.video import read_video, read_video_info
-from neuralsim.formats.action_choices import ActionChoices, Meaning, meaning_of
-from neuralsim.formats.action_mapping import ActionScale
+from neuralsim.formats.action_mapping import ActionChoices, ActionScale, Meaning, meaning_of
 from neuralsim.formats.dataset_reader import LAST_ROW, DatasetInfo, Recording, RowSpan, each, flags, numbers
 from neuralsim.formats.lerobot_metadata import (
     ACTION,
@@ -37,7 +36,7 @@ INDEX = ("episode_index", "frame_index", "timestamp")
 GAP = 0.5
 """An interval between two rows may be off by this share of a step."""
 LOOSE = 0.02
-"""How far the time between rows may be from the frame rate, as a share."""
+"""The mean time between rows may be off the frame rate by this share."""
 
 
 class LeRobotReader:
@@ -99,21 +98,19 @@ class LeRobotReader:
         )
 
     def actions(self) -> Iterator[np.ndarray | SkippedRecording]:
-        """See Source."""
         return each(self.layout.entries, self._where, lambda entry: self._column(entry, ACTION))
 
     def recordings(self, cameras: Sequence[str]) -> Iterator[Recording | SkippedRecording]:
-        """See Source."""
         yield from self.layout.broken
         yield from each(self.layout.entries, self._where, lambda entry: self._recording(entry, cameras))
 
     def _choices(self, bounds: ActionScale | None) -> ActionChoices | None:
-        """What actions of an integer dtype choose among: a dataset that stores them so declares them to be choices."""
+        """Choices of actions that are stored with an integer dtype, which declares them to be choices."""
         try:
             return ActionChoices.within(
                 bounds or ActionScale.of_actions(a for a in self.actions() if not isinstance(a, SkippedRecording))
             )
-        except ValueError:  # none can be read: whoever imports them is told why
+        except ValueError:  # none can be read; the import reports why
             return None
 
     def _where(self, entry: EpisodeEntry) -> str:
@@ -162,7 +159,7 @@ class LeRobotReader:
         )
 
     def _times(self, entry: EpisodeEntry) -> np.ndarray:
-        """Seconds of each row since the episode began; Broken where they and the frame rate do not agree."""
+        """Seconds of each row since the episode began; CorruptDataError where they and the frame rate do not agree."""
         times, number = self._column(entry, "timestamp")[:, 0], self._column(entry, "frame_index")[:, 0]
         where, rate = f"{entry.data}: episode {entry.index}", self.layout.rate_hz
         if not np.array_equal(number, np.arange(len(number))):

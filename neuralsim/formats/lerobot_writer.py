@@ -22,7 +22,7 @@ import numpy as np
 from neuralsim.data.episode import Episode, knows_actions
 from neuralsim.data.store import EpisodeStore
 from neuralsim.data.video import VideoFileWriter, read_video
-from neuralsim.formats.action_choices import meaning_of
+from neuralsim.formats.action_mapping import meaning_of
 from neuralsim.formats.lerobot_metadata import (
     ACTION,
     DATA_PATH,
@@ -47,7 +47,7 @@ FILES_PER_CHUNK = 1000
 
 @dataclass(frozen=True)
 class Written:
-    """What was written: the folder, and the peak signal-to-noise ratio of the first episode's frames in dB (None: no pixel
+    """Result of an export: the folder, and the peak signal-to-noise ratio of the first episode's frames in dB (None: no pixel
     differs)."""
 
     folder: Path
@@ -59,7 +59,7 @@ def write_lerobot(
 ) -> Written:
     """Write every episode of ``store`` into ``folder``, which appears whole or not at all.
 
-    ``pixels`` is that of VideoFileWriter; ``watch`` is told how many episodes are written. Raises FileExistsError where the folder
+    ``pixels`` is that of VideoFileWriter; ``watch`` is called with the number of episodes written. Raises FileExistsError where the folder
     exists, ValueError for a store that is empty or knows the actions of only some episodes.
     """
     with require_extra("LeRobot's format", "data"):

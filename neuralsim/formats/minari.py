@@ -24,8 +24,7 @@ from neuralsim.data.episode import Episode
 from neuralsim.data.errors import CorruptDataError, SkippedRecording, blaming
 from neuralsim.data.images import Images
 from neuralsim.data.store import EpisodeStore, StoreInfo
-from neuralsim.formats.action_choices import ActionChoices, Meaning, meaning_of
-from neuralsim.formats.action_mapping import ActionScale
+from neuralsim.formats.action_mapping import ActionChoices, ActionScale, Meaning, meaning_of
 from neuralsim.formats.dataset_reader import DatasetInfo, Recording, each, flags, numbers
 from neuralsim.runtime.imports import require_extra
 from neuralsim.spec import WorldSpec
@@ -34,9 +33,9 @@ if TYPE_CHECKING:
     from minari import EpisodeData
 
 EPISODES_AT_ONCE = 50
-"""How many episodes are handed to Minari at a time."""
+"""Episodes handed to Minari at a time."""
 FRAMES = "frames"
-"""What the one camera is called where an observation is a frame."""
+"""Name of the camera where an observation is a frame."""
 
 
 def write_minari(
@@ -49,8 +48,8 @@ def write_minari(
     """Write every episode of ``store`` as the local Minari dataset ``dataset_id``; returns its folder.
 
     ``dataset_id`` is Minari's ``(namespace/)name-v0``; ``root`` the folder of all datasets (Minari's own by default);
-    ``env_id`` a registered Gymnasium id that ``dataset.recover_environment()`` shall make; ``watch`` is told how many episodes
-    are written. The dataset appears whole or not at all. Raises ValueError on a malformed id or video without actions,
+    ``env_id`` a registered Gymnasium id that ``dataset.recover_environment()`` shall make; ``watch`` is called with the number of episodes
+    written. The dataset appears whole or not at all. Raises ValueError on a malformed id or video without actions,
     FileExistsError where the dataset exists.
     """
     with require_extra("Minari's format", "data"):
@@ -159,11 +158,9 @@ class MinariReader:
         self._policy = str(metadata.get("algorithm_name", "unknown"))
 
     def actions(self) -> Iterator[np.ndarray | SkippedRecording]:
-        """See Source."""
         return each(self._dataset.episode_indices, self._where, lambda index: self._actions(self._read(index)))
 
     def recordings(self, cameras: Sequence[str]) -> Iterator[Recording | SkippedRecording]:
-        """See Source."""
         origins = {int(i): origin for i, origin in zip(self._dataset.episode_indices, self._origins, strict=True)}
         return each(origins, self._where, lambda index: self._recording(index, origins[index], cameras))
 
@@ -254,7 +251,7 @@ def _action_space(spec: WorldSpec) -> spaces.Space[Any]:
 
 
 def _meaning(space: spaces.Space[Any], dataset_id: str) -> tuple[int, Meaning | None]:
-    """How many numbers an action has, and what they mean where the space says so; a ValueError for other spaces."""
+    """Width of the actions, and their mapping where the space states it; a ValueError for other spaces."""
     origin = "its action space"
     if isinstance(space, spaces.Box) and len(space.shape) == 1:
         return space.shape[0], ActionScale.of_bounds(space.low, space.high, origin) if space.is_bounded() else None

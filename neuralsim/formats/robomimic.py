@@ -130,12 +130,10 @@ class RobomimicReader:
         )
 
     def actions(self) -> Iterator[np.ndarray | SkippedRecording]:
-        """See Source."""
         with self._h5py.File(self.path, "r") as file:
             yield from each(self._demos, self._where, lambda name: self._actions(file["data"][name]))
 
     def recordings(self, cameras: Sequence[str]) -> Iterator[Recording | SkippedRecording]:
-        """See Source."""
         with self._h5py.File(self.path, "r") as file:
             yield from each(self._demos, self._where, lambda name: self._recording(file["data"][name], name, cameras))
 
@@ -194,7 +192,7 @@ def _frames(demo: Any, cameras: Sequence[str], rows: int, after: bool, flipped: 
 
 
 def _brightest(images: Any) -> float:
-    """255 or 1: the range of an array of images, judged by its first rows."""
+    """255 or 1: the range of an array of images, by its first rows."""
     return 255.0 if images.dtype == np.uint8 or np.nanmax(images[:FRAMES_AT_ONCE], initial=0) > 1 else 1.0
 
 

@@ -63,7 +63,7 @@ class ZarrArrays:
 
     @property
     def remarks(self) -> Iterator[str]:
-        """What a person should know of these arrays."""
+        """Remarks on these arrays for the user."""
         for item in self.left_out:
             hint = "; pip install imagecodecs" if "imagecodecs" in item.why else ""
             yield f"left aside: {item.where} ({item.why}{hint})"
@@ -85,7 +85,7 @@ class ZarrArrays:
         return (int(self.ends[episode - 1]) if episode else 0), int(self.ends[episode])
 
     def read(self, key: str, first: int, stop: int) -> np.ndarray:
-        """Rows ``first`` to ``stop`` of ``data/<key>``; Broken where they are not there."""
+        """Rows ``first`` to ``stop`` of ``data/<key>``; CorruptDataError where they are not there."""
         with blaming(f"data/{key}"):
             array = self.arrays[key]
             if array.shape[0] < stop:

@@ -1,4 +1,4 @@
-"""Replay buffers in zarr, as diffusion-policy and UMI write them: all episodes end to end, ``meta/episode_ends`` tells where.
+"""Replay buffers in zarr, as diffusion-policy and UMI write them: all episodes end to end, ``meta/episode_ends`` holds the row after each.
 
 ``data/<key>`` ``(N, ...)``: images ``(N, h, w, 3)`` as uint8 or floats, vectors ``(N, d)``, ``action`` ``(N, a)``. UMI keeps no
 action: there it is how each hand moves until the next row, in the hand's own frame (metres, rotation vector in radians, width).
@@ -7,6 +7,7 @@ A chunk is checked where its codec has a checksum. Layouts: diffusion_policy/com
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,6 @@ import numpy as np
 from neuralsim.data.errors import CorruptDataError, SkippedRecording, blaming
 from neuralsim.data.images import Images, PixelLayout
 from neuralsim.formats.dataset_reader import LAST_ROW, DatasetInfo, Recording, RowSpan, each, flags, numbers
-from neuralsim.formats.hand import NAMES, UNITS, hand_moves
 from neuralsim.formats.zarr_arrays import ZarrArrays
 
 FRAMES_AT_ONCE = 32
@@ -25,6 +25,9 @@ PER_STEP = {"rewards": ("reward", "rewards"), "terminated": ("terminated", "done
 """Our name of what may be given per step, and what it may be called."""
 LEAKS = re.compile(r"_demo_(start|end)_pose$")
 """UMI's notes on where a whole demonstration starts and ends are no state of any moment."""
+HAND_NAMES = ("x", "y", "z", "rx", "ry", "rz", "width")
+HAND_UNITS = ("m", "m", "m", "rad", "rad", "rad", "m")
+"""Dimensions of UMI's actions per hand, and their units."""
 
 
 class ReplayBufferReader:
@@ -62,7 +65,10 @@ class ReplayBufferReader:
             names = tuple(f"action_{i}" for i in range(int(np.prod(shapes["action"][0]))))
             remarks.append(LAST_ROW)
         elif self._hands:
-            names, units = tuple(f"{hand}_{name}" for hand in self._hands for name in NAMES), UNITS * len(self._hands)
+            names, units = (
+                tuple(f"{hand}_{name}" for hand in self._hands for name in HAND_NAMES),
+                HAND_UNITS * len(self._hands),
+            )
             remarks.append("no data/action: an action is how a hand moves until the next row, in its own frame (UMI)")
         else:
             raise ValueError(f"{path}: expected data/action or UMI's data/robot0_eef_pos; there: {', '.join(shapes)}")
@@ -87,11 +93,9 @@ class ReplayBufferReader:
         )
 
     def actions(self) -> Iterator[np.ndarray | SkippedRecording]:
-        """See Source."""
         return each(range(len(self._buffer.ends)), self._where, lambda index: self._steps(index).arrays["actions"])
 
     def recordings(self, cameras: Sequence[str]) -> Iterator[Recording | SkippedRecording]:
-        """See Source."""
         return each(range(len(self._buffer.ends)), self._where, lambda index: self._recording(index, cameras))
 
     def _where(self, index: int) -> str:
@@ -112,7 +116,7 @@ class ReplayBufferReader:
         return RowSpan({"actions": moves, **{our: values[:-1] for our, values in per_step.items()}})
 
     def _moves(self, hand: str, index: int) -> np.ndarray:
-        """How ``hand`` moves from each row to the next ``(N-1, 7)``."""
+        """Motion of ``hand`` from each row to the next ``(N-1, 7)``."""
         parts = {f"{hand}_eef_pos": 3, f"{hand}_eef_rot_axis_angle": 3, f"{hand}_gripper_width": 1}
         if missing := set(parts) - set(self._buffer.arrays):
             raise CorruptDataError(
@@ -143,7 +147,7 @@ class ReplayBufferReader:
             yield from zip(*blocks, strict=True)
 
     def _top(self, camera: str) -> float:
-        """255 or 1: up to where a camera's pixels go, judged by its first rows."""
+        """255 or 1: up to where a camera's pixels go, by its first rows."""
         if self._buffer.arrays[camera].dtype == np.uint8:
             return 255.0
         with blaming(f"{self.path}: data/{camera}"):
@@ -153,3 +157,16 @@ class ReplayBufferReader:
         """Convert ``block`` to uint8 ``(n, h, w, 3)``; CorruptDataError for numbers that are no pixels."""
         with blaming(f"data/{camera}"):
             return self._layouts[camera].pixels(block, self._brightest[camera])
+
+
+def hand_moves(place: np.ndarray, turn: np.ndarray, width: np.ndarray) -> np.ndarray:
+    """Motion of a hand-held gripper from each row to the next, in its own frame ``(N-1, 7)``: m, rotation vector in rad, opening in m.
+
+    place ``(N, 3)``, turn ``(N, 3)`` as rotation vectors, width ``(N, 1)``, all in one fixed frame.
+    """
+    import cv2  # heavy
+
+    facing = np.stack([cv2.Rodrigues(vector)[0] for vector in turn])
+    shift = np.einsum("tji,tj->ti", facing[:-1], np.diff(place, axis=0))
+    turned = np.stack([cv2.Rodrigues(a.T @ b)[0][:, 0] for a, b in itertools.pairwise(facing)])
+    return np.concatenate([shift, turned, np.diff(width, axis=0)], axis=1)

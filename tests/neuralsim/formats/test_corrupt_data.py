@@ -26,8 +26,7 @@ from foreign_datasets import (
 
 from neuralsim.data.episode import Episode
 from neuralsim.data.store import EpisodeStore
-from neuralsim.formats.action_choices import meaning_of
-from neuralsim.formats.action_mapping import ActionScale
+from neuralsim.formats.action_mapping import ActionScale, meaning_of
 from neuralsim.formats.importer import ImportConfig, Importer
 from neuralsim.formats.lerobot_writer import write_lerobot
 from neuralsim.formats.minari import write_minari

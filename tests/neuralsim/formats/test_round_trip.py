@@ -31,14 +31,13 @@ from neuralsim.data.inspect import describe_data, draw_strips
 from neuralsim.data.store import EpisodeStore, JoinedStore
 from neuralsim.data.windows import WindowSampler
 from neuralsim.formats import importer as importing
-from neuralsim.formats.action_choices import meaning_of
-from neuralsim.formats.action_mapping import ActionScale
+from neuralsim.formats.action_mapping import ActionScale, meaning_of
 from neuralsim.formats.dataset_uri import DatasetURI
-from neuralsim.formats.hand import hand_moves
 from neuralsim.formats.importer import ImportConfig, Importer, ImportReport
 from neuralsim.formats.lerobot_stats import FeatureStats
 from neuralsim.formats.lerobot_writer import write_lerobot
 from neuralsim.formats.minari import write_minari
+from neuralsim.formats.zarr_replay_buffer import hand_moves
 from neuralsim.spec import WorldSpec
 
 THROUGH_MP4 = 4
