@@ -1,4 +1,4 @@
-"""Promises of the robot loop: deadlines are kept and counted, the robot never waits for the model, chunks follow each other without a
+"""The control loop: deadlines are kept and counted, the robot never waits for the model, chunks follow each other without a
 seam, nothing is sent that should not be, and whatever breaks ends in rest."""
 
 from __future__ import annotations
@@ -254,8 +254,8 @@ def test_a_policy_that_changes_its_prefix_is_stopped(tmp_path: Path) -> None:
         ) -> np.ndarray:
             return super().predict_action_chunk(seen, seeds, None)
 
-    outing = in_real_time(tmp_path, lambda: 0.15, policy=Forgetful(), robot=LineRobot(behind=1)).run()
-    assert "does not begin with" in outing.stopped
+    outcome = in_real_time(tmp_path, lambda: 0.15, policy=Forgetful(), robot=LineRobot(behind=1)).run()
+    assert "does not begin with" in outcome.stopped
 
 
 def test_a_model_too_slow_for_its_chunks_makes_the_robot_pause_between_them(tmp_path: Path) -> None:
@@ -348,10 +348,10 @@ def test_a_model_that_takes_30_s_leaves_the_robot_at_rest_and_the_stop_at_once(t
 
     begin = time.monotonic()
     threading.Thread(target=stop, daemon=True).start()
-    outing = rig.run()
+    outcome = rig.run()
     took = time.monotonic() - begin
     policy.woken.set()
-    assert outing.stopped == "emergency stop"
+    assert outcome.stopped == "emergency stop"
     assert took < 250  # the policy thinks for 300
     assert set(rig.robot.log[:-1]) == {"rest"}
     assert rig.robot.log[-1] == "disconnect"
@@ -362,8 +362,8 @@ def test_a_model_that_takes_30_s_leaves_the_robot_at_rest_and_the_stop_at_once(t
 def test_a_stopped_loop_sends_rest_and_nothing_after_it(tmp_path: Path) -> None:
     rig = in_real_time(tmp_path, lambda: 0.1, steps=1000)
     rig.loop.on_tick = lambda statistics: rig.button.press("emergency stop") if statistics.ticks == 30 else None
-    outing = rig.run()
-    assert outing.stopped == "emergency stop"
+    outcome = rig.run()
+    assert outcome.stopped == "emergency stop"
     assert rig.robot.log[28] == "move"
     assert rig.robot.log[30:] == ["rest", "disconnect"]
 
@@ -380,8 +380,8 @@ def test_a_robot_that_hangs_is_given_up(tmp_path: Path) -> None:
     robot = Hanging()
     rig = Rig(tmp_path, robot=TimeoutRobot(robot, 0.2), pace="step")
     begin = time.monotonic()
-    outing = rig.run()
-    assert "RobotLost" in outing.stopped
+    outcome = rig.run()
+    assert "RobotLost" in outcome.stopped
     assert time.monotonic() - begin < 250  # it hangs for 300
     robot.over.set()
     assert rig.store().lengths.tolist() == [5]
@@ -480,14 +480,14 @@ def test_whatever_breaks_ends_in_rest_and_a_written_episode(
 ) -> None:
     given = {name: make() for name, make in parts.items()}
     rig = Rig(tmp_path, pace=pace, hz=100.0, steps=400, **given)
-    outing = rig.run()
-    assert why in outing.stopped
+    outcome = rig.run()
+    assert why in outcome.stopped
     assert rig.robot.log[-2:] == ["rest", "disconnect"]
     assert not rig.robot.is_connected
     store = rig.store()
     assert len(store) == 1
     assert len(store[0]) >= 1
-    assert store[0].provenance["stopped"] == outing.stopped
+    assert store[0].provenance["stopped"] == outcome.stopped
 
 
 def test_a_camera_that_stands_still_is_a_lost_camera(tmp_path: Path) -> None:
@@ -496,9 +496,9 @@ def test_a_camera_that_stands_still_is_a_lost_camera(tmp_path: Path) -> None:
             return super().get_observation() | {"timestamp": min(float(self.frames), 20.0)}
 
     rig = in_real_time(tmp_path, lambda: 0.0, robot=Frozen(), stale=0.5, steps=500)
-    outing = rig.run()
-    assert "no new frame" in outing.stopped
-    assert outing.steps < 20
+    outcome = rig.run()
+    assert "no new frame" in outcome.stopped
+    assert outcome.steps < 20
     assert rig.robot.log[-2:] == ["rest", "disconnect"]
 
 
@@ -508,8 +508,8 @@ def test_a_robot_that_was_started_again_is_not_driven_on(tmp_path: Path) -> None
             told = super().get_observation()
             return told | {"step": told["step"] if len(self.sent) < 10 else 0}
 
-    outing = Rig(tmp_path, robot=Again(), pace="step").run()
-    assert "started again" in outing.stopped
+    outcome = Rig(tmp_path, robot=Again(), pace="step").run()
+    assert "started again" in outcome.stopped
 
 
 def test_a_robot_that_somebody_else_drives_is_let_go(tmp_path: Path) -> None:
@@ -518,8 +518,8 @@ def test_a_robot_that_somebody_else_drives_is_let_go(tmp_path: Path) -> None:
             told = super().get_observation()
             return told | {"step": told["step"] + 3 * (len(self.sent) > 10)}
 
-    outing = Rig(tmp_path, robot=Shared(), pace="step").run()
-    assert "another program" in outing.stopped
+    outcome = Rig(tmp_path, robot=Shared(), pace="step").run()
+    assert "another program" in outcome.stopped
 
 
 def test_a_robot_of_other_names_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
@@ -725,10 +725,10 @@ def test_a_dry_run_never_sends_and_tells_what_it_would(tmp_path: Path) -> None:
     robot, told = LineRobot(), list[dict[str, Any]]()
     dry = DryRunRobot(robot, LINE, told.append)
     rig = in_real_time(tmp_path, lambda: 0.1, robot=dry, real_actions=False, steps=50)
-    outing = rig.run()
+    outcome = rig.run()
     assert robot.sent == []
     assert robot.log == ["disconnect"]
-    assert outing.steps == 50
+    assert outcome.steps == 50
     assert len(told) == 50
     assert any(t["x"] for t in told)
     store = rig.store()
@@ -773,10 +773,10 @@ def test_refused_hold_rests_and_asks_anew(tmp_path: Path) -> None:
 
 def test_refused_stop_stops(tmp_path: Path) -> None:
     rig = Rig(tmp_path, guard=Guarding(refused=[2]), pace="step", on_refusal="stop")
-    outing = rig.run()
-    assert "hit the wall" in outing.stopped
+    outcome = rig.run()
+    assert "hit the wall" in outcome.stopped
     assert rig.robot.log[-2:] == ["rest", "disconnect"]
-    assert outing.steps == 8
+    assert outcome.steps == 8
 
 
 def test_refused_retreat_undoes_what_was_done_last_first(tmp_path: Path) -> None:
@@ -791,8 +791,8 @@ def test_refused_retreat_undoes_what_was_done_last_first(tmp_path: Path) -> None
 
 def test_too_many_refusals_in_a_row_stop(tmp_path: Path) -> None:
     rig = Rig(tmp_path, guard=Guarding(refused=range(3, 100)), pace="step", refusals=4)
-    outing = rig.run()
-    assert "4 chunks in a row" in outing.stopped
+    outcome = rig.run()
+    assert "4 chunks in a row" in outcome.stopped
     assert rig.statistics.refusals == 4
 
 

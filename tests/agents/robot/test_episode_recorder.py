@@ -1,4 +1,4 @@
-"""Promises of the black recorder: what was driven reaches the disk whole, off the tick; and a disk that is full loses nothing."""
+"""The episode recorder: episodes reach the disk whole, off the tick; and a disk that is full loses nothing."""
 
 from __future__ import annotations
 

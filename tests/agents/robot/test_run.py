@@ -1,4 +1,4 @@
-"""Promises of 'neuralsim drive': a policy on a robot by one command, dry unless it is told otherwise; figures that can be believed;
+"""'neuralsim drive': a policy on a robot by one command, dry unless it is told otherwise; figures that can be believed;
 recordings that train the next model; and an end in rest, whatever happens."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Promises of "check before you act": limits hold whatever comes in, a chunk with a bad future is refused, faults are noticed."""
+"""Check before you act: limits hold whatever comes in, a chunk with a bad future is refused, faults are noticed."""
 
 from __future__ import annotations
 

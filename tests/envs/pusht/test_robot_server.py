@@ -1,4 +1,4 @@
-"""Promises of the robot in a process of its own: nothing that links and cameras do to frames moves time backwards, and whoever
+"""The robot in a process of its own: nothing that links and cameras do to frames moves time backwards, and whoever
 vanishes, talks nonsense or is killed leaves a robot at rest that can be driven again."""
 
 from __future__ import annotations
@@ -418,6 +418,58 @@ def test_a_client_meeting_something_else_than_a_robot_says_so() -> None:
             server.shutdown()
     with pytest.raises(ValueError, match="expected ws://"):
         RemoteRobot("http://127.0.0.1:1")
+
+
+@pytest.mark.parametrize("timestamp", [float("nan"), float("inf"), "noon", None])
+def test_a_frame_whose_time_is_no_number_ends_the_link(timestamp: Any) -> None:
+    from websockets.sync.server import serve
+
+    welcome = {"type": "welcome", "protocol": 1, "observation_features": {}, "action_features": {}, "pace": "real"}
+    frame = {
+        "type": "frame",
+        "sequence": 0,
+        "observation": {"timestamp": timestamp},
+        "waiting": 0,
+        "refused": 0,
+        "late": 0,
+    }
+
+    def talk(link: Any) -> None:
+        link.send(pack(welcome))
+        link.send(pack(frame))
+        with contextlib.suppress(Exception):
+            link.recv(timeout=5)
+
+    with serve(talk, "127.0.0.1", 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        robot = RemoteRobot(f"127.0.0.1:{server.socket.getsockname()[1]}", timeout=5.0)
+        robot.connect()
+        with pytest.raises(RobotLost, match="it sent what cannot be read"):
+            robot.get_observation()
+        robot.disconnect()
+        server.shutdown()
+
+
+@pytest.mark.parametrize("sent", [None, 3, [1.0, 2.0]])
+def test_an_answer_that_is_no_action_is_an_error(sent: Any) -> None:
+    from websockets.sync.server import serve
+
+    welcome = {"type": "welcome", "protocol": 1, "observation_features": {}, "action_features": {}, "pace": "real"}
+
+    def talk(link: Any) -> None:
+        link.send(pack(welcome))
+        with contextlib.suppress(Exception):
+            link.send(pack({"type": "sent", "id": unpack(link.recv(timeout=5))["id"], "sent": sent}))
+            link.recv(timeout=5)
+
+    with serve(talk, "127.0.0.1", 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        robot = RemoteRobot(f"127.0.0.1:{server.socket.getsockname()[1]}", timeout=5.0)
+        robot.connect()
+        with pytest.raises(ValueError, match="expected the action that was sent"):
+            robot.send_action(REST)
+        robot.disconnect()
+        server.shutdown()
 
 
 # -- the process -------------------------------------------------------------------------------------------------------------------

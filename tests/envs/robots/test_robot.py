@@ -1,4 +1,4 @@
-"""Promises of robots: LeRobot's verbs, physical actions, cameras, lock-step, and any robot behind Gymnasium."""
+"""Robots: LeRobot's verbs, physical actions, cameras, lock-step, and any robot behind Gymnasium."""
 
 from __future__ import annotations
 

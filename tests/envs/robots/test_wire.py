@@ -1,4 +1,4 @@
-"""Promises of the wire: byte for byte openpi's, both ways; arrays may be written to; lies and strangers are refused."""
+"""The wire: byte for byte openpi's, both ways; arrays may be written to; lies and strangers are refused."""
 
 from __future__ import annotations
 
