@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,24 +78,28 @@ class DynaRound:
         names = _state_names(rl_task.world, env)
         store = EpisodeStore.create(self.folder / "true", env.get_wrapper_attr("spec_world"), names)
         weights = fingerprint(policy.policy.state_dict())
-        if self.number in store.shard_numbers():
-            there = [p for i in range(len(store)) if (p := store.provenance(i))["round"] == self.number]
-            if all(p.get("weights") == weights for p in there):  # killed in the training after
-                return store
-            shutil.rmtree(
-                self.folder / f"world-{self.number}", ignore_errors=True
-            )  # learned from another policy's episodes
-        encoded, episodes = EncodedPolicy(policy, FeatureEncoder(model, 1)), []
+        there = [p for i in range(len(store)) if (p := store.provenance(i))["round"] == self.number]
+        if any(p.get("weights") != weights for p in there):  # of another policy; so is the world trained on them
+            shutil.rmtree(self.folder / f"world-{self.number}", ignore_errors=True)
+            store.replace(self.number, list(self._episodes(env, policy, weights, bool(names), set())))
+            return store
+        done = {p["seed"] for p in there}  # in a round that was killed
+        with store.open_shard(self.number, lambda provenance: provenance["seed"]) as writer:
+            for episode in self._episodes(env, policy, weights, bool(names), done):
+                writer.add(episode)
+        return store
+
+    def _episodes(
+        self, env: gym.Env[Any, Any], policy: Any, weights: str, states: bool, done: set[int]
+    ) -> Iterator[Episode]:
+        """Run the episodes whose seeds are not ``done``."""
+        encoded = EncodedPolicy(policy, FeatureEncoder(self.home.model, 1))
         for i in range(self.config.dyna_episodes):
             number = 1 + self.config.seed * 1_000_003 + 10_000 * self.number + i
             seed = 20 * number if i % 5 == 0 else 20 * number + 1
-            episode = self._episode(env, encoded, seed, bool(names))
-            episodes.append(replace(episode, provenance=episode.provenance | {"weights": weights}))
-        if self.number in store.shard_numbers():
-            store.replace(self.number, episodes)
-        else:
-            store.add(episodes, shard=self.number)
-        return store
+            if seed not in done:
+                episode = self._episode(env, encoded, seed, states)
+                yield replace(episode, provenance=episode.provenance | {"weights": weights})
 
     def _episode(self, env: gym.Env[Any, Any], policy: Policy, seed: int, states: bool) -> Episode:
         """Run one episode. It holds the environment's own reward and termination, which the world's heads learn; the task's are
