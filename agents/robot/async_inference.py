@@ -62,7 +62,7 @@ class AsyncInference:
         )
         actions = self._check(np.asarray(predicted), prefix)
         middle = time.perf_counter()
-        imagined, refused = None, ()
+        imagined, refused = None, tuple[str, ...]()
         if self.monitor is not None:
             imagined = self.monitor.imagine(request.history, actions)
             refused = () if imagined.verdict.allowed else tuple(imagined.verdict.reasons) or ("no reason given",)

@@ -145,6 +145,7 @@ def measure_safety(config: SafetyConfig, show: bool = False) -> tuple[Report, li
             log.add(done["clean"])
         clean = FalseAlarmResult.of_json(done["clean"])
         scenes = _cut(measured, past, 2 * length, length)
+        assert record.robot.faults is not None  # checked by _record
         faults: tuple[Fault, ...] = load(record.robot.faults)(*_other_frames(stores, world))
         tick = task("faults", len(faults) * config.chunks)
         for fault in faults:
