@@ -1,1 +1,5 @@
-"""The learned world and the true worlds as Gymnasium environments."""
+"""Worlds as Gymnasium environments: imagined ones, and the real ones that they are compared with."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

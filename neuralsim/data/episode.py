@@ -16,14 +16,14 @@ HELD_OUT_EVERY = 20
 
 
 class ActionsAbsent(ValueError, AttributeError):
-    """Actions were asked of video that has none."""
+    """Video without actions was asked for them."""
 
     def __init__(self) -> None:
         super().__init__("this is video without actions: learn from its frames alone, or use episodes with actions")
 
 
 class Acted:
-    """What holds ``actions``, or was made with None for them: asking it then is an error, never a made-up number."""
+    """Base of values with ``actions``. One made with None for them raises ActionsAbsent when they are read."""
 
     actions: np.ndarray
 
@@ -31,34 +31,35 @@ class Acted:
         if self.__dict__["actions"] is None:
             object.__delattr__(self, "actions")
 
-    def __getattr__(self, name: str) -> Any:  # only what is not there is looked up here
+    def __getattr__(self, name: str) -> Any:  # called for missing attributes only
         if name == "actions":
             raise ActionsAbsent
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
     def has_actions(self) -> bool:
-        """Whether the actions are known; those of video alone are not."""
+        """True where the actions are known; those of video alone are not."""
         return "actions" in self.__dict__
 
 
 @dataclass(frozen=True)
 class Episode(Acted):
-    """One whole episode of T steps.
-
-    frames uint8 ``(T+1, h, w, 3)``; actions ``(T, a)`` float32 in [-1, 1] or int64 choices; rewards float32 ``(T,)``; terminated and
-    truncated bool ``(T,)`` (what the true task said after each step; collecting may go on after success); states float32
-    ``(T+1, s)`` where the true state is known, else None; provenance: seed, policy, version and whatever else is known of
-    its origin. Video without actions is made by ``Episode.of_video``; its ``actions`` raise ActionsAbsent.
-    """
+    """One whole episode of T steps. ``Episode.of_video`` makes one without actions."""
 
     frames: np.ndarray
+    """uint8 ``(T+1, h, w, 3)``."""
     actions: np.ndarray
+    """``(T, a)``: float32 in [-1, 1], or int64 choices; raises ActionsAbsent for video without actions."""
     rewards: np.ndarray
+    """float32 ``(T,)``."""
     terminated: np.ndarray
+    """bool ``(T,)``: the real task's termination after each step; collection may continue after success."""
     truncated: np.ndarray
+    """bool ``(T,)``."""
     states: np.ndarray | None = None
+    """Ground truth, float32 ``(T+1, s)``; None where it is unknown."""
     provenance: dict[str, Any] = field(default_factory=dict)
+    """Seed, policy, version and other facts about the origin, as plain JSON."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,7 +86,7 @@ class Episode(Acted):
 
     @classmethod
     def of_video(cls, frames: np.ndarray, provenance: dict[str, Any], states: np.ndarray | None = None) -> Episode:
-        """Frames ``(T+1, h, w, 3)`` whose actions nobody knows: ``provenance["actions"]`` says "absent"; no reward, no end."""
+        """Make an episode of frames ``(T+1, h, w, 3)`` without known actions: ``provenance["actions"]`` is "absent"."""
         t = len(frames) - 1
         off = np.zeros(max(t, 0), bool)
         absent: Any = None
@@ -96,15 +97,15 @@ class Episode(Acted):
 
     @property
     def held_out(self) -> bool:
-        """Whether this episode belongs to the held-out split (decided by its seed)."""
+        """True where this episode belongs to the held-out split (decided by its seed)."""
         return is_held_out(self.provenance)
 
 
 def knows_actions(provenance: dict[str, Any]) -> bool:
-    """Whether the episode of this provenance has actions; video alone has none."""
+    """Return False for the provenance of video without actions."""
     return provenance.get("actions") != "absent"
 
 
 def is_held_out(provenance: dict[str, Any]) -> bool:
-    """The split law: by ``provenance["seed"]`` alone, so every window of an episode falls on the same side."""
+    """Return True where ``provenance["seed"]`` is held out; every window of an episode falls on the same side."""
     return int(provenance.get("seed", 0)) % HELD_OUT_EVERY == 0

@@ -16,23 +16,23 @@ from neuralsim.runtime.files import atomic_file
 from neuralsim.spec import WorldSpec
 
 WINDOW, BATCH = 16, 32
-"""Frames in a window and windows in a batch with which a store's reading speed is told."""
+"""Frames in a window and windows in a batch, for measuring the reading speed."""
 BINS = 20
-"""Coverage is the share of this many equal parts of a range in which there is anything."""
+"""Coverage is the share of this many equal parts of a range that hold a value."""
 LOOKS = 4
-"""Frames of each episode that are looked at for what is odd."""
+"""Frames of each episode that are checked for oddities."""
 STRIP = (6, 8)
-"""Episodes in the picture, and frames of each."""
+"""Episodes in the picture, and frames of each episode."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Tell what is in an episode store: lengths, ranges, coverage, what is odd, and frames as a picture."""
+    """Describe an episode store: lengths, ranges, coverage, oddities, and frames as a picture."""
 
     store: str
     """Name of a store below data/, or its folder."""
     picture: Path | None = None
-    """Where the frames go; STORE/strips.png by default."""
+    """File of the picture; STORE/strips.png by default."""
     json: Path | None = None
     """Also write the facts to this file."""
 
@@ -73,7 +73,7 @@ def _reading_speed(store: EpisodeStore) -> float:
 
 
 def describe_data(store: EpisodeStore) -> dict[str, Any]:
-    """All that can be told of a store's episodes without judging them; ready for JSON."""
+    """Describe the episodes of a store; ready for JSON."""
     source = store.info.source
     facts: dict[str, Any] = {"store": str(store.folder), "world": store.spec.name}
     facts |= {"from": f"{source['from']} ({source['format']})"} if "format" in source else {}
@@ -94,7 +94,7 @@ def describe_data(store: EpisodeStore) -> dict[str, Any]:
 
 
 def draw_strips(store: EpisodeStore, path: Path) -> Path:
-    """Some frames of some episodes as a picture at ``path``, an episode per row, in time from left to right."""
+    """Draw some frames of some episodes to ``path``, an episode per row, time from left to right."""
     import imageio.v3 as iio
 
     rows, columns = STRIP
@@ -111,32 +111,34 @@ def draw_strips(store: EpisodeStore, path: Path) -> Path:
 def _about_actions(store: EpisodeStore) -> list[str]:
     acted = [shard["actions"] for shard in store.shards if "actions" in shard]
     silent = int((~store.acted(range(len(store)))).sum())
-    told = [f"absent: {silent} of {len(store)} episodes are video alone"] if silent else []
+    lines = [f"absent: {silent} of {len(store)} episodes are video alone"] if silent else []
     if not acted:
-        return told
+        return lines
     spec, constant = store.spec, store.info.source.get("constant", {})
     if spec.discrete:
-        return [*told, *_about_choices(spec, acted)]
+        return [*lines, *_about_choices(spec, acted)]
     low, high = np.min([a.min(0) for a in acted], axis=0), np.max([a.max(0) for a in acted], axis=0)
     covered = _coverage(acted, -np.ones(spec.action_size), np.ones(spec.action_size))
     native = [np.array(spec.action_offset) + np.array(spec.action_scale) * bound for bound in (low, high)]
     for i, name in enumerate(spec.action_names):
         if name in constant:
-            told.append(f"{name}: always {constant[name]:g} {spec.action_units[i]}")
+            lines.append(f"{name}: always {constant[name]:g} {spec.action_units[i]}")
         else:
-            told.append(f"{name}: {native[0][i]:g} to {native[1][i]:g} {spec.action_units[i]}, covers {covered[i]:.0%}")
-    return told
+            lines.append(
+                f"{name}: {native[0][i]:g} to {native[1][i]:g} {spec.action_units[i]}, covers {covered[i]:.0%}"
+            )
+    return lines
 
 
 def _about_choices(spec: WorldSpec, acted: list[np.ndarray]) -> list[str]:
-    """How often each choice was taken, by the numbers it came with."""
-    told = []
+    """Count each choice, by the original's numbers."""
+    lines = []
     for i, (name, choices) in enumerate(zip(spec.action_names, spec.action_choices, strict=True)):
         counts = np.sum([np.bincount(a[:, i], minlength=choices) for a in acted], axis=0)
         first, total = int(spec.action_offset[i]), max(int(counts.sum()), 1)
         each = ", ".join(f"{first + k} {count} times ({count / total:.0%})" for k, count in enumerate(counts))
-        told.append(f"{name}: {each}")
-    return told
+        lines.append(f"{name}: {each}")
+    return lines
 
 
 def _about_states(store: EpisodeStore) -> list[str]:
@@ -158,7 +160,7 @@ def _about_rewards(store: EpisodeStore) -> str:
 
 
 def _coverage(arrays: list[np.ndarray], low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Per dimension, the share of BINS equal parts of [low, high] in which some row lies."""
+    """Return, per dimension, the share of BINS equal parts of [low, high] that hold a value."""
     width = np.where(high > low, high - low, 1)
     seen = np.zeros((len(low), BINS), bool)
     for array in arrays:
@@ -169,7 +171,7 @@ def _coverage(arrays: list[np.ndarray], low: np.ndarray, high: np.ndarray) -> np
 
 def _odd_episodes(store: EpisodeStore) -> list[str]:
     """List episodes that look wrong: nothing moves or shows, states that are no numbers, or uneven times."""
-    told = []
+    lines = []
     for i in range(len(store)):
         episode = store[i]
         looks = episode.frames[np.unique(np.linspace(0, len(episode), LOOKS).astype(int))]
@@ -192,8 +194,8 @@ def _odd_episodes(store: EpisodeStore) -> list[str]:
         if episode.provenance.get("stretch"):
             why.append(f"begins after a pause in its file, at {episode.provenance.get('from_s', 0):g} s")
         if why:
-            told.append(f"episode {i}: {', '.join(why)}")
-    return told
+            lines.append(f"episode {i}: {', '.join(why)}")
+    return lines
 
 
 def data_command(config: DataConfig) -> CommandOutput:

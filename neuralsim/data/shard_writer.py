@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,7 +21,7 @@ from neuralsim.data.shards import (
     slice_episode,
     write_shard,
 )
-from neuralsim.data.store import EpisodeStore
+from neuralsim.spec import WorldSpec
 
 Order = Callable[[dict[str, Any]], Any]
 """A sort key of provenance."""
@@ -35,21 +35,31 @@ class ShardWriter:
     writer of the same number finds them in ``provenance`` and goes on. One process writes a shard at a time.
     """
 
-    def __init__(self, store: EpisodeStore, number: int, order: Order | None = None) -> None:
-        self.store, self.number, self._order = store, number, order
-        finish_replacement(store.folder, number)
+    def __init__(
+        self,
+        root: Path,
+        number: int,
+        spec: WorldSpec,
+        state_names: Sequence[str] = (),
+        order: Order | None = None,
+        after: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``root`` is the folder of the store, ``after`` is called when a shard was written."""
+        self.root, self.number, self.spec, self.state_names = root, number, spec, state_names
+        self._order, self._after = order, after
+        finish_replacement(root, number)
         self._remove_torn_pieces()
         self.provenance = [provenance for folder in self._folders() for provenance in self._entries(folder)]
         """Provenance of the episodes that the shard has."""
-        found = pieces(store.folder, number)
+        found = pieces(root, number)
         self._next = int(found[-1].name) + 1 if found else 0
 
     def add(self, episode: Episode) -> None:
         """Write one episode. Raises ValueError for one that could not be read back, DiskFullError on a full disk."""
-        check_episodes([episode], self.store.spec, self.store.info.state_names)
-        folder = pieces_folder(self.store.folder, self.number)
+        check_episodes([episode], self.spec, self.state_names)
+        folder = pieces_folder(self.root, self.number)
         folder.mkdir(exist_ok=True)
-        write_shard(folder, folder / f"{self._next:06d}", [episode], self.store.spec, checked=True)
+        write_shard(folder, folder / f"{self._next:06d}", [episode], self.spec, checked=True)
         self._next += 1
         self.provenance.append(episode.provenance)
 
@@ -58,7 +68,7 @@ class ShardWriter:
 
         Raises DiskFullError where there is no room to join them; they stay readable then.
         """
-        root = self.store.folder
+        root = self.root
         if not pieces(root, self.number):
             shutil.rmtree(pieces_folder(root, self.number), ignore_errors=True)
             return shard_folder(root, self.number) if self.provenance else None
@@ -66,9 +76,9 @@ class ShardWriter:
         if self._order is not None:
             order = self._order
             episodes.sort(key=lambda episode: order(episode.provenance))
-        check_episodes(episodes, self.store.spec, self.store.info.state_names)
-        target = replace_shard(root, self.number, episodes, self.store.spec)
-        self.store.refresh()
+        check_episodes(episodes, self.spec, self.state_names)
+        target = replace_shard(root, self.number, episodes, self.spec)
+        self._after()
         return target
 
     def __enter__(self) -> Self:
@@ -80,15 +90,15 @@ class ShardWriter:
         self.close()
 
     def _folders(self) -> list[Path]:
-        whole = shard_folder(self.store.folder, self.number)
-        return [*([whole] if whole.is_dir() else []), *pieces(self.store.folder, self.number)]
+        whole = shard_folder(self.root, self.number)
+        return [*([whole] if whole.is_dir() else []), *pieces(self.root, self.number)]
 
     def _entries(self, folder: Path) -> list[dict[str, Any]]:
-        _, entries = read_shard(folder, self.store.spec, self.store.info.state_names)
+        _, entries = read_shard(folder, self.spec, self.state_names)
         return [entry["provenance"] for entry in entries]
 
     def _episodes(self, folder: Path) -> list[Episode]:
-        arrays, entries = read_shard(folder, self.store.spec, self.store.info.state_names)
+        arrays, entries = read_shard(folder, self.spec, self.state_names)
         episodes, frame, action = [], 0, 0
         for entry in entries:
             length = entry["length"]
@@ -98,9 +108,9 @@ class ShardWriter:
 
     def _remove_torn_pieces(self) -> None:
         """Delete pieces that a power cut damaged: they are not flushed before their shard is."""
-        for piece in pieces(self.store.folder, self.number):
+        for piece in pieces(self.root, self.number):
             try:
-                arrays, _ = read_shard(piece, self.store.spec, self.store.info.state_names)
+                arrays, _ = read_shard(piece, self.spec, self.state_names)
                 intact = is_intact(piece, arrays)
             except ValueError:
                 intact = False

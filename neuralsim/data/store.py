@@ -12,11 +12,12 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from neuralsim.data.episode import Episode, is_held_out, knows_actions
+from neuralsim.data.shard_writer import ShardWriter
 from neuralsim.data.shards import (
     ARRAYS,
     Shard,
@@ -34,9 +35,6 @@ from neuralsim.data.shards import (
 from neuralsim.runtime.files import write_atomically
 from neuralsim.runtime.json_files import check_types, read_object, type_hints
 from neuralsim.spec import WorldSpec, plain_name
-
-if TYPE_CHECKING:
-    from neuralsim.data.shard_writer import ShardWriter
 
 FORMAT_VERSION = 1
 INFO = "store.json"
@@ -244,9 +242,7 @@ class EpisodeStore:
 
     def open_shard(self, shard: int, order: Callable[[dict[str, Any]], Any] | None = None) -> ShardWriter:
         """Write shard ``shard`` episode by episode, each of which survives a kill; see ShardWriter."""
-        from neuralsim.data.shard_writer import ShardWriter
-
-        return ShardWriter(self, shard, order)
+        return ShardWriter(self.folder, shard, self.spec, self.info.state_names, order, self.refresh)
 
     def finish_shards(self, order: Callable[[dict[str, Any]], Any] | None = None) -> None:
         """Finish the shards that killed writers left open. Call it while no other process writes here."""

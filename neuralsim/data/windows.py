@@ -13,21 +13,25 @@ from neuralsim.data.store import EpisodeStore
 
 @dataclass(frozen=True)
 class Clip(Acted):
-    """A batch of windows: frames ``(b t h w c)`` uint8, actions ``(b t-1 a)`` (raise ActionsAbsent where they were not asked
-    for), rewards and terminated ``(b t-1)``, states ``(b t s)``, or None where not every episode of the batch knows them."""
+    """A batch of b windows of t frames."""
 
     frames: np.ndarray
+    """uint8 ``(b, t, h, w, c)``."""
     actions: np.ndarray
+    """``(b, t-1, a)``; raises ActionsAbsent where they were not asked for."""
     rewards: np.ndarray
+    """float32 ``(b, t-1)``."""
     terminated: np.ndarray
+    """bool ``(b, t-1)``."""
     states: np.ndarray | None
+    """float32 ``(b, t, s)``; None where an episode of the batch lacks them."""
 
 
 class WindowSampler:
     """Draws random windows of ``length`` frames from one split of a store; every valid window is equally likely.
 
-    Episodes without actions are passed over, unless ``actions`` is False, or a window is one frame, which needs none, or the
-    world has no actions at all.
+    Episodes without actions are skipped, unless ``actions`` is False, windows are single frames, or the world has no
+    actions at all. Raises ValueError where no episode is long enough.
     """
 
     def __init__(self, store: EpisodeStore, length: int, held_out: bool = False, actions: bool = True) -> None:
@@ -53,21 +57,21 @@ class WindowSampler:
         return int(self._ends[-1])
 
     def locate(self, window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Window numbers -> (episode index, first step)."""
+        """Convert window numbers to episode indices and first steps."""
         row = np.searchsorted(self._ends, window, side="right")
         before = np.where(row > 0, self._ends[np.maximum(row - 1, 0)], 0)
         return self._episodes[row], window - before
 
     def sample(self, batch: int, rng: np.random.Generator) -> Clip:
-        """``batch`` windows drawn with ``rng``."""
+        """Draw ``batch`` windows."""
         return self.read(*self.locate(rng.integers(len(self), size=batch)))
 
     def read(self, episodes: np.ndarray, starts: np.ndarray) -> Clip:
-        """The windows that begin at step ``starts[i]`` of ``episodes[i]``."""
+        """Read the windows that begin at step ``starts[i]`` of ``episodes[i]``."""
         store, t = self.store, self.length
         entries = [store.entries[e] for e in episodes]
         involved = {shard for shard, *_ in entries}
-        names = set.intersection(*(set(store.shards[shard]) for shard in involved))  # not every shard need know states
+        names = set.intersection(*(set(store.shards[shard]) for shard in involved))  # some shards may lack states
         out: dict[str, np.ndarray] = {}
         for name in names:
             per_frame = name in ("frames", "states")
@@ -76,9 +80,8 @@ class WindowSampler:
             out[name] = np.empty((len(entries), n, *like.shape[1:]), like.dtype)
             for row, (shard, frame, action, _) in enumerate(entries):
                 first = (frame if per_frame else action) + int(starts[row])
-                out[name][row] = store.shards[shard][name][
-                    first : first + n
-                ]  # in one piece: twice as fast as by indices
+                # One slice is twice as fast as indices.
+                out[name][row] = store.shards[shard][name][first : first + n]
         actions: Any = out.get("actions") if self._actions else None
         if self._actions and (t == 1 or not store.spec.action_size):
             actions = np.empty((len(episodes), t - 1, store.spec.action_size), store.spec.action_dtype)

@@ -1,1 +1,1 @@
-"""What every program needs: device, threads, files, locks, interrupts, progress bars and optional imports."""
+"""Services for every program: device, threads, files, locks, interrupts, progress bars and optional imports."""

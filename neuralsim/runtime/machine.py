@@ -13,7 +13,7 @@ import torch
 
 
 def circumstances() -> dict[str, Any]:
-    """When and on what this runs: date, processor, cores, load, torch and its threads."""
+    """Return date, processor, cores, load, torch version and threads."""
     return {
         "date": time.strftime("%Y-%m-%d"),
         "cpu": cpu_model(),
@@ -25,7 +25,7 @@ def circumstances() -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """The processor's name as the system tells it."""
+    """Return the name of the processor."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text().splitlines():
@@ -35,7 +35,7 @@ def cpu_model() -> str:
 
 
 def resident_megabytes() -> float:
-    """Memory this process holds now, in MB; NaN where the system does not tell."""
+    """Return the memory of this process in MB; NaN where it is unknown."""
     status = Path("/proc/self/statm")
     if not status.is_file():
         return math.nan
