@@ -168,7 +168,7 @@ class LatentWorld(WorldModel):
         self.register_buffer("std", torch.ones(sizes.size, dtype=torch.float32))
         # Reconstruction error that one in a thousand training frames exceeds, in grey levels.
         self.register_buffer("redraw_limit", torch.tensor(float("inf"), dtype=torch.float32))
-        # Calibrated on held-out dreams (see neuralsim.evaluation.evaluate): beyond this, ``uncertainty`` counts as "does not know".
+        # Calibrated on held-out rollouts (see neuralsim.evaluation.evaluate): beyond it a state is out of distribution.
         self.register_buffer("uncertainty_threshold", torch.tensor(float("inf"), dtype=torch.float32))
         for part in (self.eye, self.drawing):
             part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

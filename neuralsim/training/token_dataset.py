@@ -198,7 +198,7 @@ class TokenWindows:
     def _encoded(self, by: torch.Tensor, device: torch.device) -> EncodedActions:
         """Encode the actions with the indices ``by`` ``(b t)``."""
         if self.actions is None:
-            unknown = no_actions(self.spec, *by.shape, device)
+            unknown = no_actions(self.spec, by.shape[0], by.shape[1], device)
             return EncodedActions(encode_actions(self.spec, unknown), known=False)
         return EncodedActions(encode_actions(self.spec, self.actions[by].to(device)))
 

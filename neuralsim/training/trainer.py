@@ -10,7 +10,6 @@ import json
 import math
 import os
 import time
-import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -33,6 +32,7 @@ from neuralsim.runtime.files import disk_errors, folder_lock, sweep_leftovers, w
 from neuralsim.runtime.interrupt import GracefulInterrupt, Stopped
 from neuralsim.runtime.machine import cpu_model
 from neuralsim.runtime.progress import columns
+from neuralsim.storage.fingerprint import store_fingerprint
 from neuralsim.storage.weights import save_world
 from neuralsim.training import checkpoint as ckpt
 from neuralsim.training.config import TrainConfig
@@ -320,22 +320,16 @@ def _settings(config: TrainConfig, recipe: Recipe, store: EpisodeStore) -> dict[
     """Return what decides the result of a run, as plain JSON values."""
     return {
         "recipe": asdict(recipe),
-        "data": {"episodes": len(store), "frames": int(store.lengths.sum()) + len(store), "checksum": _checksum(store)},
+        "data": {
+            "episodes": len(store),
+            "frames": int(store.lengths.sum()) + len(store),
+            "fingerprint": store_fingerprint(store),
+        },
         "seed": config.seed,
         "init": config.init,
         "stages": list(config.stages),
         "precision": config.precision,
     }
-
-
-def _checksum(store: EpisodeStore) -> str:
-    """Return a checksum of the lengths, actions and rewards of all episodes; frames are left out, they are many."""
-    checksum = zlib.crc32(np.asarray(store.lengths, np.int64).tobytes())
-    for arrays in store.shards:
-        for name in ("actions", "rewards"):
-            if name in arrays:
-                checksum = zlib.crc32(np.ascontiguousarray(arrays[name]).tobytes(), checksum)
-    return f"{checksum:08x}"
 
 
 def _check_same_settings(folder: Path, settings: dict[str, Any]) -> None:

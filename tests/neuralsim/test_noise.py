@@ -1,4 +1,4 @@
-"""Randomness is a value: settled by seed and step, the same alone and in a batch, and of the right shape."""
+"""Noise: a function of seed and step, the same alone and in a batch, and of the right distribution."""
 
 import numpy as np
 import pytest

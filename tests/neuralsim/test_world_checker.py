@@ -1,4 +1,4 @@
-"""check_world passes what keeps the contract and names what does not."""
+"""check_world: passes models that keep the contract and names what breaks it."""
 
 import copy
 from dataclasses import dataclass, replace

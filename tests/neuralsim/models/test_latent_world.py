@@ -1,4 +1,4 @@
-"""Promises of the compact world: the contract, prefixes that agree, no collapse unseen, and training that resumes to the bit."""
+"""LatentWorld: the contract, prefixes that agree, no collapse unseen, and training that resumes to the bit."""
 
 import math
 from pathlib import Path

@@ -1,5 +1,4 @@
-"""Promises of the roles: one checkpoint answers five questions, each answer follows what it is given, and simulating stays as it
-was."""
+"""Roles: one checkpoint in five roles; each output follows what is given, and simulation is the same with and without the joint stream."""
 
 from __future__ import annotations
 

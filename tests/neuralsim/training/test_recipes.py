@@ -1,4 +1,4 @@
-"""Promises of training on any data: the camera decides the codec, video without actions teaches, states are told."""
+"""Recipes on any data: the camera selects the codec, video without actions trains too, states are estimated."""
 
 from __future__ import annotations
 

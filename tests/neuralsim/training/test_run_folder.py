@@ -89,7 +89,7 @@ def test_resuming_with_other_data_of_the_same_size_is_refused(
     old = EpisodeStore(store)
     other = EpisodeStore.create(tmp_path / "other", old.spec, old.info.state_names)
     other.add([replace(old[i], actions=-np.asarray(old[i].actions)) for i in range(len(old))])
-    with pytest.raises(ValueError, match=r"data\.checksum"):
+    with pytest.raises(ValueError, match=r"data\.fingerprint"):
         Trainer(replace(stopped, data=other.folder))
 
 

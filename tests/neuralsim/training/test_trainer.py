@@ -1,4 +1,4 @@
-"""Training promises: it learns, it resumes to the bit after kill -9 at any moment, and what it writes opens again."""
+"""Trainer: it learns, resumes to the bit after a kill at any moment, and writes worlds that open again."""
 
 import json
 import os
