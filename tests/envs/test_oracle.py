@@ -14,6 +14,7 @@ from neuralsim.envs.pusht import simulator as module
 from neuralsim.envs.pusht.simulator import LANDMARKS, PUSHER_SHARE
 from neuralsim.envs.registry import get_real_world
 from neuralsim.envs.tworoom import env as tworoom
+from neuralsim.envs.tworoom import simulator as tworoom_simulator
 from neuralsim.imagination import Imagination
 from neuralsim.noise import Noise
 from neuralsim.task import FunctionTask, GoalImage
@@ -135,7 +136,7 @@ def test_whatever_the_frame_the_state_read_can_be_played(seed: int) -> None:
 def test_readings_in_a_tworoom_wall_are_moved_to_a_free_place_nearby() -> None:
     rng = np.random.default_rng(0)
     places = rng.uniform(-20, 532, (4000, 2))
-    freed = module._freed(places)
+    freed = tworoom_simulator._move_out_of_walls(places)
     assert (tworoom.clearance(freed) >= -1e-9).all()
     free = tworoom.clearance(places) >= 0
     np.testing.assert_array_equal(freed[free], places[free])
