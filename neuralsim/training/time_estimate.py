@@ -38,13 +38,13 @@ def estimate_time(trainer: Trainer) -> TimeEstimate:
     few = JoinedStore([_few(store) for store in (trainer.home, *map(EpisodeStore, trainer.config.further))])
     seconds = {}
     with tempfile.TemporaryDirectory() as cache, torch.random.fork_rng(devices=[]):
-        curriculum = trainer.rehearsal(few, Path(cache))
+        training_stages = trainer.rehearsal(few, Path(cache))
         for index, name in trainer.stages:
-            stage = curriculum.makers[name]()
+            stage = training_stages.makers[name]()
             done = trainer.progress.step if index == trainer.progress.stage else 0
             steps = 0 if index < trainer.progress.stage else stage.config.steps - done
             seconds[name] = steps * _step(stage, trainer)
-    return TimeEstimate(seconds, sum(p.numel() for p in curriculum.model.parameters()) / 1e6)
+    return TimeEstimate(seconds, sum(p.numel() for p in training_stages.model.parameters()) / 1e6)
 
 
 def _few(store: EpisodeStore) -> EpisodeStore:

@@ -83,8 +83,8 @@ class Trainer:
         run = StageContext(self.store, cache, config.seed, self.device, self.dtype, self._bar)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.curriculum = stages_of(self.recipe, run)
-        self.model = self.curriculum.model.to(self.device)
+            self.training_stages = stages_of(self.recipe, run)
+        self.model = self.training_stages.model.to(self.device)
         self.stages = self._chosen_stages()
         if config.init and not self.found:
             self._begin_with(config.init)
@@ -94,12 +94,12 @@ class Trainer:
 
     def rehearsal(self, store: EpisodeStore, cache: Path) -> TrainingStages:
         """Make the same stages on other episodes, with a model of their own, to measure the time of their steps."""
-        curriculum = stages_of(
+        training_stages = stages_of(
             self.recipe,
             StageContext(store, cache, self.config.seed, self.device, self.dtype, lambda _, a, b: iter(range(a, b))),
         )
-        curriculum.model.to(self.device).train()
-        return curriculum
+        training_stages.model.to(self.device).train()
+        return training_stages
 
     def _begin_with(self, world: str) -> None:
         """Copy the weights of a trained world; a ValueError where its shape differs. The weights of ROLE_PARTS may be missing on
@@ -118,7 +118,7 @@ class Trainer:
 
     def _chosen_stages(self) -> list[tuple[int, str]]:
         """Return number and name of each stage to run; a ValueError for an unknown one, or one without a predecessor."""
-        names, asked = list(self.curriculum.makers), self.config.stages
+        names, asked = list(self.training_stages.makers), self.config.stages
         if unknown := sorted(set(asked) - set(names)):
             raise ValueError(f"--stages: recipe {self.recipe.name!r} has no stage {unknown}; it has {', '.join(names)}")
         if asked and names[0] not in asked and not self.config.init:
@@ -149,11 +149,11 @@ class Trainer:
         if self.found:
             ckpt.load_model(self.found, self.model)
         elif self.stages[0][0] == 0:
-            self.curriculum.begin()
+            self.training_stages.begin()
         begin, before = time.perf_counter(), self.progress.seconds
         with disk_errors(self.folder / "tensorboard", go_on=RESUME):
             writer = SummaryWriter(str(self.folder / "tensorboard"))
-        makers = self.curriculum.makers
+        makers = self.training_stages.makers
         try:
             with self._stopping:
                 for index, name in self.stages:
@@ -188,7 +188,7 @@ class Trainer:
                                     f"stopped in stage {stage.name!r} at step {step + 1}; add --resume to continue"
                                 )
                     average.copy_to(stage.parameters)  # the next stage and the user get the averaged weights
-                    self.curriculum.finish(stage.name)
+                    self.training_stages.finish(stage.name)
                     self._picture(stage.name, stage.config.steps, writer)
                     self.progress = ckpt.TrainingProgress(index + 1, 0, before + time.perf_counter() - begin)
                     ckpt.save_checkpoint(
@@ -236,7 +236,7 @@ class Trainer:
         clip = WindowSampler(self.store, steps + 1, held_out).sample(8, draws)
         frames, actions = (torch.as_tensor(x, device=self.device) for x in (clip.frames, clip.actions))
         with torch.no_grad(), arithmetic(self.dtype, self.device):
-            pair = self.curriculum.redraw(name, frames, actions)
+            pair = self.training_stages.redraw(name, frames, actions)
         if pair is None:
             return
         strip = torch.cat(pair, 1).cpu().numpy()
@@ -266,7 +266,7 @@ class Trainer:
             target / "training.json",
             json.dumps(
                 {
-                    "recipe": asdict(self.curriculum.recipe),
+                    "recipe": asdict(self.training_stages.recipe),
                     "seed": self.config.seed,
                     "init": self.config.init,
                     "stages": [name for _, name in self.stages],

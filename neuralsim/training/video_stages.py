@@ -191,9 +191,11 @@ class VideoStages(TrainingStages):
             tokens = clip.tokens.clone()
             jitter = noise.normal(tokens[0, :context].numel(), stream=1)
             tokens[:, :context] += recipe.token_jitter * jitter.view(tokens[:, :context].shape)
-            parts = joint_losses(model, tokens, clip.actions, mix.aim[clip.at[:, 0]], context, noise, role)
+            parts = joint_losses(
+                model, tokens, clip.actions, mix.aim[clip.at[:, 0].cpu()].to(run.device), context, noise, role
+            )
             losses = {name: part.mean() for name, part in parts.items()}
-            value = mix.value[clip.at[:, context - 1]].to(run.device)
+            value = mix.value[clip.at[:, context - 1].cpu()].to(run.device)
             if (known := torch.isfinite(value)).any():
                 logits = value_head(tokens[:, context - 1].flatten(1)).float()[:, 0]
                 losses["value"] = F.binary_cross_entropy_with_logits(logits[known], value[known])

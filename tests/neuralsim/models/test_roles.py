@@ -254,8 +254,8 @@ def recipe_with(video: float) -> VideoRecipe:
     return replace(found, joint_mix={"demonstrations": 1 - video, "play": 0.0, "video": video})
 
 
-def curriculum_from(model: VideoWAM, stores: list[EpisodeStore], video: float, cache: Path) -> VideoStages:
-    """A curriculum whose model begins as ``model``, before it learned any role but to simulate."""
+def stages_from(model: VideoWAM, stores: list[EpisodeStore], video: float, cache: Path) -> VideoStages:
+    """Training stages whose model begins as ``model``, before it learned any role but to simulate."""
     run = StageContext(
         JoinedStore(stores), cache, 0, torch.device("cpu"), torch.float32, lambda _, a, b: iter(range(a, b))
     )
@@ -269,7 +269,7 @@ def curriculum_from(model: VideoWAM, stores: list[EpisodeStore], video: float, c
 def test_the_loader_of_video_cannot_touch_an_action(
     model: VideoWAM, demonstrations: Path, watched: EpisodeStore, tmp_path: Path
 ) -> None:
-    learned = curriculum_from(model, [EpisodeStore(demonstrations), watched], 0.5, tmp_path)
+    learned = stages_from(model, [EpisodeStore(demonstrations), watched], 0.5, tmp_path)
     mix = DataMixture(learned.run.store, learned._tokens(), learned.recipe)
     draws = np.random.default_rng(0)
     drawn = [mix.draw(draws) for _ in range(100)]
@@ -293,8 +293,8 @@ def test_video_without_actions_teaches_what_it_shows(
     stores = [EpisodeStore(demonstrations), watched]
     learned = {}
     for share in (0.0, 0.6):
-        curriculum = curriculum_from(model, stores, share, tmp_path)
-        stage = curriculum.makers["joint"]()
+        training_stages = stages_from(model, stores, share, tmp_path)
+        stage = training_stages.makers["joint"]()
         optimizer = torch.optim.AdamW(stage.parameters, lr=2e-3)
         for step in range(120):
             loss = torch.stack(list(stage.loss(step, np.random.default_rng([0, step])).values())).sum()
@@ -302,7 +302,7 @@ def test_video_without_actions_teaches_what_it_shows(
             loss.backward()
             torch.nn.utils.clip_grad_norm_(stage.parameters, 1.0)
             optimizer.step()
-        learned[share] = curriculum.model.eval()
+        learned[share] = training_stages.model.eval()
     without, with_video = (learned[share] for share in (0.0, 0.6))
     parts = {k: (a, with_video.state_dict()[k]) for k, a in without.state_dict().items()}
     assert any(not torch.equal(a, b) for k, (a, b) in parts.items() if k.startswith("joint."))
