@@ -1,6 +1,8 @@
 """Policy heads: chunks of actions in range, functions of seeds and histories alone, that continue the actions under way."""
 
 import copy
+import multiprocessing
+import pickle
 import shutil
 from pathlib import Path
 
@@ -75,6 +77,29 @@ def test_a_prefix_comes_back_bit_equal(length, name, seed, world, trained, seen)
     chunk = head.predict_action_chunk(seen, [seed, seed + 1, seed + 2], prefix)
     assert np.array_equal(chunk[:, :length], prefix)
     assert np.isfinite(chunk).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_copied_head_and_one_in_a_forked_child_predict_alike(name, world, trained, seen):
+    head = find_head(name, world, passes=2, folder=trained)
+    expected = head.predict_action_chunk(seen, [1, 2, 3])
+    for copied in (copy.deepcopy(head), pickle.loads(pickle.dumps(head))):  # noqa: S301 (our own)
+        assert np.array_equal(copied.predict_action_chunk(seen, [1, 2, 3]), expected)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        found = pool.apply_async(head.predict_action_chunk, (seen, [1, 2, 3])).get(timeout=300)
+    assert np.allclose(found, expected, atol=2e-2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_torchs_default_dtype_changes_nothing(name, world, trained, seen):
+    expected = find_head(name, world, passes=2, folder=trained).predict_action_chunk(seen, [1, 2, 3])
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = find_head(name, world, passes=2, folder=trained).predict_action_chunk(seen, [1, 2, 3])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == np.float32
+    assert np.array_equal(found, expected)
 
 
 def test_a_prefix_as_long_as_the_chunk_is_refused(world, seen):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import multiprocessing
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -581,6 +584,74 @@ def test_choices_are_planned_to_the_optimum(search, n_action_steps):
     assert rewards == [-28.0]
     batch, _ = planner.predict(np.stack([env.reset()[0]] * 2))
     assert batch.tolist() == [2, 2]
+
+
+# -- processes, copies and defaults --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shipped() -> World:
+    return open_world("tworoom-latent", "cpu")
+
+
+def planner_in(world: World, **settings: Any) -> Planner:
+    assert world.starts is not None
+    return Planner(world, goal_image(world.starts.frames[3, -1]), QUICK, PlannerConfig(lookahead=8, **settings))
+
+
+def pickled(value: Any) -> Any:
+    return pickle.loads(pickle.dumps(value))  # noqa: S301 (our own)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+def test_a_copied_planner_and_a_copied_memory_continue_alike(shipped, copied):
+    planner, frames = planner_in(shipped, n_action_steps=2), shipped.starts.frames
+    _, memory = planner.predict(frames[0, -1])
+    twin, remembered = copied(planner), copied(memory)
+    for i in range(1, 5):
+        action, memory = planner.predict(frames[i, -1], memory)
+        same, remembered = twin.predict(frames[i, -1], remembered)
+        assert np.array_equal(action, same)
+
+
+def test_a_memory_that_leaves_the_process_is_small(shipped):
+    planner, frames = planner_in(shipped), shipped.starts.frames
+    memory = None
+    for i in range(8):
+        _, memory = planner.predict(frames[i, -1], memory)
+    assert len(pickle.dumps(memory)) < 3 * shipped.spec.context * frames[0, -1].nbytes
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_planner_plans_in_a_child_process_as_here(shipped, method):
+    planner, frame = planner_in(shipped), shipped.starts.frames[0, -1]
+    action, _ = planner.predict(frame)
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        found, _ = pool.apply_async(planner.predict, (frame,)).get(timeout=300)
+    assert np.allclose(found, action, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "solver", [QUICK, CEM(16, 3, 4), MPPI(16, 2, 8), RandomShooting(16)], ids=lambda s: type(s).__name__
+)
+def test_torchs_default_dtype_and_device_change_nothing(shipped, solver):
+    def action() -> np.ndarray:
+        tasks: list[Any] = [goal_image(shipped.starts.frames[3, -1]), LearnedTask()]
+        config = PlannerConfig(lookahead=8, when="blocks", uncertainty_penalty=0.1)
+        planners = [Planner(shipped, task, solver, config) for task in tasks]
+        return np.stack([planner.predict(shipped.starts.frames[0, -1])[0] for planner in planners])
+
+    expected = action()
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert np.array_equal(action(), expected)
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device("meta")
+        assert np.array_equal(action(), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert expected.dtype == np.float32
 
 
 # -- refused before anything runs ----------------------------------------------------------------------------------------
