@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from neuralsim.runtime.files import write_atomically
 from neuralsim.runtime.json_files import read_object
@@ -177,7 +177,7 @@ def _entry(path: Path, name: str, entry: Any) -> FileEntry:
     if name not in SEALED:
         raise ValueError(f"{path}: lists {name!r}, which is no file of a world; {REMEDY}")
     size, digest = (entry.get("bytes"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
-    if isinstance(size, int) and not isinstance(size, bool) and size >= 0:
-        if isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest):
-            return FileEntry(size, digest)
-    raise ValueError(f"{path}: expected bytes and a sha256 of 64 digits for {name}, got {entry!r:.100}; {REMEDY}")
+    counted = not isinstance(size, bool) and isinstance(size, int) and size >= 0
+    if not counted or not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+        raise ValueError(f"{path}: expected bytes and a sha256 of 64 digits for {name}, got {entry!r:.100}; {REMEDY}")
+    return FileEntry(cast(int, size), digest)

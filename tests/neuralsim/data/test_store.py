@@ -1,4 +1,4 @@
-"""Promises of the episode store: what goes in comes out, whole shards or none, and every window is aligned."""
+"""The episode store: what goes in comes out, whole shards or none, and every window is aligned."""
 
 from __future__ import annotations
 
