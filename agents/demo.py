@@ -17,8 +17,8 @@ from rich.table import Table
 
 from neuralsim.agents.collection.collect import CollectConfig, collect_episode
 from neuralsim.agents.collection.held_out import HELD_OUT_SEED
-from neuralsim.agents.teleop.recorder import VideoWriter
 from neuralsim.data.store import EpisodeStore
+from neuralsim.data.video_writer import VideoWriter
 from neuralsim.envs.registry import find_metrics, find_real_world
 from neuralsim.evaluation.image_metrics import squared_error
 from neuralsim.evaluation.plots import draw_strip

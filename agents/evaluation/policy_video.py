@@ -10,7 +10,7 @@ import numpy as np
 from neuralsim.agents.evaluation.eval_envs import EvalEnv, ImaginedEvalEnv, RealEvalEnv
 from neuralsim.agents.evaluation.rollout import evaluate
 from neuralsim.agents.policies.policy import ObservationKind, Policy
-from neuralsim.agents.teleop.recorder import VideoWriter
+from neuralsim.data.video_writer import VideoWriter
 from neuralsim.envs.tasks.rl_task import RLTask
 from neuralsim.pretrained.starts import Starts
 from neuralsim.pretrained.world import World

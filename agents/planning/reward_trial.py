@@ -25,7 +25,7 @@ from neuralsim.agents.planning.setup import ORACLE, PLANNER, fingerprint, planne
 from neuralsim.agents.policies.policy import NamedPolicy
 from neuralsim.agents.policies.resolve import resolve_policy
 from neuralsim.agents.policies.rollout import SingleEnv, run
-from neuralsim.agents.teleop.recorder import VideoWriter
+from neuralsim.data.video_writer import VideoWriter
 from neuralsim.envs.tasks.rl_task import RLTask, TaskEnv, learned_name, task_for
 from neuralsim.evaluation.report import Metric, Report, metric_of
 from neuralsim.evaluation.statistics import Bootstrap, mean
@@ -61,7 +61,7 @@ class RewardTrial:
 
 @dataclass(frozen=True)
 class RewardSetup:
-    """What a PlanConfig asks for, opened and checked: the task, and the world to plan in, called ``name``."""
+    """Opened and checked contents of a PlanConfig: the task, and the world to plan in, called ``name``."""
 
     config: PlanConfig
     rl_task: RLTask

@@ -18,7 +18,7 @@ from neuralsim.agents.planning.overlay import PANEL, ImaginedPaths, PlanPainter,
 from neuralsim.agents.planning.planner import Memory
 from neuralsim.agents.planning.setup import PLANNER, PlanningSetup
 from neuralsim.agents.policies.policy import NamedPolicy
-from neuralsim.agents.teleop.recorder import VideoWriter
+from neuralsim.data.video_writer import VideoWriter
 from neuralsim.envs.real_env import RealEnv
 from neuralsim.world_model import State
 

@@ -8,69 +8,24 @@ that they are not mixed up in training; ``provenance["human"]`` marks the action
 from __future__ import annotations
 
 import contextlib
-import queue
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import imageio.v3 as iio
 import numpy as np
 
 from neuralsim.agents.teleop.session import SessionFrame
 from neuralsim.data.episode import Episode
 from neuralsim.data.store import EpisodeStore
-from neuralsim.runtime.files import disk_errors, folder_lock, move_into_place, sweep_leftovers, temporary_path
+from neuralsim.data.video_writer import VideoWriter
+from neuralsim.runtime.files import folder_lock, sweep_leftovers
 from neuralsim.spec import WorldSpec
 from neuralsim.version import __version__
 
 LONGEST = 1000
 """Steps after which an episode is written and the next one begins, so that an hour of play does not pile up in memory."""
 GO_ON = "make room and record again"
-
-
-class VideoWriter:
-    """An mp4 encoded in a thread of its own; it appears under its name when it is closed, whole."""
-
-    def __init__(self, path: Path, fps: float) -> None:
-        self.path, self.fps, self.frames = path, fps, 0
-        self.error: Exception | None = None
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._work = temporary_path(path)
-        self._queue: queue.Queue[np.ndarray | None] = queue.Queue(maxsize=64)
-        self._thread = threading.Thread(target=self._encode, name="neuralsim-video", daemon=True)
-        self._thread.start()
-
-    def add(self, image: np.ndarray) -> None:
-        """Add one frame, uint8 ``(h, w, 3)`` with even h and w; the same size each time."""
-        self.frames += 1
-        self._queue.put(image)
-
-    def close(self) -> None:
-        """Encode the waiting frames and put the file in place; raises the encoder's error, a full disk's as a DiskFullError."""
-        self._queue.put(None)
-        self._thread.join()
-        try:
-            with disk_errors(self.path, kept="the episodes recorded with it are kept", go_on=GO_ON):
-                if self.error is not None:
-                    raise self.error
-                move_into_place(self._work, self.path)
-        except BaseException:
-            self._work.unlink(missing_ok=True)
-            raise
-
-    def _encode(self) -> None:
-        image: np.ndarray | None = np.empty(0)
-        try:
-            with iio.imopen(self._work, "w", plugin="pyav") as file:
-                file.init_video_stream("libx264", fps=self.fps, pixel_format="yuv420p")
-                while (image := self._queue.get()) is not None:
-                    file.write_frame(image)
-        except Exception as error:
-            self.error = error
-            while image is not None:  # the other thread must not wait for a full queue for ever
-                image = self._queue.get()
 
 
 @dataclass(frozen=True)
@@ -123,7 +78,9 @@ class Recorder:
             name, number = f"{stamp}.mp4", 1
             while (self.folder / name).exists():
                 name, number = f"{stamp}-{number}.mp4", number + 1
-            self._video = VideoWriter(self.folder / name, self.spec.rate_hz)
+            self._video = VideoWriter(
+                self.folder / name, self.spec.rate_hz, "the episodes recorded with it are kept", GO_ON
+            )
             self._lock = opened.pop_all()
         self._kept, self._written = [], []
         self.add(frame, image)

@@ -1,4 +1,4 @@
-"""Video files in and out, one frame at a time, with the times and the orientation that the file states.
+"""Reading of video files, one frame at a time, with the times and the orientation that the file states.
 
 Counts in headers are not trusted: encoders miscount, and a trimmed file (an edit list) keeps the count of the whole one. Frame
 times come from the packets, and a file is cut off if its container ends before its own structure says.
@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -199,44 +197,3 @@ def _stream(container: Any, path: Path) -> Any:
     if not container.streams.video:
         raise CorruptDataError(f"{path}: has no video stream")
     return container.streams.video[0]
-
-
-class VideoFileWriter:
-    """Writes an mp4 frame by frame: H.264, every second frame a key frame, so that any place is near one.
-
-    ``pixels`` is yuv444p (colour as sharp as brightness; 50 dB and more on rendered scenes) or yuv420p (what every player
-    shows; small coloured things blur). Use it as a context manager.
-    """
-
-    def __init__(self, path: Path, rate: float, height: int, width: int, pixels: str) -> None:
-        import av
-
-        self.path, self.frames, self._av = path, 0, av
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._rate = Fraction(rate).limit_denominator(1001)
-        self._container: Any = av.open(str(path), "w")
-        self._stream = self._container.add_stream("libx264", rate=self._rate, options={"crf": "5", "g": "2", "bf": "0"})
-        self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, pixels
-        self._stream.time_base = 1 / self._rate
-
-    def add(self, image: np.ndarray) -> None:
-        """Add one frame, uint8 ``(h, w, 3)``."""
-        frame = self._av.VideoFrame.from_ndarray(image, format="rgb24")
-        frame.pts, frame.time_base = self.frames, 1 / self._rate
-        self._container.mux(self._stream.encode(frame))
-        self.frames += 1
-
-    @property
-    def seconds(self) -> float:
-        """Length of the film so far."""
-        return float(self.frames / self._rate)
-
-    def __enter__(self) -> VideoFileWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self._container.mux(self._stream.encode())
-        self._container.close()

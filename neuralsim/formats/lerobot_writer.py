@@ -21,7 +21,8 @@ import numpy as np
 
 from neuralsim.data.episode import Episode, knows_actions
 from neuralsim.data.store import EpisodeStore
-from neuralsim.data.video import VideoFileWriter, read_video
+from neuralsim.data.video import read_video
+from neuralsim.data.video_writer import VideoFileWriter
 from neuralsim.formats.action_mapping import meaning_of
 from neuralsim.formats.lerobot_metadata import (
     ACTION,
@@ -165,7 +166,7 @@ class _Writing:
         self._open_files.pop_all().close()
         self._file += 1
         spec = self.store.spec
-        film = VideoFileWriter(self._path(VIDEO_PATH), spec.rate_hz, spec.height, spec.width, self._pixels)
+        film = VideoFileWriter(self._path(VIDEO_PATH), spec.rate_hz, (spec.height, spec.width), self._pixels)
         self._film = self._open_files.enter_context(film)
         path = self._path(DATA_PATH)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -26,13 +26,14 @@ from neuralsim.agents.teleop.keyboard import Keyboard
 from neuralsim.agents.teleop.panels import PanelRenderer
 from neuralsim.agents.teleop.play import play
 from neuralsim.agents.teleop.player import Player
-from neuralsim.agents.teleop.recorder import Recorder, VideoWriter
+from neuralsim.agents.teleop.recorder import Recorder
 from neuralsim.agents.teleop.reference_env import find_reference_env
 from neuralsim.agents.teleop.scripted_keys import parse_script
 from neuralsim.agents.teleop.session import Session, SessionFrame, open_imagination
 from neuralsim.agents.teleop.timing import InputLatency, Rate
 from neuralsim.agents.teleop.window import Window
 from neuralsim.data.store import EpisodeStore
+from neuralsim.data.video_writer import VideoFileWriter, VideoWriter
 from neuralsim.envs.pusht.env import PushTRealEnv, pusht_spec
 from neuralsim.imagination import Imagination
 from neuralsim.pretrained.world import open_world
@@ -387,20 +388,10 @@ def test_a_start_without_a_step_is_no_episode(run: Callable[..., Watched], tmp_p
 
 
 def test_an_encoder_that_fails_says_so_and_does_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class FullDisk:
-        def __enter__(self) -> FullDisk:
-            return self
+    def full(*_: object) -> None:
+        raise OSError("no space left")
 
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def init_video_stream(self, *_: object, **__: object) -> None:
-            pass
-
-        def write_frame(self, _image: np.ndarray) -> None:
-            raise OSError("no space left")
-
-    monkeypatch.setattr(recorder_module.iio, "imopen", lambda *_, **__: FullDisk())
+    monkeypatch.setattr(VideoFileWriter, "add", full)
     writer = VideoWriter(tmp_path / "x.mp4", 10.0)
     for _ in range(200):
         writer.add(np.zeros((32, 32, 3), np.uint8))
