@@ -1,4 +1,4 @@
-"""Promises of the card: every figure of its sources is on it, a miss is called a miss, a missing record is named, and the
+"""The card of a world: every figure of its sources is on it, a miss is called a miss, a missing record is named, and the
 folder it is written to stays whole."""
 
 import json

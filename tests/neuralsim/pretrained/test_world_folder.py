@@ -1,4 +1,4 @@
-"""Promises of a world's folder: it holds all of the world, opens the same elsewhere, and whatever befalls its files on the way
+"""The folder of a world: it holds all of the world, opens the same elsewhere, and whatever befalls its files on the way
 is refused by name or changes nothing."""
 
 from __future__ import annotations

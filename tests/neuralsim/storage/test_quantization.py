@@ -1,4 +1,4 @@
-"""Packing promises: what is unpacked is the matrix to within half a step of its group, and worlds in a folder are what is used."""
+"""Quantized weights: a restored matrix is the original to within half a step of its group, and worlds in a folder are what is used."""
 
 import shutil
 
