@@ -14,7 +14,7 @@ from neuralsim.agents.planning.goal_trial import DecisionCost, GoalTrial, run_tr
 from neuralsim.agents.planning.goals import StartGoal
 from neuralsim.agents.planning.report import report_of, trials_in
 from neuralsim.agents.planning.reward_trial import plan_for_reward
-from neuralsim.agents.planning.setup import ORACLE, PLANNER, PlanningSetup, open_setup, resolve_goal_task
+from neuralsim.agents.planning.setup import CONTENT, ORACLE, PLANNER, PlanningSetup, open_setup, resolve_goal_task
 from neuralsim.agents.planning.video import record_trials
 from neuralsim.agents.policies.policy import NamedPolicy
 from neuralsim.envs.real_env import RealEnv
@@ -44,7 +44,7 @@ def plan(config: PlanConfig, show: bool = False) -> tuple[Report, list[Path]]:
     with progress(show) as bar:
         task = bar.add_task("held-out episodes", visible=False)
         setup = open_setup(config, lambda done, wanted: bar.update(task, completed=done, total=wanted, visible=True))
-    with ResultsLog(config.folder / "attempts.jsonl", setup.settings, config.fresh) as log:
+    with ResultsLog(config.folder / "attempts.jsonl", setup.settings, config.fresh, added=(CONTENT,)) as log:
         missing = list(_missing(setup, log))
         solved = [setup.solved(trial) for trial in trials_in(log) if trial.actor == PLANNER]
         with progress(show) as bar:

@@ -34,6 +34,7 @@ from neuralsim.envs.real_env import RealEnv
 from neuralsim.envs.registry import find_real_world
 from neuralsim.envs.tasks.goal_task import GoalTask, goal_task_of, has_goal_task
 from neuralsim.pretrained.world import World, open_world
+from neuralsim.storage.fingerprint import store_fingerprint
 from neuralsim.storage.manifest import WEIGHTS
 from neuralsim.storage.resolve import list_worlds
 from neuralsim.task import FunctionTask, Task
@@ -42,6 +43,8 @@ ORACLE = "oracle"
 """Name of the model that is the real simulator, and of the planner that has it inside."""
 PLANNER = "planner"
 """Name of the planner in the world to plan in, in results."""
+CONTENT = "data_fingerprint"
+"""Setting of results logs that earlier versions did not record."""
 HELD_OUT_EPISODES = 256
 """New held-out episodes that pairs are drawn from."""
 REDRAWN = 8.0
@@ -50,7 +53,7 @@ REDRAWN = 8.0
 
 @dataclass(frozen=True)
 class PlanningSetup:
-    """What a PlanConfig asks for, opened and checked.
+    """Opened and checked contents of a PlanConfig.
 
     world: the one to plan in, called ``name``. oracle: the real simulator. pairs: start and goal by number. source: what
     results depend on in ``pairs``.
@@ -231,7 +234,11 @@ def _pairs(
         folder = held_out_folder(config.world, size)
         store = held_out_store(folder, HELD_OUT_EPISODES, size=size, progress=progress, world=config.world)
         episodes = list(range(len(store)))
-    origin = {"data": os.fspath(store.folder), "held_out_episodes": len(episodes)}
+    origin = {
+        "data": os.fspath(store.folder),
+        "held_out_episodes": len(episodes),
+        CONTENT: store_fingerprint(store),
+    }
     return HeldOutStartGoals(store, tuple(episodes), goal_task, distance, config.seed), origin
 
 

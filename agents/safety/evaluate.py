@@ -27,6 +27,7 @@ from neuralsim.pretrained.world import World, open_world
 from neuralsim.runtime.machine import circumstances
 from neuralsim.runtime.progress import progress
 from neuralsim.runtime.results_log import ResultsLog
+from neuralsim.storage.fingerprint import store_fingerprint
 from neuralsim.storage.manifest import SAFETY, FileEntry
 
 MORE = {Path("data/pusht"): 2400, Path("data/pusht-oracle"): 720}
@@ -345,6 +346,7 @@ def _results_log(config: SafetyConfig, world: World, stores: Sequence[EpisodeSto
         "weights": weights_digest(world.folder),
         "stores": [str(s.folder) for s in stores],
         "sizes": [[len(s), s.frames] for s in stores],
+        "contents": [store_fingerprint(s) for s in stores],
         "stamp": stamp,
     }
     name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]

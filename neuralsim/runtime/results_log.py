@@ -10,7 +10,7 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,10 +23,13 @@ class ResultsLog:
 
     ``lines`` are its entries, in order. Raises ValueError where it was begun with other ``settings`` (unless ``fresh``,
     which deletes its content first), BlockingIOError where another process writes it, DiskFullError on a full disk.
+    Settings of the names in ``added`` may be missing in it: earlier versions did not record them.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], fresh: bool = False) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, settings: Mapping[str, Any], fresh: bool = False, added: Collection[str] = ()
+    ) -> None:
+        self.path, self._added = path, added
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
@@ -84,7 +87,7 @@ class ResultsLog:
         wrong = [
             f"{name} {there.get(name)!r}, asked for {settings.get(name)!r}"
             for name in sorted({*there, *settings})
-            if there.get(name) != settings.get(name)
+            if there.get(name) != settings.get(name) and not (name in self._added and name not in there)
         ]
         if wrong:
             raise ValueError(

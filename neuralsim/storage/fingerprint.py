@@ -21,11 +21,12 @@ def fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
 
 
 def store_fingerprint(store: EpisodeStore) -> str:
-    """Hash the spec, the lengths and every array of ``store`` to 16 hexadecimal digits (SHA-256), wherever it lies."""
+    """Hash the spec and all episodes of ``store`` to 16 hexadecimal digits (SHA-256), however they are split and wherever they lie."""
     digest = hashlib.sha256(f"{store.spec}{store.info.state_names}".encode())
     digest.update(np.ascontiguousarray(store.lengths).tobytes())
-    for shard in store.shards:
-        for name in sorted(shard):
-            digest.update(name.encode())
-            digest.update(np.ascontiguousarray(shard[name]))
+    for name in sorted({name for shard in store.shards for name in shard}):
+        digest.update(name.encode())
+        for shard in store.shards:
+            if name in shard:
+                digest.update(np.ascontiguousarray(shard[name]))
     return digest.hexdigest()[:16]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -405,6 +406,34 @@ def test_pairs_come_from_the_held_out_episodes_of_a_store(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="planning needs"):
         open_setup(replace(config, world="pusht"))
     assert plan(replace(config, episodes=3))[0]["replay_success"].value == 1
+
+
+def test_results_of_other_held_out_episodes_are_not_mixed_in(tmp_path: Path) -> None:
+    """The content of the store decides, not its place; logs of earlier versions, which did not record it, are resumed."""
+    data, out = tmp_path / "episodes", tmp_path / "out"
+
+    def collected() -> None:
+        shutil.rmtree(data, ignore_errors=True)
+        for _ in collect(CollectConfig("tworoom", out=data, episodes=41, steps=15, size=64, workers=1)):
+            pass
+
+    collected()
+    config = tiny(out, goal="held-out", data=data, episodes=1, controls=False)
+    plan(config)
+    collected()
+    plan(replace(config, episodes=2))
+    log = out / "attempts.jsonl"
+    before = log.read_text()
+    path = min(data.glob("shard-*")) / "states.npy"
+    np.save(path, np.load(path)[::-1])
+    with pytest.raises(ValueError, match=r"begun with other settings \(data_fingerprint"):
+        plan(config)
+    assert log.read_text() == before
+    first, rest = before.split("\n", 1)
+    settings = json.loads(first)["settings"]
+    assert settings.pop("data_fingerprint")
+    log.write_text(json.dumps({"settings": settings}) + "\n" + rest)
+    plan(config)
 
 
 # -- goals from pictures -----------------------------------------------------------------------------------------------
