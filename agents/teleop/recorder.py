@@ -19,7 +19,7 @@ from neuralsim.agents.teleop.session import SessionFrame
 from neuralsim.data.episode import Episode
 from neuralsim.data.store import EpisodeStore
 from neuralsim.data.video_writer import VideoWriter
-from neuralsim.runtime.files import folder_lock, sweep_leftovers
+from neuralsim.runtime.files import disk_errors, folder_lock, sweep_leftovers
 from neuralsim.spec import WorldSpec
 from neuralsim.version import __version__
 
