@@ -155,8 +155,9 @@ def keyboard_and_labels(
 ) -> tuple[Keyboard, Labels]:
     """Make the keyboard that plays ``spec``'s world, and the labels of its quantities (``states``: those of its state)."""
     settings = teleop_settings(spec)
+    choices: tuple[str, ...] = ()
     if settings.keyboard is not None:
-        keyboard, keys, choices = load(settings.keyboard)(), settings.keys, ()
+        keyboard, keys = load(settings.keyboard)(), settings.keys
     else:
         keyboard, effects = keyboard_for(spec, ramp=RAMP_SECONDS)
         choices = tuple(effect for _, effect in effects) if spec.discrete and spec.action_size == 1 else ()
