@@ -9,14 +9,16 @@ import neuralsim  # noqa: F401  (first: it says how torch's threads are to wait,
 # isort: split
 import signal
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
 import pytest
 import torch
 from dot_world import DotState, DotWorld
+from shared_build import shared_build
 from tiny_model import build_tiny_model, real_starts
 
 from neuralsim.agents.collection.collect import CollectConfig, collect
@@ -33,31 +35,29 @@ hypothesis.settings.register_profile("neuralsim", deadline=None)
 hypothesis.settings.load_profile("neuralsim")
 
 
+def _collect(**settings: Any) -> None:
+    for _ in collect(CollectConfig(workers=1, **settings)):
+        pass
+
+
 @pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def store() -> Path:
     """44 short episodes of Push-T, three of them held out; not to be written to."""
-    folder = tmp_path_factory.mktemp("data") / "pusht"
-    for _ in collect(CollectConfig(out=folder, episodes=44, steps=30, workers=1)):
-        pass
-    return folder
+    return shared_build("store", lambda folder: _collect(out=folder, episodes=44, steps=30))
 
 
 @pytest.fixture(scope="session")
-def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """21 short episodes of Push-T's expert."""
-    folder = tmp_path_factory.mktemp("data") / "demos"
-    for _ in collect(
-        CollectConfig(out=folder, episodes=21, steps=16, workers=1, policy="oracle", near_goal=0.0, seed=3)
-    ):
-        pass
-    return folder
+def demonstrations() -> Path:
+    """21 short episodes of Push-T's expert; not to be written to."""
+    more: dict[str, Any] = {"policy": "oracle", "near_goal": 0.0, "seed": 3}
+    return shared_build("demonstrations", lambda folder: _collect(out=folder, episodes=21, steps=16, **more))
 
 
 @pytest.fixture(scope="session")
-def wam(store: Path, demonstrations: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A miniature that answers in all roles, trained in seconds."""
-    out = tmp_path_factory.mktemp("run") / "wam"
-    return train(TrainConfig(recipe="pusht-wam-mini", data=store, also=(demonstrations,), out=out, threads=1))
+def wam(store: Path, demonstrations: Path) -> Path:
+    """A miniature world action model in all roles, trained in seconds; not to be written to."""
+    config = TrainConfig(recipe="pusht-wam-mini", data=store, also=(demonstrations,), threads=1)
+    return shared_build("wam", lambda folder: train(replace(config, out=folder))) / "world"
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
