@@ -41,7 +41,7 @@ class ExportConfig:
         return EpisodeStore(find_store(self.store))
 
 
-def export(
+def export_dataset(
     config: ExportConfig,
     store: EpisodeStore,
     env_id: str | None = None,
@@ -66,13 +66,13 @@ def export(
 
 
 def export_command(config: ExportConfig) -> CommandOutput:
-    """Run `export` behind a progress bar and return its figures."""
+    """Run `export_dataset` behind a progress bar and return its figures."""
     store = config.open()
     real = importlib.import_module("neuralsim.envs.registry").find_real_world(store.spec.name)  # a layer above
     with progress(passing=False) as bar:
         task = bar.add_task("episodes", total=len(store))
         env_id = None if real is None else real.env_id
-        figures = export(config, store, env_id, lambda done: bar.update(task, completed=done))
+        figures = export_dataset(config, store, env_id, lambda done: bar.update(task, completed=done))
     lines = [f"wrote {figures['episodes']} episodes to {figures['folder']}"]
     if psnr := figures.get("psnr_db"):
         lines.append(f"frames went through mp4: {psnr:.1f} dB peak signal-to-noise ratio (first episode)")

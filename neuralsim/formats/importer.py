@@ -408,6 +408,17 @@ def _chosen(there: tuple[str, ...], config: ImportConfig) -> tuple[str, ...]:
     return config.camera or there
 
 
+def import_dataset(config: ImportConfig) -> ImportReport:
+    """Import the dataset that ``config`` names into an episode store; returns the folder and what was skipped.
+
+    Raises as `Importer` and its ``run`` do.
+    """
+    importer = Importer(config)
+    for _ in importer.run():
+        pass
+    return importer.report
+
+
 LISTED = 20
 """Recordings left out that the command names one by one."""
 
