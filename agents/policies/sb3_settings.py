@@ -266,7 +266,7 @@ def _read_observation_space(text: Any) -> spaces.Box:
         low, high = (-np.inf, np.inf) if dtype.startswith("float") else (np.iinfo(dtype).min, np.iinfo(dtype).max)
         return spaces.Box(low, high, shape, np.dtype(dtype).type)
     ends = [_bounds(described, name, shape) for name in ("low", "high")]
-    if len(shape) == 3 and (ends[0] != {0.0} or ends[1] != {255.0}):  # SB3 tells images by these bounds
+    if len(shape) == 3 and (ends[0] != {0.0} or ends[1] != {255.0}):  # SB3 recognises images by these bounds
         raise ValueError("observation_space: uint8 images with bounds other than 0 and 255 are not supported")
     return spaces.Box(0, 255, shape, np.uint8)
 

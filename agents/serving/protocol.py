@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from neuralsim.agents.heads.chunk_policy import ActionChunkPolicy
-from neuralsim.agents.serving.message_limits import MessageLimits
 from neuralsim.agents.serving.request import RequestReader
 from neuralsim.data.images import ImageResizer
+from neuralsim.envs.robots.message_limits import MessageLimits
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from neuralsim.agents.serving.message_limits import MessageLimits
 from neuralsim.data.images import ImageResizer
+from neuralsim.envs.robots.message_limits import MessageLimits
 from neuralsim.envs.robots.wire import unpack
 from neuralsim.spec import WorldSpec
 

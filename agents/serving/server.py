@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 from neuralsim.agents.heads.chunk_policy import ActionChunkPolicy
 from neuralsim.agents.serving.batcher import DynamicBatcher
 from neuralsim.agents.serving.client_session import ClientSession
-from neuralsim.agents.serving.message_limits import MessageLimits
 from neuralsim.agents.serving.protocol import ProtocolOptions
 from neuralsim.agents.serving.statistics import ServerStatistics
+from neuralsim.envs.robots.message_limits import MessageLimits
 from neuralsim.envs.robots.wire import LARGEST, pack
 from neuralsim.runtime.imports import require_extra
 

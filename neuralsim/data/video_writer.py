@@ -71,7 +71,7 @@ class VideoFileWriter:
 class VideoWriter:
     """An mp4 encoded in a thread of its own; it appears under its name when it is closed, whole.
 
-    ``kept`` and ``go_on`` are told with a full disk: what survives, and what to do.
+    ``kept`` and ``go_on`` stand in the error of a full disk: what survives, and what to do.
     """
 
     def __init__(self, path: Path, fps: float, kept: str = "", go_on: str = TRY_AGAIN) -> None:

@@ -1,4 +1,4 @@
-"""MessageLimits: bounds on what one message to a policy server may hold, checked before any of it is decoded.
+"""MessageLimits: bounds on the content of one msgpack message, checked before any of it is decoded.
 
 The bytes alone are no bound: a msgpack map of 500,000 keys, or 100,000 images of one pixel, fits into a megabyte and costs
 gigabytes. The scan reads msgpack's type bytes and skips all payloads (github.com/msgpack/msgpack/blob/master/spec.md).
