@@ -64,9 +64,10 @@ def save_progress(folder: Path, progress: RLProgress, model: Any, note: PolicyNo
     arrays = {} if buffer is None else _filled(buffer)
     parameters = sum(p.nbytes for p in model.policy.parameters())
     needed = sum(a.nbytes for a in arrays.values()) + 3 * parameters  # the optimizer keeps two more of each
-    check_space(folder, needed, "a checkpoint", f"{KEPT}; {GO_ON}")
     target = folder / FOLDER
-    with disk_errors(target, needed, KEPT, GO_ON), temporary_folder(folder) as work:
+    kept = KEPT if target.is_dir() else ""
+    check_space(folder, needed, "checkpoints", f"{kept}; {GO_ON}" if kept else GO_ON)
+    with disk_errors(target, needed, kept, GO_ON), temporary_folder(folder) as work:
         new = work / "new"
         new.mkdir()
         save_policy(model, new / "policy.zip", note)

@@ -157,7 +157,8 @@ class RLTrainer:
                 self._mark = self._saved = time.perf_counter()
                 if self.progress.steps < until:
                     callback = TrainerCallback(self, until)
-                    self.model.learn(until - self.progress.steps, callback=callback, reset_num_timesteps=False)
+                    with disk_errors(self.folder, kept=self._kept, go_on=GO_ON):  # SB3 writes to tensorboard
+                        self.model.learn(until - self.progress.steps, callback=callback, reset_num_timesteps=False)
                     self.note(self.model.num_timesteps, last=True)
                 if self.stopping.asked:
                     self.save()
