@@ -383,7 +383,7 @@ def test_a_disk_that_fills_up_says_so_and_leaves_whole_shards(
         real(path, *args, **keywords)  # type: ignore[arg-type]
 
     monkeypatch.setattr(np, "save", save)
-    with pytest.raises(OSError, match="the disk is full .*make room and run the same command again"):
+    with pytest.raises(OSError, match=r"the disk is full .*make room and run the same command again"):
         run(small)
     monkeypatch.undo()
     assert len(EpisodeStore(small.out)) == 8, "every finished episode is kept"
