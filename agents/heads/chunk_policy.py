@@ -43,10 +43,12 @@ class ActionChunkPolicy(Protocol):
     """Policy that predicts ``chunk`` actions at once, for worlds of ``spec``."""
 
     @property
-    def spec(self) -> WorldSpec: ...
+    def spec(self) -> WorldSpec:
+        """Spec of the worlds it acts in."""
 
     @property
-    def chunk(self) -> int: ...
+    def chunk(self) -> int:
+        """Actions in a chunk."""
 
     def predict_action_chunk(
         self, seen: ObservationHistory, seeds: Sequence[int], prefix: np.ndarray | None = None

@@ -77,6 +77,10 @@ BAD_SOURCES = {
     "signature": {
         "agents/rl/a.py": "class A:\n    def __init__(self, a, b, c, d, e, f, g, h, *, i=1):\n        pass\n"
     },
+    "undocumented": {
+        "agents/rl/a.py": 'class A:\n    def f(self):\n        """Do."""\n\n    def g(self):\n        pass\n',
+        "agents/rl/b.py": "class B(A):\n    def f(self):\n        pass\n",  # an override needs none
+    },
     "opening": {
         "agents/rl/a.py": '"""Whether it is."""\n',
         "agents/rl/b.py": 'def f():\n    """See `g`."""\n',
