@@ -1,4 +1,4 @@
-"""Promises of the oracle: the true simulators behind the WorldModel contract, exact where it says so."""
+"""The Oracle: real simulators behind the WorldModel contract, to the bit."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Promises of a trained folder: every command that plays, learns, plans and judges takes it, whatever its actions and its frames, and
-says what its world cannot do."""
+"""A trained folder in every command that plays, learns, plans and evaluates, for any actions and frames."""
 
 from __future__ import annotations
 

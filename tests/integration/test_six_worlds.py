@@ -1,5 +1,4 @@
-"""Promises of bringing your own world: six kinds of data, each a world by one command of training, with no code; and one of
-them learned far enough to be worth dreaming in."""
+"""Six kinds of data, each a world by one command of training, without code; and one of them learned far enough to be used."""
 
 from __future__ import annotations
 
@@ -121,11 +120,11 @@ def test_six_kinds_of_data_become_worlds_by_one_command(make: object) -> None:
 
 
 def test_pendulum_is_learned_from_its_pictures_in_minutes() -> None:
-    """Collected, trained, and held against truth: a dream of five steps is nearer to it than the frame it began with."""
+    """Collected, trained, and compared: an imagined frame five steps on is nearer to the true one than the frame it began with."""
     data = collected("Pendulum-v1", 44, "--steps", "60", "--repeat", "2")
     neural(f"train --data {data} --size tiny --effort 0.4 --threads 1 --out runs/pendulum")
     model, store = open_world("runs/pendulum/world", "cpu").model, EpisodeStore(data)
-    dreamt, lazy = [], []
+    imagined, copied = [], []
     for i in store.split(held_out=True):
         episode = store[int(i)]
         starts = np.arange(0, 36, 4)
@@ -133,6 +132,6 @@ def test_pendulum_is_learned_from_its_pictures_in_minutes() -> None:
         past, future = (np.stack([episode.actions[s + k : s + k + n] for s in starts]) for k, n in ((0, 3), (3, 5)))
         truth = np.stack([episode.frames[s + 8] for s in starts]).astype(float)
         seen = rollout(model, frames, past, future, Noise.from_seeds(range(len(starts)), model.device))[:, -1]
-        dreamt.append(np.square(seen - truth).mean())
-        lazy.append(np.square(frames[:, -1] - truth).mean())
-    assert np.mean(dreamt) < 0.9 * np.mean(lazy)  # 0.74 when this was written, on three episodes of nine starts
+        imagined.append(np.square(seen - truth).mean())
+        copied.append(np.square(frames[:, -1] - truth).mean())
+    assert np.mean(imagined) < 0.9 * np.mean(copied)  # 0.74 when this was written, on three episodes of nine starts

@@ -1,5 +1,4 @@
-"""Promises of the true CarRacing: NeuralSim's spaces, the same seed the same drive, a dashboard that tells the truth, and a driver
-that shows what can happen."""
+"""The real CarRacing: NeuralSim's spaces, one drive for one seed, a dashboard that shows the state, and an explorer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Promises of the true Push-T: gym-pusht's physics and drawing behind our spaces, exact to reset, honest about bad input."""
+"""The real Push-T: gym-pusht's physics and drawing behind NeuralSim's spaces, exact resets, clear errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Promises of learning in dream and truth alike: same observations, rewards, ends and limits, step for step."""
+"""Tasks in imagination and in the real world alike: same observations, rewards, ends and limits, step for step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Promises of the true TwoRoom: walls that hold, a door that lets through, a frame that tells everything, and a reader of it."""
+"""The real TwoRoom: walls that hold, a door that lets through, frames that show the whole state, and their estimator."""
 
 from __future__ import annotations
 
