@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from neuralsim.runtime.files import TRY_AGAIN, disk_errors, move_into_place, temporary_path
+from neuralsim.runtime.files import TRY_AGAIN, disk_errors, move_into_place, sweep_leftovers, temporary_path
 
 SHARP = {"crf": "5", "g": "2", "bf": "0"}
 """Options of x264 for data: little loss, and every second frame a key frame, so that any place is near one."""
@@ -77,8 +77,9 @@ class VideoWriter:
     def __init__(self, path: Path, fps: float, kept: str = "", go_on: str = TRY_AGAIN) -> None:
         self.path, self.fps, self.frames = path, fps, 0
         self.error: Exception | None = None
-        self._advice = {"kept": kept, "go_on": go_on}
+        self._kept, self._go_on = kept, go_on
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep_leftovers(path.parent)  # half videos of killed writers
         self._work = temporary_path(path)
         self._queue: queue.Queue[np.ndarray | None] = queue.Queue(maxsize=WAITING)
         self._thread = threading.Thread(target=self._encode, name="neuralsim-video", daemon=True)
@@ -94,7 +95,7 @@ class VideoWriter:
         self._queue.put(None)
         self._thread.join()
         try:
-            with disk_errors(self.path, **self._advice):
+            with disk_errors(self.path, kept=self._kept, go_on=self._go_on):
                 if self.error is not None:
                     raise self.error
                 move_into_place(self._work, self.path)
