@@ -79,7 +79,7 @@ class RequestReader:
         """
         if isinstance(data, bytes):
             self.limits.check(data)
-        message = unpack(data, self.limits.bytes) if isinstance(data, bytes) else data
+        message = unpack(data, self.limits.size) if isinstance(data, bytes) else data
         if not isinstance(message, dict):
             raise TypeError(f"message: expected a map in a binary frame, got {type(message).__name__}")
         endpoint, session = message.get("endpoint"), _session(message)

@@ -89,7 +89,7 @@ class PolicyServer:
         self.policy, self.name, self.say = policy, name, say
         self.config, self.options = config or ServerConfig(), options or ProtocolOptions()
         self.statistics = ServerStatistics()
-        self._reader = self.options.reader(policy, MessageLimits(bytes=self.config.largest))
+        self._reader = self.options.reader(policy, MessageLimits(size=self.config.largest))
         self._open: set[ServerConnection] = set()
         self._ready = threading.Event()
         self._failed: BaseException | None = None

@@ -15,7 +15,8 @@ from neuralsim.envs.robots.wire import LARGEST
 class MessageLimits:
     """Most of each that a message may hold."""
 
-    bytes: int = LARGEST
+    size: int = LARGEST
+    """Bytes of the whole message."""
     values: int = 100_000
     """Values, keys included, of all its maps and lists together; an array counts as about a dozen."""
     keys: int = 1_000
@@ -29,9 +30,9 @@ class MessageLimits:
 
     def check(self, data: bytes) -> None:
         """Raise a ValueError where ``data``, a msgpack message, exceeds a limit; what is no msgpack is left to the decoder."""
-        if len(data) > self.bytes:
+        if len(data) > self.size:
             raise ValueError(
-                f"message: expected at most {self.bytes} bytes (--max-message), got {len(data)}; send smaller images"
+                f"message: expected at most {self.size} bytes (--max-message), got {len(data)}; send smaller images"
             )
         position, values = 0, 0
         waiting = [1]  # per open map or list, innermost last: values that are still to come

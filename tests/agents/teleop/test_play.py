@@ -400,6 +400,17 @@ def test_an_encoder_that_fails_says_so_and_does_not_hang(tmp_path: Path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_new_video_sweeps_the_half_ones_of_killed_writers(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        dead.wait()
+    half = tmp_path / f".demo.mp4.{dead.pid}.tmp.mp4"
+    half.write_bytes(b"half")
+    writer = VideoWriter(tmp_path / "demo.mp4", 10.0)
+    writer.add(np.zeros((32, 32, 3), np.uint8))
+    writer.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["demo.mp4"]
+
+
 def test_a_full_disk_ends_the_recording_and_not_the_play(
     run: Callable[..., Watched], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
