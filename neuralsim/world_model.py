@@ -37,6 +37,16 @@ def check_denoise_steps(steps: object, name: str = "denoise_steps") -> None:
         )
 
 
+def check_sizes(config: object, **most: int) -> None:
+    """Raise a ValueError unless each named field of ``config`` is a whole number from 1 to the given limit."""
+    for name, limit in most.items():
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
+            raise ValueError(
+                f"{type(config).__name__}: {name}: expected a whole number from 1 to {limit}, got {value!r}"
+            )
+
+
 def compact(tensor: torch.Tensor) -> torch.Tensor:
     """Return ``tensor``, copied if it is a part of larger memory: pickling a view would write all of that."""
     return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size() else tensor

@@ -19,9 +19,8 @@ import torch
 from torch import nn
 
 from neuralsim.models.token_stream import OCTAVES, Block, fourier
+from neuralsim.world_model import check_sizes
 
-MOST_CHUNK = 1024
-"""Most steps that a chunk may have."""
 WAVES = 16
 """Numbers that encode a level."""
 
@@ -38,11 +37,7 @@ class JointConfig:
     """Width of the MLPs over the stream's."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.chunk <= MOST_CHUNK or not self.patch >= 1 or not 1 <= self.expand <= 16:
-            raise ValueError(
-                f"JointConfig: expected a chunk of 1 to {MOST_CHUNK} steps, a patch of at least 1 and expand of 1 to 16, got "
-                f"{self.chunk}, {self.patch} and {self.expand}"
-            )
+        check_sizes(self, chunk=1024, patch=1024, expand=16)
         if self.chunk % self.patch:
             raise ValueError(
                 f"JointConfig: expected a chunk of whole patches, got {self.chunk} steps in patches of {self.patch}"

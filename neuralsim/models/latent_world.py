@@ -28,23 +28,10 @@ from neuralsim.models.prediction_heads import Readout, StateProbe
 from neuralsim.models.token_stream import OCTAVES, fourier
 from neuralsim.noise import Noise
 from neuralsim.spec import WorldSpec
-from neuralsim.world_model import State, WorldModel, stack_time
+from neuralsim.world_model import State, WorldModel, check_sizes, stack_time
 
 CHANGE = 0.1
 """Scale of the predictor's output, in standard deviations: vectors change little from block to block."""
-
-
-SIZES = {
-    "size": 65536,
-    "keypoints": 65536,
-    "conv_width": 4096,
-    "stack": 1024,
-    "width": 65536,
-    "depth": 1024,
-    "members": 1024,
-    "block": 1024,
-}
-"""Most that each field of LatentConfig may be."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +56,8 @@ class LatentConfig:
     """Actions that a predictor takes at once."""
 
     def __post_init__(self) -> None:
-        for name, most in SIZES.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-                raise ValueError(f"LatentConfig: {name}: expected a whole number from 1 to {most}, got {value!r}")
+        check_sizes(self, size=65536, keypoints=65536, conv_width=4096, stack=1024)
+        check_sizes(self, width=65536, depth=1024, members=1024, block=1024)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from neuralsim.models.prediction_heads import Readout, StateProbe
 from neuralsim.models.token_stream import TokenStream, anchors
 from neuralsim.noise import Noise
 from neuralsim.spec import WorldSpec
-from neuralsim.world_model import State, WorldModel, check_denoise_steps, stack_time
+from neuralsim.world_model import State, WorldModel, check_denoise_steps, check_sizes, stack_time
 
 MOST_ERROR = 4.0
 """Predicted errors are clamped to this, in standard deviations, before they predict the next."""
@@ -47,7 +47,7 @@ class CodecConfig:
     """Keypoints for a fixed camera, convolutions for a moving one."""
 
     def __post_init__(self) -> None:
-        _check_sizes(self, tokens=4096, size=65536, conv_width=4096)
+        check_sizes(self, tokens=4096, size=65536, conv_width=4096)
 
 
 CODECS: dict[str, type[KeypointCodec | ConvCodec]] = {"keypoints": KeypointCodec, "conv": ConvCodec}
@@ -64,17 +64,7 @@ class StreamConfig:
     """Frames that a frame attends to, itself included."""
 
     def __post_init__(self) -> None:
-        _check_sizes(self, width=65536, layers=1024, heads=1024, window=1024)
-
-
-def _check_sizes(config: CodecConfig | StreamConfig, **most: int) -> None:
-    """Raise a ValueError unless each named size is a whole number from 1 to the given most."""
-    for name, limit in most.items():
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
-            raise ValueError(
-                f"{type(config).__name__}: {name}: expected a whole number from 1 to {limit}, got {value!r}"
-            )
+        check_sizes(self, width=65536, layers=1024, heads=1024, window=1024)
 
 
 @dataclass(frozen=True)

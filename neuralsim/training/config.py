@@ -54,7 +54,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("effort", "rate"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"--{name}: expected a number above 0, got {getattr(self, name):g}")
         if not self._named.world and self.data is None:
             raise ValueError(f"recipe {self._named.name!r} learns any world: name its episodes with --data")

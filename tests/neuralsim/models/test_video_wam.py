@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 
 from neuralsim.imagination import Imagination
-from neuralsim.models.video_wam import VideoWAM
+from neuralsim.models.joint_stream import JointConfig
+from neuralsim.models.latent_world import LatentConfig
+from neuralsim.models.video_wam import CodecConfig, StreamConfig, VideoWAM
 from neuralsim.noise import Noise
 
 
@@ -81,6 +85,15 @@ def test_denoising_steps_out_of_range_are_refused_wherever_they_are_set(tiny_mod
         with pytest.raises(ValueError, match="denoise_steps: expected"):
             Imagination(tiny_model, denoise_steps=steps)
     assert tiny_model.denoise_steps == 1
+
+
+@pytest.mark.parametrize("config", [LatentConfig, JointConfig, CodecConfig, StreamConfig])
+@pytest.mark.parametrize("size", [0, -1, 2**31, 1.5, True, "8", None])
+def test_every_size_of_every_config_has_a_range(config: type, size: object) -> None:
+    for field in fields(config):
+        if field.name != "kind":
+            with pytest.raises(ValueError, match=f"{config.__name__}: {field.name}: expected a whole number from 1 to"):
+                config(**{field.name: size})
 
 
 @pytest.mark.parametrize("part", ["codec_config", "stream_config"])
