@@ -108,7 +108,9 @@ def evaluate_long_horizon(
     shown, memory = frames[:, -1], None
     model.eval()
     with inference(model.device, pick_dtype(config.precision, model.device)):
-        state = model.encode(torch.as_tensor(frames, device=model.device), torch.as_tensor(actions, device=model.device))
+        state = model.encode(
+            torch.as_tensor(frames, device=model.device), torch.as_tensor(actions, device=model.device)
+        )
         for step in range(1, config.steps + 1):
             action = plan[:, step - 1]
             if act is not None:

@@ -124,9 +124,8 @@ def test_it_is_played(trained: Path) -> None:
 
 
 def test_it_is_planned_in_for_its_reward(trained: Path) -> None:
-    run(
-        f"plan {trained} --episodes 2 --lookahead 4 --block 1 --n-action-steps 2 --candidates 8 --rounds 2 --video 0 --device cpu --out plan"
-    )
+    few = "--episodes 2 --lookahead 4 --block 1 --n-action-steps 2 --candidates 8 --rounds 2 --video 0"
+    run(f"plan {trained} {few} --device cpu --out plan")
     assert list(Path("plan").rglob("*.json"))
 
 
