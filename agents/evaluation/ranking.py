@@ -69,7 +69,7 @@ class RankConfig:
             raise ValueError(f"--uncertainty-limit: expected a number above 0, got {self.uncertainty_limit:g}")
         object.__setattr__(self, "policies", tuple(dict.fromkeys(self.policies)))
         if len(self.policies) < 2:
-            raise ValueError(f"--policies: expected 2 or more different ones to rank, got {list(self.policies)}")
+            raise ValueError(f"--policies: to rank takes 2 or more that differ, got {list(self.policies)}")
 
 
 @dataclass(frozen=True)

@@ -231,8 +231,8 @@ def compare(config: CompareConfig) -> tuple[Comparison, Report, list[Path]]:
             )
     tasks = {(c.world, c.task): folder for folder, c in curves.items()}
     if len(tasks) > 1:
-        found = ", ".join(f"{world} {task}: {folder}" for (world, task), folder in tasks.items())
-        raise ValueError(f"--runs: of different tasks ({found}); compare those of one")
+        different = ", ".join(f"{world} {task}: {folder}" for (world, task), folder in tasks.items())
+        raise ValueError(f"--runs: of different tasks ({different}); compare those of one")
     groups = tuple(group_runs(list(curves.values())))
     found = [g for g in groups if g.name == config.baseline] or [
         g for g in groups if g.curves[0].label == config.baseline
