@@ -128,6 +128,14 @@ def test_without_live_nothing_moves_and_what_would_be_sent_is_printed(
     assert not EpisodeStore(tmp_path / "mine")[0].has_actions
 
 
+def test_flags_of_earlier_versions_still_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = f"drive {WORLD} --policy test_run_parts:Wander --pace step --steps 3 --out mine --execute 4 --patience 3 --dreams {WORLD}"
+    assert cli.main(words.split()) == 0
+    warnings = " ".join(capsys.readouterr().err.split())
+    for old, new in (("execute", "n-action-steps"), ("patience", "timeout"), ("dreams", "monitor-world")):
+        assert f"--{old} is now --{new}" in warnings
+
+
 def test_live_really_sends_and_records_what_was_sent(tmp_path: Path) -> None:
     result, store = driven(tmp_path, robot="test_run_parts:near_goal", live=True, pace="step", episodes=2)
     assert ROBOTS[0].sent == 20 + 2  # one episode began solved; each ends with a rest
