@@ -184,7 +184,7 @@ def _task(config: RankConfig) -> RLTask:
     tasks = {note.task: source for source, note in notes.items() if note.task}
     if config.task is None and len(tasks) > 1:
         found = ", ".join(f"{source} for {task}" for task, source in tasks.items())
-        raise ValueError(f"--policies: trained for different tasks ({found}); choose one with --task")
+        raise ValueError(f"--policies: trained for different tasks ({found}); say with --task which one")
     return task_for(config.world, config.task or next(iter(tasks), None), config.device)
 
 

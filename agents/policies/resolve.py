@@ -29,18 +29,20 @@ ALIASES = {"still": "noop", "explore": "explorer", "oracle": "expert"}
 """Other words for them."""
 RECORDED_AS = {"explorer": "explorer", "random": "random", "expert": "oracle", "noop": "noop"}
 """The names by which episodes record them."""
+DEFAULT_SIZE = 64
+"""Frame side of a real world without an environment."""
 HEADS = "neuralsim.agents.heads.wam_policies"
 
 
 def resolve_policy(
-    word: str, world: World | RealWorld | WorldSpec, env: gym.Env[Any, Any] | None = None, seed: int = 0
+    word: str, world: str | World | RealWorld | WorldSpec, env: gym.Env[Any, Any] | None = None, seed: int = 0
 ) -> NamedPolicy:
     """The policy that ``word`` names: one of WORDS or ALIASES, a head of a world action model ("head", "joint", ...), a policy on
     frames that comes with the world, the path of a Stable-Baselines3 ``.zip`` (read without unpickling), or ``module:function``.
 
     Args:
         word: see above.
-        world: the world to act in, learned or real. Heads, and ``.zip`` files trained on features, need a learned one.
+        world: the world to act in, learned or real, or its name. Heads, and ``.zip`` files trained on features, need a learned one.
         env: the real environment to act in, one at a time. ``explorer`` and ``module:function`` are made for it, as
             ``function(env, seed)``. Without it policies act on batches of observations.
         seed: of policies that draw random numbers.
@@ -48,6 +50,8 @@ def resolve_policy(
     Raises FileNotFoundError for a file that is not there, and ValueError for an unknown word, a policy that this world has
     not, or one whose observations it cannot give.
     """
+    if isinstance(world, str):
+        world = _world(world, env)
     spec = _spec(world, env)
     record = world if isinstance(world, RealWorld) else find_real_world(spec.name)
     name, batched = ALIASES.get(word, word), env is None
@@ -149,9 +153,17 @@ def _spec(world: World | RealWorld | WorldSpec, env: gym.Env[Any, Any] | None) -
     if not isinstance(world, RealWorld):
         return world.spec
     if env is None:
-        raise ValueError(f"world {world.name!r}: a policy of a real world needs its environment")
+        return world.make_spec(DEFAULT_SIZE)
     spec: WorldSpec = env.get_wrapper_attr("spec_world")
     return spec
+
+
+def _world(name: str, env: gym.Env[Any, Any] | None) -> World | RealWorld:
+    """The real world of that name for a policy in ``env``, else the learned one."""
+    from neuralsim.pretrained.world import open_world
+
+    record = None if env is None else find_real_world(name)
+    return open_world(name) if record is None else record
 
 
 def _record_with_expert(word: str, record: RealWorld | None, name: str) -> RealWorld:

@@ -58,6 +58,12 @@ def test_with_an_environment_actions_are_single_and_without_one_a_batch(env: Any
         assert batch.policy.predict(np.zeros((5, 3)))[0].shape == (5, 2)
 
 
+def test_a_world_may_be_given_by_its_name(env: Any) -> None:
+    assert resolve_policy("explorer", "tworoom", env).observation == "state"
+    assert resolve_policy("random", "tworoom").policy.predict(np.zeros((4, 1)))[0].shape == (4, 2)
+    assert resolve_policy("noop", TWOROOM).policy.predict(np.zeros((4, 1)))[0].shape == (4, 2)
+
+
 def test_a_random_policy_draws_the_same_actions_for_one_or_for_a_batch_of_one() -> None:
     single, batch = RandomPolicy(pusht_spec(8), 3, batched=False), RandomPolicy(pusht_spec(8), 3)
     for _ in range(5):
