@@ -122,7 +122,7 @@ def test_six_kinds_of_data_become_worlds_by_one_command(make: object) -> None:
 def test_pendulum_is_learned_from_its_pictures_in_minutes() -> None:
     """Collected, trained, and compared: an imagined frame five steps on is nearer to the true one than the frame it began with."""
     data = collected("Pendulum-v1", 44, "--steps", "60", "--repeat", "2")
-    neural(f"train --data {data} --size tiny --effort 0.4 --threads 1 --out runs/pendulum")
+    neural(f"train --data {data} --size tiny --effort 0.2 --threads 1 --out runs/pendulum")
     model, store = open_world("runs/pendulum/world", "cpu").model, EpisodeStore(data)
     imagined, copied = [], []
     for i in store.split(held_out=True):
@@ -134,4 +134,4 @@ def test_pendulum_is_learned_from_its_pictures_in_minutes() -> None:
         seen = rollout(model, frames, past, future, Noise.from_seeds(range(len(starts)), model.device))[:, -1]
         imagined.append(np.square(seen - truth).mean())
         copied.append(np.square(frames[:, -1] - truth).mean())
-    assert np.mean(imagined) < 0.9 * np.mean(copied)  # 0.74 when this was written, on three episodes of nine starts
+    assert np.mean(imagined) < 0.9 * np.mean(copied)  # measured: 0.77, on three episodes of nine starts
