@@ -317,7 +317,7 @@ def test_without_a_true_world_imagination_alone_is_told_and_said_to_be(
     out = " ".join(capsys.readouterr().out.split())
     assert "imagined return" in out
     assert "true return" not in out
-    assert "imagined alone" in out
+    assert "all figures are imagined" in out
     assert load_curve(tmp_path / "rl").points[-1].true is None
     assert cli.main(f"evaluate {untold} --policy still --episodes 1".split()) == 0
     out = " ".join(capsys.readouterr().out.split())
@@ -359,7 +359,7 @@ def test_a_policy_of_another_world_is_refused(cartpole: Path, agent: Path) -> No
 
 def test_a_world_that_begins_by_seed_is_planned_for_its_reward(cartpole: Path, tmp_path: Path) -> None:
     config = PlanConfig(
-        str(cartpole), episodes=2, candidates=4, rounds=1, lookahead=4, block=2, execute=2, out=tmp_path, device="cpu"
+        str(cartpole), episodes=2, candidates=4, rounds=1, lookahead=4, block=2, n_action_steps=2, out=tmp_path, device="cpu"
     )
     report, files = plan(config)
     assert {f.name for f in files} == {"plan.json", "plan-0.mp4"}
@@ -388,7 +388,7 @@ def test_a_learned_world_with_a_course_stands_for_it(tiny_world: Path) -> None:
     assert (settled.world, settled.model) == ("pusht", str(tiny_world))
     assert settled.folder.name == tiny_world.name
     assert task_for(tiny_world).name == "push"
-    assert RLConfig(str(tiny_world)).dreamt == str(tiny_world)
+    assert RLConfig(str(tiny_world)).learned_world == str(tiny_world)
 
 
 def test_carracing_goes_by_its_name() -> None:
