@@ -29,7 +29,7 @@ class ImaginedVecEnv(VecEnv):
     ``set_attr`` sets for all or raises, and ``env_method`` knows only ``render``.
     """
 
-    metadata = {"render_modes": RENDER_MODES, "render_fps": RENDER_FPS}  # noqa: RUF012 (Gymnasium's own form)
+    metadata = {"render_modes": RENDER_MODES, "render_fps": RENDER_FPS}  # type: ignore[dict-item]  # noqa: RUF012 (Gymnasium's own form)
     spec: gym.envs.registration.EnvSpec | None = None
     """None: made without a Gymnasium id."""
 
