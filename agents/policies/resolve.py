@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 from collections.abc import Sequence
@@ -197,9 +198,10 @@ def _saved(path: Path, world: Any, spec: WorldSpec, env: Any, seed: int) -> Name
     _check_file(path)
     inner = env.env if hasattr(env, "own_observation") else None
     if inner is not None and not read_note(path).world:
-        policy = _load(path, inner.action_space)
-        if _fits(policy.observation_space.shape, inner.observation_space.shape):
-            return NamedPolicy(path.stem, OwnActionPolicy(SeededPolicy(policy, spec, seed), env), "own")
+        with contextlib.suppress(ValueError):  # trained for other actions: perhaps for those of the spec
+            policy = _load(path, inner.action_space)
+            if _fits(policy.observation_space.shape, inner.observation_space.shape):
+                return NamedPolicy(path.stem, OwnActionPolicy(SeededPolicy(policy, spec, seed), env), "own")
     policy = _load(path, spec.action_space() if spec.discrete else None, spec.action_size)
     shape, features = policy.observation_space.shape, getattr(getattr(world, "model", None), "feature_size", None)
     kind: ObservationKind
