@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from neuralsim.models.flow_head import FlowHead
 from neuralsim.models.video_wam import VideoWAM
 from neuralsim.noise import Noise
 from neuralsim.runtime.device import arithmetic, pick_dtype
+from neuralsim.runtime.files import disk_errors, move_into_place, temporary_folder
 from neuralsim.runtime.progress import progress
 from neuralsim.storage.fingerprint import fingerprint, store_fingerprint
 from neuralsim.training.token_dataset import TokenWindows, encode_store
@@ -125,16 +125,13 @@ def read_origin(folder: Path) -> dict[str, Any]:
 
 
 def save_head(head: FlowHead, folder: Path, origin: dict[str, Any]) -> None:
-    """Write ``head`` and its ``origin`` to ``folder``; it appears whole or not at all."""
-    work = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    head.save_pretrained(work, safe_serialization=True)
-    (work / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n")
-    if folder.exists():
-        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-        folder.rename(old)
-        work.rename(folder)
-        for file in old.iterdir():
-            file.unlink()
-        old.rmdir()
-    else:
-        work.rename(folder)
+    """Write ``head`` and its ``origin`` to ``folder``; it appears whole or not at all. A full disk is a DiskFullError."""
+    size = sum(tensor.nbytes for tensor in head.state_dict().values())
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_folder(folder.parent) as work, disk_errors(folder, size):
+        new = work / "new"
+        head.save_pretrained(new, safe_serialization=True)
+        (new / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n")
+        if folder.exists():
+            folder.rename(work / "old")
+        move_into_place(new, folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from neuralsim.evaluation.image_metrics import psnr
 from neuralsim.evaluation.rollouts import Rollouts, Windows
 from neuralsim.evaluation.world_metrics import WorldMetrics
+from neuralsim.runtime.files import atomic_file
 
 Line = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Middle, low and high at each step, ``(s,)`` each."""
@@ -105,7 +105,6 @@ def save_figure(figure: Any, path: Path) -> None:
     """Write ``figure`` as PNG, whole or not at all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     FigureCanvasAgg(figure)
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, path)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png")
