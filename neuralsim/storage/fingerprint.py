@@ -28,5 +28,5 @@ def store_fingerprint(store: EpisodeStore) -> str:
         digest.update(name.encode())
         for shard in store.shards:
             if name in shard:
-                digest.update(np.ascontiguousarray(shard[name]))
+                digest.update(np.ascontiguousarray(shard[name]).data)
     return digest.hexdigest()[:16]
