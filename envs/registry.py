@@ -86,6 +86,14 @@ PUSHT = RealWorld(
     ),
     bare_env="neuralsim.envs.pusht.env:make_bare_env",
     episodes_per_shard=100,
+    recipes={
+        "pusht-video": "neuralsim.envs.pusht.recipes:pusht_video",
+        "pusht-video-mini": "neuralsim.envs.pusht.recipes:pusht_video_mini",
+        "pusht-wam": "neuralsim.envs.pusht.recipes:pusht_wam",
+        "pusht-wam-mini": "neuralsim.envs.pusht.recipes:pusht_wam_mini",
+        "pusht-latent": "neuralsim.envs.pusht.recipes:pusht_latent",
+        "pusht-latent-mini": "neuralsim.envs.pusht.recipes:pusht_latent_mini",
+    },
 )
 TWOROOM = RealWorld(
     name="tworoom",
@@ -103,6 +111,10 @@ TWOROOM = RealWorld(
     goal_task="neuralsim.envs.tworoom.tasks:GOAL_TASK",
     simulator="neuralsim.envs.tworoom.simulator:TwoRoomSimulator",
     episodes_per_shard=100,
+    recipes={
+        "tworoom-latent": "neuralsim.envs.tworoom.recipes:tworoom_latent",
+        "tworoom-latent-mini": "neuralsim.envs.tworoom.recipes:tworoom_latent_mini",
+    },
 )
 CARRACING = RealWorld(
     name="carracing",
@@ -120,6 +132,9 @@ CARRACING = RealWorld(
     tasks="neuralsim.envs.carracing.tasks:RL_TASKS",
     metrics="neuralsim.envs.carracing.metrics:CarRacingMetrics.of_size",
     state_estimator="neuralsim.envs.carracing.state_estimator:CarRacingStateEstimator",
+    recipes={
+        "carracing-video": "neuralsim.envs.carracing.recipes:carracing_video",
+    },
 )
 for _world in (PUSHT, TWOROOM, CARRACING):
     register_real_world(_world)

@@ -20,6 +20,7 @@ import numpy as np
 from neuralsim.pretrained.registration import ENTRY_POINT, VECTOR_ENTRY_POINT
 from neuralsim.spec import WorldSpec
 from neuralsim.storage.resolve import add_alias
+from neuralsim.training.recipe_registry import register_recipe
 
 if TYPE_CHECKING:
     import torch
@@ -148,6 +149,8 @@ class RealWorld:
     """Keys, labels and pace of play."""
     robot: RobotSettings = RobotSettings()
     """Its robot, limits and simulation."""
+    recipes: Mapping[str, EntryPoint] = field(default_factory=dict)
+    """``()`` -> a recipe of ``neuralsim train``, by its name."""
     bare_env: EntryPoint | None = None
     """``(size,)`` -> the environment by others that ``env`` is built on, with frames of that size and ``env``'s actions, to compare
     speeds with."""
@@ -303,6 +306,8 @@ def register_real_world(world: RealWorld) -> None:
     for name in (world.name, *world.former_names):
         if world.shipped is not None:
             add_alias(name, world.shipped)
+    for name, recipe in world.recipes.items():
+        register_recipe(name, recipe)
     limit = world.horizon if world.time_limit is None else world.time_limit
     if world.env_id is not None and world.env_id not in gym.registry:
         gym.register(id=world.env_id, entry_point=world.env, max_episode_steps=limit)

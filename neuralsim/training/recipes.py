@@ -1,15 +1,16 @@
-"""Recipes: complete, frozen training configurations, each by a function named after the world and the kind of model."""
+"""Recipes: complete, frozen training configurations. A world's own are in its record (envs/registry); here are those for any world."""
 
 from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from neuralsim.models.joint_stream import JointConfig
 from neuralsim.models.latent_world import LatentConfig
 from neuralsim.models.video_wam import CodecConfig, StreamConfig
+from neuralsim.training.recipe_registry import load_recipe, recipe_names, register_recipe
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class VideoRecipe:
     """
 
     name: str
-    world: str = "pusht"
-    """World whose episodes it learns from; by default they lie in data/<world>."""
+    world: str
+    """World whose episodes it learns from; by default they lie in data/<world>. Empty for any world."""
     also: tuple[str, ...] = ()
     """Further stores in data/ that it learns from, unless others are given."""
     codec: CodecConfig = field(default_factory=CodecConfig)
@@ -96,8 +97,8 @@ class LatentRecipe:
     """
 
     name: str
-    world: str = "pusht"
-    """World whose episodes it learns from; by default they lie in data/<world>."""
+    world: str
+    """World whose episodes it learns from; by default they lie in data/<world>. Empty for any world."""
     latent: LatentConfig = field(default_factory=LatentConfig)
     encoder_stage: StageConfig = StageConfig(steps=2000, batch=48, lr=1.5e-3)
     decoder_stage: StageConfig = StageConfig(steps=1200, batch=64, lr=2e-3)
@@ -118,102 +119,6 @@ class LatentRecipe:
 
 
 Recipe = VideoRecipe | LatentRecipe
-
-
-def pusht_video() -> VideoRecipe:
-    """Return the recipe of the shipped Push-T: an hour or two on two cores."""
-    return VideoRecipe(name="pusht-video")
-
-
-def pusht_wam() -> VideoRecipe:
-    """Return the recipe of Push-T in all roles: it simulates as pusht-video does, and acts, infers, foresees and dreams."""
-    return replace(pusht_video(), name="pusht-wam", also=("pusht-oracle", "pusht-filmed"), joint=JointConfig())
-
-
-def pusht_wam_mini() -> VideoRecipe:
-    """Return pusht-wam in miniature, for tests."""
-    return replace(
-        pusht_video_mini(),
-        name="pusht-wam-mini",
-        joint=JointConfig(chunk=6, patch=2),
-        joint_stage=StageConfig(steps=60, batch=32, lr=2e-3, warmup=10),
-    )
-
-
-def pusht_video_mini() -> VideoRecipe:
-    """Return pusht-video in miniature, for tests and to see a training end to end: seconds, and useless rollouts."""
-    return VideoRecipe(
-        name="pusht-video-mini",
-        codec=CodecConfig(tokens=2, size=8, conv_width=16),
-        stream=StreamConfig(width=32, layers=2, heads=2, window=3),
-        codec_stage=StageConfig(steps=200, batch=16, lr=4e-3, warmup=10, ema=0.95),
-        dynamics_stage=StageConfig(steps=60, batch=32, lr=2e-3, warmup=10),
-        readings_stage=StageConfig(steps=40, batch=64, lr=2e-3, warmup=10),
-        rollout=(2, 3),
-        starts=8,
-    )
-
-
-def pusht_latent() -> LatentRecipe:
-    """Return the recipe of the compact Push-T, for planners: half an hour on two cores."""
-    return LatentRecipe(name="pusht-latent")
-
-
-def pusht_latent_mini() -> LatentRecipe:
-    """Return pusht-latent in miniature, for tests."""
-    return LatentRecipe(
-        name="pusht-latent-mini",
-        latent=LatentConfig(size=8, keypoints=8, conv_width=16, width=32, depth=1, members=2, block=3),
-        encoder_stage=StageConfig(steps=120, batch=16, lr=4e-3, warmup=10, ema=0.95),
-        decoder_stage=StageConfig(steps=60, batch=16, lr=4e-3, warmup=10, ema=0.95),
-        dynamics_stage=StageConfig(steps=100, batch=64, lr=4e-3, warmup=10),
-        readings_stage=StageConfig(steps=40, batch=64, lr=2e-3, warmup=10),
-        hops=(1, 2, 3),
-        starts=8,
-    )
-
-
-def tworoom_latent() -> LatentRecipe:
-    """Return the recipe of the compact TwoRoom: a few minutes on two cores."""
-    return LatentRecipe(
-        name="tworoom-latent",
-        world="tworoom",
-        latent=LatentConfig(size=8, keypoints=4, conv_width=24, width=128, depth=2),
-        encoder_stage=StageConfig(steps=600, batch=32, lr=3e-3, ema=0.99),
-        decoder_stage=StageConfig(steps=600, batch=32, lr=3e-3, ema=0.99),
-        dynamics_stage=StageConfig(steps=3500, batch=512, lr=2e-3),
-        readings_stage=StageConfig(steps=1000, batch=512, lr=2e-3),
-    )
-
-
-def tworoom_latent_mini() -> LatentRecipe:
-    """Return tworoom-latent in miniature, for tests."""
-    return LatentRecipe(
-        name="tworoom-latent-mini",
-        world="tworoom",
-        latent=LatentConfig(size=6, keypoints=4, conv_width=16, width=64, depth=1, members=2),
-        encoder_stage=StageConfig(steps=120, batch=16, lr=4e-3, warmup=10, ema=0.95),
-        decoder_stage=StageConfig(steps=40, batch=16, lr=4e-3, warmup=10, ema=0.95),
-        dynamics_stage=StageConfig(steps=500, batch=128, lr=4e-3, warmup=10),
-        readings_stage=StageConfig(steps=40, batch=64, lr=2e-3, warmup=10),
-        starts=8,
-    )
-
-
-def carracing_video() -> VideoRecipe:
-    """Return the recipe of the shipped CarRacing: two hours on two cores."""
-    return VideoRecipe(
-        name="carracing-video",
-        world="carracing",
-        moving=MovingCamera(),
-        read_states=True,
-        codec_stage=StageConfig(steps=6000, batch=64, lr=2e-3),
-        dynamics_stage=StageConfig(steps=6000, batch=512, lr=1e-3),
-        readings_stage=StageConfig(steps=1500, batch=1024, lr=1e-3),
-        rollout=(1, 2, 3, 4, 6, 8, 12, 16),
-        alone=0.3,
-        token_jitter=0.02,
-    )
 
 
 def _video(size: str) -> VideoRecipe:
@@ -246,29 +151,21 @@ def _video(size: str) -> VideoRecipe:
 
 SIZES = ("tiny", "small", "base")
 """Sizes of the recipes for any world: minutes, most of an hour, hours."""
-RECIPES: dict[str, Callable[[], Recipe]] = {
-    "pusht-video": pusht_video,
-    "pusht-video-mini": pusht_video_mini,
-    "pusht-wam": pusht_wam,
-    "pusht-wam-mini": pusht_wam_mini,
-    "pusht-latent": pusht_latent,
-    "pusht-latent-mini": pusht_latent_mini,
-    "carracing-video": carracing_video,
-    "tworoom-latent": tworoom_latent,
-    "tworoom-latent-mini": tworoom_latent_mini,
-    **{f"video-{size}": functools.partial(_video, size) for size in SIZES},
-}
+for _size in SIZES:
+    register_recipe(f"video-{_size}", functools.partial(_video, _size))
 
 
 def find_recipe(name: str, size: str | None = None) -> Recipe:
     """Return the recipe ``name``, at ``size`` where it has several; an unknown one is a ValueError that names the nearest."""
+    names = recipe_names()
     family = name.removesuffix(f"-{name.rsplit('-', 1)[-1]}") if name.endswith(SIZES) else name
-    if f"{family}-{SIZES[0]}" in RECIPES:
+    if f"{family}-{SIZES[0]}" in names:
         name = f"{family}-{size}" if size else name if name != family else f"{family}-small"
     elif size:
         raise ValueError(f"--size: recipe {name!r} has one size; leave it out, or choose the recipe 'video'")
-    if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"no recipe {name!r}; there are {sorted(RECIPES)}{hint}")
-    return RECIPES[name]()
+        raise ValueError(f"no recipe {name!r}; there are {names}{hint}")
+    recipe: Recipe = load_recipe(name)
+    return recipe
