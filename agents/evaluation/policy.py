@@ -99,7 +99,7 @@ def evaluate_transfer(config: EvaluateConfig, show: bool = False) -> tuple[Repor
         "seed": config.seed,
     }
     if not rl_task.has_real_world:
-        about["true_world"] = f"not known, figures are imagined alone: {rl_task.unknown}"
+        about["true_world"] = f"not known, all figures are imagined alone: {rl_task.unknown}"
     report = Report(f"a policy in {rl_task.world}: {rl_task.name}", tuple(rows), about | circumstances())
     files = []
     if config.video is not None:

@@ -398,7 +398,7 @@ def new_curve(config: RLConfig) -> LearningCurve:
     """The curve of a run without evaluations."""
     rl_task, about = config.rl_task, dict(circumstances())
     if not rl_task.has_real_world:
-        about["true_world"] = f"not known, figures are imagined alone: {rl_task.unknown}"
+        about["true_world"] = f"not known, all figures are imagined alone: {rl_task.unknown}"
     settings = config.recorded
     return LearningCurve(
         config.kind, rl_task.world, rl_task.name, config.algo, config.seed, settings, about, outcome=rl_task.outcome
