@@ -49,10 +49,11 @@ def read_model(folder: Path, kind: type[Model], config: Mapping[str, Any]) -> Mo
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{folder}: {CONFIG} and {WEIGHTS} do not make a {name}: {WEIGHTS}: {error}") from error
     limit = LEAST_ALLOWANCE + ALLOWANCE * 4 * sum(tensor.numel() for tensor in tensors.values())
+    make: Any = kind  # diffusers' ConfigMixin has from_config, ModelMixin alone does not
     try:
         # A new model draws its first weights from the global generator.
         with torch.random.fork_rng(devices=[]), Allowance(limit):
-            model: Any = kind.from_config(dict(config))
+            model = make.from_config(dict(config))
     except Exception as error:  # constructors raise what they like
         reason = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise ValueError(f"{folder}: {CONFIG} and {WEIGHTS} do not make a {name}: {CONFIG}: {reason:.500}") from error
