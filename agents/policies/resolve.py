@@ -17,6 +17,7 @@ from neuralsim.agents.policies.policy import NamedPolicy, ObservationKind, Polic
 from neuralsim.agents.policies.random_policies import HoldActionPolicy, NoOpPolicy, RandomPolicy
 from neuralsim.envs.registry import RealWorld, find_real_world
 from neuralsim.envs.tasks.real_world import load
+from neuralsim.runtime.files import file_stamp
 from neuralsim.runtime.imports import load_entry_point
 from neuralsim.spec import WorldSpec
 
@@ -105,7 +106,7 @@ def policy_label(word: str) -> str:
     """The name by which episodes record the policy; a file's includes a digest of its contents."""
     if _is_file(word):
         path = Path(word)
-        return f"{path.name} {_digest(path, path.stat().st_mtime_ns)}"
+        return f"{path.name} {_digest(path, file_stamp(path))}"
     return RECORDED_AS.get(ALIASES.get(word, word), word)
 
 
@@ -228,18 +229,18 @@ def _fits(shape: tuple[int, ...], shown: tuple[int, ...] | None) -> bool:
 
 
 @cache
-def _digest(path: Path, stamp: int) -> str:
+def _digest(path: Path, stamp: tuple[int, int, int]) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
-_loaded: dict[tuple[Path, int, str], LoadedPolicy] = {}
-"""Policies by path, time of writing and action space: a worker's thousand episodes read the file once."""
+_loaded: dict[tuple[Path, tuple[int, int, int], str], LoadedPolicy] = {}
+"""Policies by path, state of the file and action space: a worker's thousand episodes read the file once."""
 
 
 def _load(path: Path, action_space: gym.spaces.Space[Any] | None, action_size: int = 2) -> LoadedPolicy:
     from neuralsim.agents.policies.sb3_file import load_policy
 
-    key = (path, path.stat().st_mtime_ns, f"{action_space!r} {action_size}")
+    key = (path, file_stamp(path), f"{action_space!r} {action_size}")
     if key not in _loaded:
         _loaded[key] = load_policy(path, action_size, action_space)
     return _loaded[key]

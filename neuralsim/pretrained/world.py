@@ -21,7 +21,7 @@ from typing import Any, Self, TypeVar
 
 from neuralsim.pretrained.starts import Starts
 from neuralsim.runtime.device import pick_device
-from neuralsim.runtime.files import disk_errors, flush, sweep_leftovers, temporary_folder
+from neuralsim.runtime.files import disk_errors, file_stamp, flush, sweep_leftovers, temporary_folder
 from neuralsim.runtime.json_files import read_object, read_text
 from neuralsim.spec import WorldSpec
 from neuralsim.storage.manifest import (
@@ -152,14 +152,14 @@ def open_world(name_or_folder: str | os.PathLike[str] | World = "pusht", device:
             )
         return name_or_folder
     folder = find(name_or_folder)
-    stamps = tuple(f.stat().st_mtime_ns if f.exists() else 0 for f in (folder / name for name in FILES))
+    stamps = tuple(file_stamp(folder / name) for name in FILES)
     world = _load(folder, str(pick_device(device)), stamps)
     return replace(world, model=copy.copy(world.model))
 
 
 @functools.lru_cache(maxsize=4)
-def _load(folder: Path, device: str, stamps: tuple[int, ...]) -> World:
-    """Read a world; ``stamps`` (times of change) are only part of the cache key, so a changed world is read again."""
+def _load(folder: Path, device: str, stamps: tuple[tuple[int, int, int], ...]) -> World:
+    """Read a world; ``stamps`` (of its files) are only part of the cache key, so a changed world is read again."""
     check_files(folder, (CONFIG,), links=folder.parent == assets().resolve())  # some installers link a package's files
     config = read_object(folder / CONFIG)
     if (manifest := Manifest.read(folder)) is not None:

@@ -180,6 +180,15 @@ def check_space(folder: Path, needed: int, what: str, go_on: str = TRY_AGAIN, sp
         )
 
 
+def file_stamp(path: Path) -> tuple[int, int, int]:
+    """Return the time of change, size and inode of a file, to notice that another has taken its place; zeros where there is none."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return 0, 0, 0
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
 def free_bytes(path: Path) -> int:
     """Free bytes on the disk of ``path``, or of the nearest folder above it that exists."""
     place = path.absolute()
