@@ -47,6 +47,41 @@ def panels_size(width: int, height: int, scale: int, real: bool = True) -> tuple
     return wide + wide % 2, high + high % 2
 
 
+Reading = tuple[str, str, tuple[float, float] | None]
+"""Name and value of a quantity; for an action in -1..1 also its rest and value."""
+
+
+def reading_rows(frame: SessionFrame, labels: Labels) -> list[Reading]:
+    """Return the model's predictions and the action, in the world's units, in the order of their importance."""
+    return [
+        (labels.reward, format_value(frame.reward), None),
+        ("return", format_value(frame.total), None),
+        (labels.end, f"{100 * frame.end:.0f} %" if math.isfinite(frame.end) else "unknown", None),
+        *_action_rows(frame, labels),
+        *((name, format_value(x), None) for name, x in zip(labels.states, frame.state_estimate, strict=False)),
+    ]
+
+
+def format_value(value: float) -> str:
+    """Format to three digits; "unknown" where it is not finite."""
+    return f"{value:.3g}" if math.isfinite(value) else "unknown"
+
+
+def _action_rows(frame: SessionFrame, labels: Labels) -> Iterator[Reading]:
+    spec = labels.spec
+    if frame.action is None or spec is None:
+        return
+    rest = spec.rest_action()
+    for i, (name, value) in enumerate(zip(spec.action_names, frame.action, strict=True)):
+        physical = spec.action_offset[i] + spec.action_scale[i] * float(value)
+        if not spec.discrete:
+            yield name, f"{physical:.2f}", (float(rest[i]), float(value))
+        elif labels.choices:
+            yield name, labels.choices[int(value)].removesuffix(" (rest)"), None
+        else:
+            yield name, f"{physical:.0f}", None
+
+
 class PanelRenderer(Canvas):
     """Draws panels on any surface, and keeps magnified frames from one picture to the next.
 
@@ -112,7 +147,7 @@ class PanelRenderer(Canvas):
         if self.labels.reward_is_share:
             self.bar(to, at, width, reward, (f"{self.labels.reward} {reward:.2f}", end), colour)
             return
-        self.text(to, f"{self.labels.reward} {_format(reward)}", at, PLAIN, 20)
+        self.text(to, f"{self.labels.reward} {format_value(reward)}", at, PLAIN, 20)
         self.text(to, end, (at[0] + width, at[1]), PLAIN, 20, right=True)
 
     def _uncertainty(self, to: pygame.Surface, frame: SessionFrame, at: tuple[int, int], width: int) -> None:
@@ -125,13 +160,7 @@ class PanelRenderer(Canvas):
         """Write predictions and action, as many rows as ``box`` has; the reason for no real environment at its foot."""
         pygame.draw.rect(to, SLAB, box, border_radius=3)
         lines = self.wrap(self.labels.no_reference, box.width - 24, 18)
-        rows = [
-            (self.labels.reward, _format(frame.reward), None),
-            ("return", _format(frame.total), None),
-            (self.labels.end, f"{100 * frame.end:.0f} %" if math.isfinite(frame.end) else "unknown", None),
-            *self._action_rows(frame),
-            *((name, _format(x), None) for name, x in zip(self.labels.states, frame.state_estimate, strict=False)),
-        ]
+        rows = reading_rows(frame, self.labels)
         room = max(1, (box.height - 18 * len(lines) - 16) // ROW)
         for i, (name, text, span) in enumerate(rows[:room]):
             y = box.top + 16 + i * ROW
@@ -142,21 +171,6 @@ class PanelRenderer(Canvas):
         for i, line in enumerate(lines[::-1]):
             self.text(to, line, (box.left + 12, box.bottom - 14 - 18 * i), DIM, 18)
 
-    def _action_rows(self, frame: SessionFrame) -> Iterator[tuple[str, str, tuple[float, float] | None]]:
-        """Yield name and value of each action dimension in the world's units; for a quantity its rest and value in -1..1."""
-        spec = self.labels.spec
-        if frame.action is None or spec is None:
-            return
-        rest = spec.rest_action()
-        for i, (name, value) in enumerate(zip(spec.action_names, frame.action, strict=True)):
-            physical = spec.action_offset[i] + spec.action_scale[i] * float(value)
-            if not spec.discrete:
-                yield name, f"{physical:.2f}", (float(rest[i]), float(value))
-            elif self.labels.choices:
-                yield name, self.labels.choices[int(value)].removesuffix(" (rest)"), None
-            else:
-                yield name, f"{physical:.0f}", None
-
     def _magnified(self, title: str, frame: SessionFrame, image: np.ndarray, scale: int) -> pygame.Surface:
         kept = self._magnified_frames.get((title, scale))
         if kept is not None and kept[0] is frame:
@@ -166,7 +180,3 @@ class PanelRenderer(Canvas):
         self._magnified_frames = {k: v for k, v in self._magnified_frames.items() if v[0] is frame}
         self._magnified_frames[title, scale] = (frame, large)
         return large
-
-
-def _format(value: float) -> str:
-    return f"{value:.3g}" if math.isfinite(value) else "unknown"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from neuralsim.agents.policies.resolve import resolve_policy
+from neuralsim.agents.screen import dummy_screen, has_screen
 from neuralsim.agents.teleop.config import PlayConfig, PlayReport
 from neuralsim.agents.teleop.key_bindings import keyboard_and_labels
 from neuralsim.agents.teleop.key_events import NAMES
@@ -13,7 +14,6 @@ from neuralsim.agents.teleop.panels import PanelRenderer
 from neuralsim.agents.teleop.player import Player
 from neuralsim.agents.teleop.recorder import Recorder
 from neuralsim.agents.teleop.reference_env import ReferenceEnv, find_reference_env
-from neuralsim.agents.teleop.screen import dummy_screen, has_screen
 from neuralsim.agents.teleop.scripted_keys import ScriptEvent, random_keys, read_script
 from neuralsim.agents.teleop.session import Session, open_imagination, state_names
 from neuralsim.agents.teleop.window import Window
@@ -31,25 +31,16 @@ def play(config: PlayConfig) -> PlayReport:
     """
     config.validate()
     script: tuple[ScriptEvent, ...] = () if config.script is None else read_script(config.script)
-    world = open_world(config.world, config.device)
-    imagination = open_imagination(world, config.precision)
-    spec = world.spec
-    reference, no_reference = _find_reference(imagination)
-    keyboard, labels = keyboard_and_labels(spec, state_names(imagination), no_reference)
-    if config.benchmark > 0:
-        script = random_keys(config.benchmark, config.seed, _benchmark_keys(keyboard, spec))
     with contextlib.ExitStack() as opened:
-        if reference is not None:
-            opened.callback(reference.env.close)
-        driver = resolve_policy(config.policy, world, None if reference is None else reference.env, seed=config.seed)
+        session, renderer, recorder = open_session(config, opened)
+        spec = session.spec
+        if config.benchmark > 0:
+            script = random_keys(config.benchmark, config.seed, _benchmark_keys(session.keyboard, spec))
         if config.headless or (config.benchmark > 0 and not has_screen()):
             opened.enter_context(dummy_screen())
-        session = Session(imagination, driver, keyboard, config.seed, reference)
-        renderer = PanelRenderer(labels, imagination.uncertainty_limit)
         size = (spec.height, spec.width)
-        window = Window(size, config.scale, f"NeuralSim {config.world}", renderer, reference is not None)
+        window = Window(size, config.scale, f"NeuralSim {config.world}", renderer, session.reference is not None)
         opened.callback(window.close)
-        recorder = Recorder(config.out, spec, config.seed, None if reference is None else reference.state_names)
         player = Player(config, session, window, recorder, script)
         with GracefulInterrupt(lambda: setattr(player, "done", True), hangup=True):
             try:
@@ -59,8 +50,29 @@ def play(config: PlayConfig) -> PlayReport:
                     player.run_live()
             finally:
                 report = player.finish()
-    _print_report(report, config)
+    print_report(report, config)
     return report
+
+
+def open_session(config: PlayConfig, opened: contextlib.ExitStack) -> tuple[Session, PanelRenderer, Recorder]:
+    """Open the world of ``config`` with its policy and keys; ``opened`` closes what must be closed.
+
+    Raises a ValueError for a world without starts or a policy that it does not have.
+    """
+    world = open_world(config.world, config.device)
+    imagination = open_imagination(world, config.precision)
+    reference, no_reference = _find_reference(imagination)
+    if reference is not None:
+        opened.callback(reference.env.close)
+    keyboard, labels = keyboard_and_labels(world.spec, state_names(imagination), no_reference)
+    driver = resolve_policy(config.policy, world, None if reference is None else reference.env, seed=config.seed)
+    session = Session(imagination, driver, keyboard, config.seed, reference)
+    renderer = PanelRenderer(labels, imagination.uncertainty_limit)
+    return (
+        session,
+        renderer,
+        Recorder(config.out, world.spec, config.seed, None if reference is None else reference.state_names),
+    )
 
 
 def _find_reference(imagination: Imagination) -> tuple[ReferenceEnv | None, str]:
@@ -79,7 +91,7 @@ def _benchmark_keys(keyboard: Keyboard, spec: WorldSpec) -> tuple[int, ...]:
     return tuple(codes[name] for name in names[:4])
 
 
-def _print_report(report: PlayReport, config: PlayConfig) -> None:
+def print_report(report: PlayReport, config: PlayConfig) -> None:
     """Print the report after a scripted session, and the files recorded after any other."""
     if config.json is not None:
         config.json.parent.mkdir(parents=True, exist_ok=True)

@@ -20,11 +20,11 @@ import numpy as np
 import pygame
 
 from neuralsim.agents.policies.policy import Policy
+from neuralsim.agents.screen import dummy_screen
 from neuralsim.agents.teleop.key_bindings import keyboard_for
 from neuralsim.agents.teleop.key_events import KeyEvents
 from neuralsim.agents.teleop.keyboard import Keyboard
 from neuralsim.agents.teleop.record_window import RecordStatus, RecordWindow
-from neuralsim.agents.teleop.screen import dummy_screen
 from neuralsim.agents.teleop.scripted_keys import ScriptEvent, press, read_script
 from neuralsim.data.episode import Episode
 from neuralsim.data.store import EpisodeStore

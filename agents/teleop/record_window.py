@@ -9,7 +9,7 @@ import numpy as np
 import pygame
 
 from neuralsim.agents.canvas import AMBER, BLUE, BRIGHT, DIM, EDGE, GREEN, MARGIN, NIGHT, PLAIN, RED, Canvas, Colour
-from neuralsim.agents.teleop.screen import open_display
+from neuralsim.agents.screen import open_display
 
 STRIP = 96
 """Height of the text below the frame."""

@@ -24,9 +24,9 @@ from neuralsim.agents.canvas import (
     SLAB,
     TITLE,
 )  # fmt: skip
+from neuralsim.agents.screen import open_display
 from neuralsim.agents.teleop.keyboard import DIGITS, GENTLE
 from neuralsim.agents.teleop.panels import PanelRenderer, panels_size
-from neuralsim.agents.teleop.screen import open_display
 from neuralsim.agents.teleop.session import SessionFrame
 
 SCALES = (3, 14)
