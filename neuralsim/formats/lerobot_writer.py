@@ -7,9 +7,6 @@ because a row must have some. Actions are written in native units. ``meta/neural
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -38,6 +35,7 @@ from neuralsim.formats.lerobot_metadata import (
     sha256_of_record,
 )
 from neuralsim.formats.lerobot_stats import FeatureStats
+from neuralsim.runtime.files import disk_errors, move_into_place, sweep_leftovers, temporary_folder
 from neuralsim.runtime.imports import require_extra
 
 CAMERA, STATE = "observation.image", "observation.state"
@@ -58,10 +56,10 @@ class Written:
 def write_lerobot(
     store: EpisodeStore, folder: Path, pixels: str = "yuv444p", watch: Callable[[int], None] = lambda done: None
 ) -> Written:
-    """Write every episode of ``store`` into ``folder``, which appears whole or not at all.
+    """Write every episode of ``store`` into ``folder``, which appears whole or not at all, however the process ends.
 
-    ``pixels`` is that of VideoFileWriter; ``watch`` is called with the number of episodes written. Raises FileExistsError where the folder
-    exists, ValueError for a store that is empty or knows the actions of only some episodes.
+    ``pixels`` is that of VideoFileWriter; ``watch`` is called with the number of episodes written. Raises DiskFullError,
+    FileExistsError where the folder exists, ValueError for a store that is empty or knows the actions of only some episodes.
     """
     with require_extra("LeRobot's format", "data"):
         import pyarrow  # noqa: F401 (said before anything is written)
@@ -74,8 +72,9 @@ def write_lerobot(
             f"{store.folder}: holds episodes with and without actions; a LeRobotDataset is one or the other"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)) / "dataset"
-    try:
+    sweep_leftovers(folder.parent)
+    with disk_errors(folder), temporary_folder(folder.parent) as holder:
+        work = holder / "dataset"
         with ExitStack() as open_files:
             writing = _Writing(store, work, pixels, open_files)
             for number, episode in enumerate(store):
@@ -83,9 +82,7 @@ def write_lerobot(
                 watch(number + 1)
         writing.write_meta()
         psnr = _psnr(store[0].frames, work / VIDEO_PATH.format(video_key=CAMERA, chunk_index=0, file_index=0))
-        os.rename(work, folder)
-    finally:
-        shutil.rmtree(work.parent, ignore_errors=True)
+        move_into_place(work, folder)
     return Written(folder, psnr)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from neuralsim.data.images import Images
 from neuralsim.data.store import EpisodeStore, StoreInfo
 from neuralsim.formats.action_mapping import ActionChoices, ActionScale, Meaning, meaning_of
 from neuralsim.formats.dataset_reader import DatasetInfo, Recording, each, flags, numbers
+from neuralsim.runtime.files import disk_errors, move_into_place, sweep_leftovers, temporary_folder
 from neuralsim.runtime.imports import require_extra
 from neuralsim.spec import WorldSpec
 
@@ -48,9 +48,9 @@ def write_minari(
     """Write every episode of ``store`` as the local Minari dataset ``dataset_id``; returns its folder.
 
     ``dataset_id`` is Minari's ``(namespace/)name-v0``; ``root`` the folder of all datasets (Minari's own by default);
-    ``env_id`` a registered Gymnasium id that ``dataset.recover_environment()`` shall make; ``watch`` is called with the number of episodes
-    written. The dataset appears whole or not at all. Raises ValueError on a malformed id or video without actions,
-    FileExistsError where the dataset exists.
+    ``env_id`` a registered Gymnasium id that ``dataset.recover_environment()`` shall make; ``watch`` is called with the number
+    of episodes written. The dataset appears whole or not at all, however the process ends. Raises DiskFullError, ValueError
+    on a malformed id or video without actions, FileExistsError where the dataset exists.
     """
     with require_extra("Minari's format", "data"):
         import h5py  # noqa: F401 (Minari asks for it when it is too late)
@@ -67,7 +67,9 @@ def write_minari(
         if target.exists():
             raise FileExistsError(f"{target}: this Minari dataset exists already; give another id or version")
         policies = sorted({str(store.provenance(i).get("policy", "unknown")) for i in range(len(store))})
-        try:
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep_leftovers(folder)
+        with disk_errors(target), temporary_folder(folder) as work, _datasets_below(work):
             dataset = minari.create_dataset_from_buffers(
                 dataset_id,
                 [_buffer(store[i], store.spec) for i in range(min(EPISODES_AT_ONCE, len(store)))],
@@ -94,9 +96,11 @@ def write_minari(
                     "source": json.dumps(store.info.source),
                 }
             )
-        except BaseException:
-            shutil.rmtree(target, ignore_errors=True)
-            raise
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for path in work.rglob("namespace_metadata.json"):
+                if not (beside := folder / path.relative_to(work)).exists():
+                    move_into_place(path, beside)
+            move_into_place(work / dataset_id, target)
     return target
 
 

@@ -103,8 +103,9 @@ def folder_lock(folder: Path, purpose: str) -> Iterator[None]:
             f"{folder}: a worker process imports the main program again and would start {purpose} there once more; put the "
             "call under: if __name__ == '__main__':"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -114,7 +115,8 @@ def folder_lock(folder: Path, purpose: str) -> Iterator[None]:
             message = f"{folder}: {holder}; wait for it or choose another folder"
             raise BlockingIOError(errno.EWOULDBLOCK, message) from error
         os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()} {purpose}".encode(), 0)
+        with disk_errors(folder):
+            os.pwrite(handle, f"{os.getpid()} {purpose}".encode(), 0)
         sweep_leftovers(folder)
         yield
     finally:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from neuralsim.formats.lerobot_stats import FeatureStats
 from neuralsim.formats.lerobot_writer import write_lerobot
 from neuralsim.formats.minari import write_minari
 from neuralsim.formats.zarr_replay_buffer import hand_moves
+from neuralsim.runtime.files import DiskFullError
 from neuralsim.spec import WorldSpec
 
 THROUGH_MP4 = 4
@@ -394,6 +397,31 @@ def film_folder(folder: Path) -> list[np.ndarray]:
     write_film(folder / "c.GIF".replace("GIF", "gif"), films[2], "gif")
     (folder / "notes.txt").write_text("no film")
     return films
+
+
+@pytest.mark.parametrize("write", [write_lerobot, lambda store, place: write_minari(store, "my/x-v0", place)])
+def test_an_export_that_meets_a_full_disk_leaves_nothing_and_names_its_place(
+    tmp_path: Path, write: Callable[[EpisodeStore, Path], object]
+) -> None:
+    store, _ = read(f"zarr:{write_replay_buffer(tmp_path / 'demos.zarr', demos(4))}", tmp_path / "store")
+    place = tmp_path / "out"
+    killed = tmp_path / ".writing-999999999-x", place / ".writing-999999999-x"
+    for left in killed:
+        left.mkdir(parents=True)
+    if write is write_lerobot:
+        place = place / "set"
+
+    class Full(EpisodeStore):
+        def __getitem__(self, index: int) -> Episode:
+            if index == 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().__getitem__(index)
+
+    with pytest.raises(DiskFullError, match=rf"{place}.*the disk is full"):
+        write(Full(store.folder), place)
+    assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+    assert not killed[1].exists()
+    write(store, place)
 
 
 def test_a_folder_of_video_has_frames_and_no_actions(tmp_path: Path) -> None:

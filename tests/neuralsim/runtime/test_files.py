@@ -111,6 +111,17 @@ def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
         assert raised.value is error
 
 
+def test_a_folder_that_cannot_be_locked_on_a_full_disk_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "pwrite", full)
+    with pytest.raises(DiskFullError, match=rf"{tmp_path}: the disk is full"), folder_lock(tmp_path, "testing"):
+        pass
+
+
 def test_space_is_asked_for_before_work_and_told_in_figures_that_say_something(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
