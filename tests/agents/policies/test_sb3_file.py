@@ -434,7 +434,7 @@ def mutate_json(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "sac", "dqn", "recurrent-ppo"])
-def test_mutated_files_load_the_same_policy_or_are_refused_by_name(algorithm: str, tmp_path: Path) -> None:
+def test_fuzz_mutated_files_load_the_same_policy_or_are_refused_by_name(algorithm: str, tmp_path: Path) -> None:
     kwargs = {"lstm_hidden_size": 6} if algorithm == "recurrent-ppo" else {}
     model = build(algorithm, net_arch=[6], activation_fn=nn.GELU, **kwargs)
     good = tmp_path / "good.zip"
@@ -467,7 +467,7 @@ def test_mutated_files_load_the_same_policy_or_are_refused_by_name(algorithm: st
     assert loaded < FUZZ // 4
 
 
-def test_notes_and_weights_of_mutated_files_are_refused_by_name(good: Path, tmp_path: Path) -> None:
+def test_fuzz_notes_and_weights_of_mutated_files_are_refused_by_name(good: Path, tmp_path: Path) -> None:
     rng, bad = np.random.default_rng(9), tmp_path / "bad.zip"
     for _ in range(FUZZ // 4):
         bad.write_bytes(mutate(good.read_bytes(), rng))

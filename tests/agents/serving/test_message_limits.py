@@ -251,7 +251,7 @@ def mutated(rng: np.random.Generator) -> bytes:
     return bytes(data)
 
 
-def test_mutated_messages_are_read_or_refused_in_a_sentence(reader: RequestReader) -> None:
+def test_fuzz_mutated_messages_are_read_or_refused_in_a_sentence(reader: RequestReader) -> None:
     rng, read = np.random.default_rng(0), 0
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(FUZZ):
@@ -273,7 +273,7 @@ def test_mutated_messages_are_read_or_refused_in_a_sentence(reader: RequestReade
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10 < 500  # MiB
 
 
-def test_mutated_messages_leave_the_server_serving(server: PolicyServer) -> None:
+def test_fuzz_mutated_messages_leave_the_server_serving(server: PolicyServer) -> None:
     rng = np.random.default_rng(1)
     for _ in range(FUZZ // 10):
         with connect(server.uri, compression=None, max_size=None) as link:
