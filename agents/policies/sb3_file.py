@@ -20,6 +20,7 @@ from gymnasium import spaces
 from neuralsim.agents.policies.sb3_archive import NOT_A_POLICY, PolicyArchive
 from neuralsim.agents.policies.sb3_settings import PolicySettings
 from neuralsim.envs.wrappers.discrete_actions import discrete_actions, to_actions
+from neuralsim.runtime.device import float32_by_default
 from neuralsim.runtime.files import write_atomically
 
 NOTE, NOTE_BYTES = "neuralsim.json", 2**20
@@ -64,6 +65,7 @@ class LoadedPolicy:
         """The space of its observations."""
         return cast(spaces.Box, self.network.observation_space)
 
+    @float32_by_default()
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[np.ndarray, Any]:
@@ -98,6 +100,7 @@ def read_weights(path: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+@float32_by_default()
 def load_policy(
     path: str | os.PathLike[str], action_size: int = 2, action_space: spaces.Space[Any] | None = None
 ) -> LoadedPolicy:

@@ -28,6 +28,7 @@ from neuralsim.envs.imagined.config import ImaginedEnvConfig
 from neuralsim.evaluation.report import Report
 from neuralsim.pretrained.starts import Starts
 from neuralsim.pretrained.world import open_world
+from neuralsim.runtime.device import float32_by_default
 from neuralsim.runtime.files import disk_errors, folder_lock, sweep_leftovers, write_atomically
 from neuralsim.runtime.interrupt import GracefulInterrupt, Stopped
 from neuralsim.runtime.machine import circumstances
@@ -289,6 +290,7 @@ class RLTrainer:
                 self._writer.close()
 
 
+@float32_by_default()
 def train_agent(config: RLConfig, show: bool = False) -> tuple[LearningCurve, list[Path]]:
     """Run everything: train (or copy, or only act), evaluate, film. Returns the learning curve and the files written.
 

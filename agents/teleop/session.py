@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from neuralsim.agents.policies.policy import NamedPolicy
 from neuralsim.agents.teleop.keyboard import Keyboard
@@ -18,6 +19,7 @@ from neuralsim.agents.teleop.reference_env import ReferenceEnv
 from neuralsim.envs.tasks.rl_task import shipped_starts
 from neuralsim.imagination import Imagination
 from neuralsim.pretrained.world import World
+from neuralsim.state_view import View
 from neuralsim.task import FunctionTask
 
 HISTORY = 300
@@ -30,10 +32,14 @@ def open_imagination(world: World, precision: str = "auto") -> Imagination:
 
     Play goes on: no horizon and no uncertainty ends an episode, and nothing is rewarded.
     """
-    task = FunctionTask(lambda before, action, after: 0 * after.features[:, 0])
+    task = FunctionTask(_no_reward)
     imagination = Imagination(world.model, task, starts=shipped_starts(world), horizon=None, precision=precision)
     imagination.reset(seeds=[0], options={"start": 0})
     return imagination
+
+
+def _no_reward(before: View, action: torch.Tensor, after: View) -> torch.Tensor:
+    return 0 * after.features[:, 0]
 
 
 def state_names(imagination: Imagination) -> tuple[str, ...]:

@@ -50,7 +50,7 @@ def export_dataset(
     """Write ``store``; returns the figures, ready for JSON.
 
     ``env_id``: a registered Gymnasium id of the world, for Minari; ``watch`` is called with the number of episodes written. Raises
-    FileExistsError where the target exists, ValueError where the format cannot hold the store.
+    FileExistsError where the target exists, DiskFullError, ValueError where the format cannot hold the store.
     """
     kind, _, where = config.to.partition(":")
     figures: dict[str, Any] = {"store": str(store.folder), "to": config.to, "episodes": len(store)}

@@ -55,3 +55,14 @@ def inference(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     low = dtype is torch.bfloat16
     with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
         yield
+
+
+@contextlib.contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Let libraries that name no number format, such as Stable-Baselines3, make float32 tensors, whatever the caller's default."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

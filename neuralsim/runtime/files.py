@@ -28,7 +28,12 @@ _FULL_TEXT = re.compile(r"no space left|disk quota|\d+ requested and \d+ written
 
 
 class DiskFullError(OSError):
-    """The disk is full; the message names the file, the missing space and how to go on."""
+    """The disk is full; the message names the file, the missing space and how to go on.
+
+    ``unadvised`` is the path with the bytes needed and left, where the writer did not know what is kept and how to go on.
+    """
+
+    unadvised: tuple[Path, int, int] | None = None
 
 
 def temporary_path(path: Path) -> Path:
@@ -151,12 +156,14 @@ def disk_errors(path: Path, needed: int = 0, kept: str = "", go_on: str = TRY_AG
 
     ``needed`` bytes are about to be written (0: unknown), ``kept`` says what survives, ``go_on`` what to do. Libraries
     report a full disk in their own ways: numpy and safetensors without an errno, so their texts and the free space are
-    read too.
+    read too. An inner DiskFullError keeps its path, and takes ``kept`` and ``go_on`` from here where it has none.
     """
     try:
         yield
-    except DiskFullError:
-        raise
+    except DiskFullError as error:
+        if error.unadvised is None or not (kept or go_on != TRY_AGAIN):
+            raise
+        raise no_space(*error.unadvised, kept, go_on) from error
     except Exception as error:
         if not _is_full(error, path, needed):
             raise
@@ -168,7 +175,10 @@ def no_space(path: Path, needed: int, free: int, kept: str = "", go_on: str = TR
     missing = (
         f"{format_bytes(needed)} are needed, {format_bytes(free)} left" if needed else f"{format_bytes(free)} left"
     )
-    return DiskFullError(errno.ENOSPC, f"{path}: the disk is full ({missing}); {f'{kept}; ' if kept else ''}{go_on}")
+    advice = f"{f'{kept}; ' if kept else ''}{go_on}"
+    error = DiskFullError(errno.ENOSPC, f"{path}: the disk is full ({missing}); {advice}")
+    error.unadvised = (path, needed, free) if advice == TRY_AGAIN else None
+    return error
 
 
 def check_space(folder: Path, needed: int, what: str, go_on: str = TRY_AGAIN, spare: int = SPARE_BYTES) -> None:

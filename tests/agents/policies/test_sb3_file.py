@@ -116,6 +116,22 @@ def test_any_activation_loads(algorithm: str, activation: type[nn.Module] | None
     )
 
 
+@pytest.mark.parametrize("algorithm", ["ppo", "sac", "dqn", "recurrent-ppo", "ars"])
+def test_a_policy_acts_alike_under_another_default_dtype(algorithm: str, tmp_path: Path) -> None:
+    model = build(algorithm, net_arch=[6])
+    model.save(tmp_path / "p.zip")
+    seen = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)
+    expected = model.policy.predict(seen, None, np.ones(8, bool), deterministic=True)[0]
+    torch.set_default_dtype(torch.float64)
+    try:
+        policy = load_policy(tmp_path / "p.zip", action_space=model.action_space)
+        acts = policy.predict(seen, None, np.ones(8, bool), deterministic=True)[0]
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    np.testing.assert_allclose(acts, expected, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("algorithm", sorted(ALL.keys() - {"ars"}))
 @pytest.mark.parametrize("shared", [True, False])
 def test_nets_of_any_shape_load_with_and_without_sharing(algorithm: str, shared: bool, tmp_path: Path) -> None:

@@ -111,6 +111,19 @@ def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
         assert raised.value is error
 
 
+def test_the_outermost_writer_that_knows_it_says_how_to_go_on(tmp_path: Path) -> None:
+    with (
+        pytest.raises(
+            DiskFullError,
+            match=r"a\.zip: the disk is full \(12 bytes are needed.*; checkpoint 3 is whole; add --resume",
+        ),
+        disk_errors(tmp_path, kept="checkpoint 3 is whole", go_on="add --resume"),
+        disk_errors(tmp_path, kept=""),
+        disk_errors(tmp_path / "a.zip", needed=12),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_a_folder_that_cannot_be_locked_on_a_full_disk_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
