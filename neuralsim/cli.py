@@ -62,8 +62,8 @@ COMMANDS: Mapping[str, Command] = {
     "play": Command(
         "everyday",
         "neuralsim.agents.teleop.config:PlayConfig",
-        "neuralsim.agents.teleop.play:play",
-        "the keyboard: dream and real environment side by side",
+        "neuralsim.agents.web.play:play_command",
+        "the keyboard: dream and real environment side by side; --web: in a browser",
         "world",
         screen=True,
     ),

@@ -33,6 +33,19 @@ class PlayConfig:
     """No window: run the script on a virtual clock at the world's own rate, without waiting."""
     benchmark: float = 0.0
     """Press keys at random for this many seconds and report frames/s and key-to-frame latency (0: off)."""
+    web: bool = False
+    """Play in a browser instead of a window: serve a page, and print its address."""
+    host: str = "127.0.0.1"
+    """Address that --web listens on; browsers elsewhere need the token that comes with the printed address."""
+    port: int = 8080
+    """Port that --web listens on; 0: any free one."""
+    token: str = ""
+    """Token that browsers must have, at least 16 characters (default: the variable NEURALSIM_WEB_TOKEN; on a --host that other
+    machines reach, a random one)."""
+    origin: tuple[str, ...] = ()
+    """Further origins that pages may come from, as a browser names them, e.g. https://play.example.org before a proxy."""
+    viewers: int = 16
+    """Browsers at a time; more are turned away."""
     json: Path | None = None
     """Also write the report to this file."""
     device: str = "auto"
@@ -42,6 +55,12 @@ class PlayConfig:
 
     def validate(self) -> None:
         """Raise a ValueError for options that do not go together."""
+        if self.web and (self.headless or self.script is not None or self.benchmark > 0):
+            raise ValueError("--web takes its keys from browsers: leave out --headless, --script and --benchmark")
+        if not 0 <= self.port <= 65535 or self.viewers < 1:
+            raise ValueError(
+                f"port and viewers: expected 0 to 65535 and at least 1, got {self.port} and {self.viewers}"
+            )
         if self.headless and self.script is None and self.benchmark <= 0:
             raise ValueError(
                 "--headless has no keyboard: give it --script 'SECONDS down KEY; ...' or --benchmark SECONDS"

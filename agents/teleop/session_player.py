@@ -71,10 +71,10 @@ class SessionPlayer:
         session = self.session
         if name == "pause":
             self.request(Session.toggle_pause)
-            self._forget_rates()
+            self.forget_rates()
         elif name == "step":
             self.request(Session.single_step)
-            self._forget_rates()
+            self.forget_rates()
         elif name == "new":
             self.request(Session.new_start)
             self.show("a new start")
@@ -190,7 +190,8 @@ class SessionPlayer:
         found |= {name: float(x) for name, x in zip(labels.states, frame.state_estimate, strict=False)}
         return {name: float(x) if np.isfinite(x) else None for name, x in found.items()}
 
-    def _forget_rates(self) -> None:
+    def forget_rates(self) -> None:
+        """Begin rates and latencies again, as after a pause."""
         self.latency.forget()
         self.world_rate.forget()
 
