@@ -20,7 +20,7 @@ from neuralsim.world_model import WorldModel
 
 @pytest.fixture(scope="module")
 def report(tiny_world) -> Report:
-    return run_bench(open_world(tiny_world), seconds=0.1)
+    return run_bench(open_world(tiny_world), seconds=0.03)
 
 
 def test_everything_is_timed(report):

@@ -31,8 +31,7 @@ from neuralsim.envs.wrappers.discrete_actions import DiscreteActionEnv, to_actio
 from neuralsim.envs.wrappers.features import FeatureEnv
 from neuralsim.evaluation.long_horizon import random_keys
 from neuralsim.evaluation.rollouts import ImaginedRolloutConfig, Windows, roll_out
-from neuralsim.formats.action_mapping import ActionChoices
-from neuralsim.formats.action_mapping import ActionScale
+from neuralsim.formats.action_mapping import ActionChoices, ActionScale
 from neuralsim.formats.importer import ImportConfig, Importer
 from neuralsim.formats.lerobot_writer import write_lerobot
 from neuralsim.formats.minari import write_minari

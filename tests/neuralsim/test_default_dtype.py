@@ -109,6 +109,6 @@ def test_the_state_estimator_reads_the_same_states(tiny_world):
 
 @pytest.mark.parametrize("recipe", ["pusht-video-mini", "pusht-latent-mini"])
 def test_a_world_trains_under_another_default_dtype(store, tmp_path, recipe, double):
-    config = TrainConfig(recipe=recipe, data=store, out=tmp_path / "run", threads=1, effort=0.02)
+    config = TrainConfig(recipe=recipe, data=store, out=tmp_path / "run", threads=1, effort=0.005)
     world = open_world(train(config), "cpu")
     assert all(x.dtype == torch.float32 for x in world.model.parameters())

@@ -265,8 +265,15 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("package", BROKEN)
-@pytest.mark.parametrize("words", ["play --headless --script '0 quit'", "plan", "record Pendulum-v1", "demo"])
+@pytest.mark.parametrize(
+    ("words", "package"),
+    [
+        ("play --headless --script '0 quit'", "pygame"),
+        ("plan", "cv2"),
+        ("plan", "pygame"),
+        ("record Pendulum-v1", "pygame"),
+    ],
+)
 def test_a_slim_container_is_told_the_missing_system_library(words: str, package: str, tmp_path: Path) -> None:
     """cv2 and pygame are installed there, but a library that they are linked with is not."""
     kind, text, debian = BROKEN[package]
@@ -278,9 +285,6 @@ def test_a_slim_container_is_told_the_missing_system_library(words: str, package
         text=True,
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
     )
-    if package not in ran.stderr:  # this command does without it
-        assert (package, words.split()[0]) in {("cv2", "record"), ("cv2", "play"), ("pygame", "demo"), ("cv2", "demo")}
-        return
     assert ran.returncode == cli.WRONG
     assert "Traceback" not in ran.stderr
     assert len(ran.stderr.strip().splitlines()) == 1

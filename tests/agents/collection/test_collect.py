@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from arm import skip_without_arm
 
 from neuralsim import cli
 from neuralsim.agents.collection import collect as module
@@ -42,6 +43,8 @@ def run(config: CollectConfig) -> list[tuple[int, int]]:
 
 @pytest.fixture(params=real_worlds())
 def small(request: pytest.FixtureRequest, tmp_path: Path) -> CollectConfig:
+    if request.param == "metaworld":
+        skip_without_arm()
     return CollectConfig(request.param, tmp_path / "store", episodes=11, steps=3, size=16, workers=1)
 
 
@@ -52,6 +55,8 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("world", real_worlds())
 def test_an_episode_is_a_function_of_seed_and_index(world: str) -> None:
+    if world == "metaworld":
+        skip_without_arm()
     config = CollectConfig(world, seed=3, steps=12)
     one, again, other = collect_episode(config, 7), collect_episode(config, 7), collect_episode(config, 8)
     for name in ("frames", "actions", "rewards", "terminated", "truncated", "states"):
@@ -402,7 +407,7 @@ def test_a_disk_that_fills_up_says_so_and_leaves_whole_shards(
         ({"size": 65}, "multiple of 8, got 65x65"),
         ({"world": "tworoom", "size": 65}, "multiple of 8, got 65x65"),
         ({"world": "towroom"}, r"no real world 'towroom' \(did you mean 'tworoom'\?\)"),
-        ({"world": "maze"}, "there is one for pusht, tworoom"),
+        ({"world": "maze"}, "no real world 'maze'; there are pusht, tworoom"),
         ({"world": "Pendulum-v1"}, "is a Gymnasium id: --env Pendulum-v1"),
         ({"size": (64, 32)}, "--size: this world is square, got 64x32"),
         ({"world": "carracing", "near_goal": 0.5}, "begin by seed alone"),

@@ -33,7 +33,7 @@ from neuralsim.envs.wrappers.features import FeatureEnv
 from neuralsim.pretrained.world import open_world
 from neuralsim.runtime.interrupt import Stopped
 
-SMALL = RLConfig("tworoom", steps=8192, n_envs=64, n_eval_episodes=6, n_evals=2, video=False, threads=1, device="cpu")
+SMALL = RLConfig("tworoom", steps=8192, n_envs=64, n_eval_episodes=3, n_evals=2, video=False, threads=1, device="cpu")
 
 
 def ground(n_envs: int = 16, moves: bool = False):
@@ -46,7 +46,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def test_what_is_learned_inside_works_outside(tmp_path: Path) -> None:
-    config = replace(SMALL, steps=65536, n_envs=256, n_eval_episodes=30, out=tmp_path / "run", video=True)
+    config = replace(SMALL, steps=65536, n_envs=256, n_eval_episodes=20, out=tmp_path / "run", video=True)
     curve, files = train_agent(config)
     first, last = curve.points[0], curve.points[-1]
     assert last.steps >= 65536
@@ -155,10 +155,10 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path: Path) -> None:
 
 
 def test_the_memory_of_an_off_policy_learner_survives(tmp_path: Path) -> None:
-    config = replace(SMALL, algo="sac", steps=4096, n_envs=16, out=tmp_path / "run")
+    config = replace(SMALL, algo="sac", steps=1024, n_envs=16, out=tmp_path / "run")
     run = RLTrainer(config)
     run.train()
-    again = RLTrainer(replace(config, steps=4200, resume=True))
+    again = RLTrainer(replace(config, steps=1100, resume=True))
     old, new = run.model.replay_buffer, again.model.replay_buffer
     assert new.pos == old.pos > 0
     for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
@@ -169,9 +169,10 @@ def test_the_memory_of_an_off_policy_learner_survives(tmp_path: Path) -> None:
 def test_every_algorithm_trains_on_the_same_face_and_its_file_opens_without_unpickling(
     algorithm: str, tmp_path: Path
 ) -> None:
-    env = ground(16, moves=algorithm == "dqn")
+    replays = algorithm in ("sac", "td3", "dqn")
+    env = ground(16 if replays else 64, moves=algorithm == "dqn")
     model, _ = build(algorithm, env, False, 0, "cpu")
-    model.learn(16 * 200 if algorithm in ("sac", "td3", "dqn") else 1)
+    model.learn(16 * 200 if replays else 1)
     note = PolicyNote(algorithm, "features", "tworoom", "reach", "tworoom-latent")
     save_policy(model, tmp_path / "policy.zip", note)
     policy = load_policy(tmp_path / "policy.zip")

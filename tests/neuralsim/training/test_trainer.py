@@ -57,12 +57,12 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(store: Path, finishe
         ):
             begin, seen = time.monotonic(), len(list(out.glob("checkpoints/*")))
             # Wait for the run to be under way (imports take most of a start), then kill it at a random moment.
-            while kills < 3 and process.poll() is None and time.monotonic() - begin < 60:
+            while kills < 2 and process.poll() is None and time.monotonic() - begin < 60:
                 if any(out.glob("checkpoints/*")) and (seen == 0 or time.monotonic() - begin > 5):
                     time.sleep(rng.uniform(0.1, 1.2))
                     break
                 time.sleep(0.02)
-            if kills < 3 and process.poll() is None:
+            if kills < 2 and process.poll() is None:
                 process.send_signal(signal.SIGKILL)
                 kills += 1
             else:
