@@ -292,11 +292,12 @@ class LeRobotReader:
             )
         if counted:
             return span.ordinal
-        if fits:
+        # Frames of deleted episodes move the others back; an earlier place, or one in a film too short, is another episode's.
+        if fits and (stated == span.ordinal or (span.total < len(shown) and stated > span.ordinal)):
             return stated
         raise CorruptDataError(
             f"{span.path}: has {len(shown)} frames, meta/ says {span.total}, and none at {span.begin_s:.3f} s where episode "
-            f"{entry.index} of {rows} frames should begin"
+            f"{entry.index} of {rows} frames should begin, after {span.ordinal} frames of others"
         )
 
     def _pictures(self, entry: EpisodeEntry, camera: str) -> Iterator[np.ndarray]:

@@ -100,6 +100,20 @@ def test_an_episode_that_no_record_places_is_left_out_by_name(tmp_path: Path) ->
     assert any("episode 2" in item.where and "should begin" in item.why for item in report.left_out)
 
 
+def test_frames_of_one_camera_that_are_said_to_be_in_another_film_are_not_another_episodes(tmp_path: Path) -> None:
+    truth, cameras = demos(6), ("observation.images.top", "observation.images.wrist")
+    folder = write_lerobot_v30(tmp_path / "d", truth, cameras)
+    edit_episodes(folder, lambda rows: [row.update({f"videos/{cameras[1]}/file_index": 0}) for row in rows])
+    store, report = read(f"lerobot:{folder}", tmp_path / "store")
+    kept = [e.provenance["index"] for e in store]
+    assert not {3, 4} & set(kept)
+    for episode in store:
+        colours = truth[episode.provenance["index"]].frames.mean((1, 2))
+        for half in np.split(episode.frames, 2, axis=2):
+            assert np.abs(half.mean((1, 2)) - colours).max() <= 6
+    assert sorted(kept + [int(item.where[-1]) for item in report.left_out]) == list(range(6))
+
+
 def test_a_stated_end_that_contradicts_the_length_is_noticed(tmp_path: Path) -> None:
     truth = demos(6)
     folder = write_lerobot_v30(tmp_path / "d", truth)
