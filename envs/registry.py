@@ -136,5 +136,14 @@ CARRACING = RealWorld(
         "carracing-video": "neuralsim.envs.carracing.recipes:carracing_video",
     },
 )
-for _world in (PUSHT, TWOROOM, CARRACING):
+METAWORLD = RealWorld(
+    name="metaworld",
+    env="neuralsim.envs.metaworld.env:MetaWorldRealEnv",
+    spec="neuralsim.envs.metaworld.env:metaworld_spec",
+    env_id="neuralsim/MetaWorldReal-v0",
+    state="neuralsim.envs.metaworld.env:STATE_NAMES",
+    horizon=125,
+    teleop=TeleopSettings(end="success"),
+)
+for _world in (PUSHT, TWOROOM, CARRACING, METAWORLD):
     register_real_world(_world)

@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from arm import skip_without_arm
 
 from neuralsim.envs.registry import RealWorld, get_real_world, real_worlds
 from neuralsim.envs.tasks.rl_task import tasks_of
@@ -18,6 +19,8 @@ NAMES = list(real_worlds())
 
 @pytest.fixture(params=NAMES)
 def world(request: pytest.FixtureRequest) -> RealWorld:
+    if request.param == "metaworld":
+        skip_without_arm()
     return get_real_world(request.param)
 
 
