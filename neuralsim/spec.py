@@ -152,7 +152,7 @@ class WorldSpec:
         """
         try:
             numbers = np.asarray(values, np.float64)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(
                 f"{what}: expected numbers (..., {self.action_size}), got {type(values).__name__}"
             ) from error
@@ -218,7 +218,7 @@ class WorldSpec:
     def _check_continuous(self, actions: object, what: str) -> np.ndarray:
         try:
             array = np.asarray(actions, dtype=np.float32)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{what}: expected numbers of shape (..., {self.action_size}), got {actions!r}") from error
         self._check_width(array, what)
         if not np.isfinite(array).all():
@@ -235,7 +235,7 @@ class WorldSpec:
     def _check_discrete(self, actions: object, what: str) -> np.ndarray:
         try:
             array = np.asarray(actions)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{what}: expected whole numbers (..., {self.action_size}), got {actions!r}") from error
         if array.dtype.kind not in "iu":
             raise ValueError(

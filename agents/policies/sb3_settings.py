@@ -160,7 +160,7 @@ def _read_bool(value: Any) -> bool:
 def _read_number(value: Any) -> float:
     try:
         number = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number) or abs(number) > 1e9:
         raise ValueError("expected a number")

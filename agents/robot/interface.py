@@ -16,6 +16,7 @@ from neuralsim.envs.robots.robot import (
     StaleFrame,
     check_actions_fit,
     physical_action,
+    read_observation,
     read_step,
     read_timestamp,
     send_world_action,
@@ -72,7 +73,7 @@ class RobotInterface:
         """Return the newest observation."""
         if self._camera is None:
             raise RuntimeError("RobotInterface.observe before connect")
-        observation, now = self.robot.get_observation(), self.clock.now()
+        observation, now = read_observation(self.robot), self.clock.now()
         timestamp, step = read_timestamp(self.robot, observation), read_step(self.robot, observation)
         timestamp = now if timestamp is None else timestamp
         if self._newest is None or timestamp > self._newest:
@@ -113,6 +114,6 @@ def _readings(observation: Mapping[str, Any]) -> dict[str, float]:
     for name, value in values.items():
         try:
             readings[name] = float(value)
-        except (TypeError, ValueError):  # a text or None is no reading
+        except (TypeError, ValueError, OverflowError):  # a text or None is no reading
             continue
     return readings

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from neuralsim.agents.robot.emergency_stop import StopButton
-from neuralsim.envs.robots.robot import ResettableRobot, Robot, RobotLost, physical_action
+from neuralsim.envs.robots.robot import ResettableRobot, Robot, RobotLost, physical_action, read_observation
 from neuralsim.spec import WorldSpec
 
 RESET_SECONDS, DISCONNECT_SECONDS = 10.0, 2.0
@@ -181,7 +181,7 @@ class DryRunRobot(_Wrapper):
         self.robot.connect(calibrate)
 
     def get_observation(self) -> dict[str, Any]:
-        return {**self.robot.get_observation(), "step": self._steps}
+        return {**read_observation(self.robot), "step": self._steps}
 
     def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
         """Show ``action`` and return a rest: nothing is really sent."""

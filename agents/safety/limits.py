@@ -124,7 +124,7 @@ def _wanted(spec: WorldSpec, action: Any) -> np.ndarray:
         if spec.discrete:
             return spec.check_actions(array.reshape(spec.action_size))
         array = array.astype(np.float64).reshape(spec.action_size)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return spec.rest_action()
     return np.clip(array, -1, 1) if np.isfinite(array).all() else spec.rest_action()
 

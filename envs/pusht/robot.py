@@ -122,7 +122,7 @@ class PushTRobot(ReadyRobot):
         for name, limit in zip(self.spec.action_names, self.spec.action_scale, strict=True):
             try:
                 value = float(action[name])
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OverflowError) as error:
                 raise ValueError(f"action: {name!r}: expected a number, got {action[name]!r}") from error
             if not math.isfinite(value):
                 raise ValueError(f"action: {name!r}: expected a finite number, got {value}")

@@ -140,7 +140,7 @@ class RemoteRobot(ReadyRobot):
         """Send one action. Raises ValueError where the robot cannot carry it out."""
         try:
             values = {str(name): float(value) for name, value in action.items()}
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"action: expected numbers by name, got {action!r}") from error
         sent = self._request({"type": "action", "action": values}).get("sent")
         if not isinstance(sent, dict):

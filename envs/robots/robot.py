@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from types import TracebackType
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -155,12 +156,22 @@ def send_world_action(robot: Robot, spec: WorldSpec, action: np.ndarray) -> np.n
     if not sent:
         return None
     # An answer equal to the request is the action itself, without the rounding of a division.
-    if all(sent.get(name) == value for name, value in asked.items()):
+    if all(isinstance(sent.get(name), Real) and sent[name] == value for name, value in asked.items()):
         return spec.check_actions(action)
     try:
         return world_action(spec, sent)
     except ValueError as error:
         raise ValueError(f"robot {robot.name!r}: send_action returned what it cannot have sent: {error}") from error
+
+
+def read_observation(robot: Robot) -> Mapping[str, Any]:
+    """Return the robot's newest observation; a ValueError where it is no dict."""
+    observation: Any = robot.get_observation()
+    if not isinstance(observation, Mapping):
+        raise ValueError(  # noqa: TRY004
+            f"robot {robot.name!r}: get_observation returned {type(observation).__name__}; expected a dict of pictures and readings"
+        )
+    return observation
 
 
 def read_timestamp(robot: Robot, observation: Mapping[str, Any]) -> float | None:
@@ -186,7 +197,7 @@ def _read_number(robot: Robot, observation: Mapping[str, Any], name: str) -> flo
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"robot {robot.name!r}: {name}: expected a number, got {str(value)[:40]!r}") from error
     if not math.isfinite(number):
         raise ValueError(f"robot {robot.name!r}: {name}: expected a finite number, got {number}")

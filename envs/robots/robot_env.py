@@ -18,6 +18,7 @@ from neuralsim.envs.robots.robot import (
     Robot,
     StaleFrame,
     check_actions_fit,
+    read_observation,
     read_step,
     read_timestamp,
     send_world_action,
@@ -162,7 +163,7 @@ class RobotEnv(gym.Env[np.ndarray, Any]):
 
     def _observe(self, sent: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
         """Return the newest frame, and the info after ``sent`` was sent."""
-        observation = self.robot.get_observation()
+        observation = read_observation(self.robot)
         timestamp, step = read_timestamp(self.robot, observation), read_step(self.robot, observation)
         if timestamp is not None:
             self._unmoved = self._unmoved + 1 if self._newest is not None and timestamp <= self._newest else 0

@@ -203,7 +203,7 @@ def check_place(place: object, what: str) -> np.ndarray:
     """Check ``place``; returns it as float64 ``(2,)`` or raises a ValueError that names its fault."""
     try:
         array = np.array(place, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{what}: expected 2 finite numbers {STATE_NAMES}, got {place!r}") from error
     if array.shape != (2,) or not np.isfinite(array).all():
         raise ValueError(f"{what}: expected 2 finite numbers {STATE_NAMES}, got {place!r}")

@@ -367,7 +367,20 @@ class Answering(PushTRobot):
         return self.answer
 
 
-@pytest.mark.parametrize("answer", [None, 3, [1.0, 2.0], {"right": 1.0}, {"right": float("nan"), "down": 0.0}])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        3,
+        [1.0, 2.0],
+        {"right": 1.0},
+        {"right": float("nan"), "down": 0.0},
+        {"right": np.zeros(0), "down": 0.0},
+        {"right": np.zeros((2, 2)), "down": 0.0},
+        {"right": 10**400, "down": 0.0},
+        {"right": 1j, "down": "x"},
+    ],
+)
 def test_an_answer_that_is_no_action_is_named_after_one_motion(answer: Any) -> None:
     robot = Answering(answer)
     env = RobotEnv(robot, SPEC, paced=False)
@@ -395,6 +408,7 @@ def test_a_robot_that_refuses_everything_is_given_up() -> None:
         ({"timestamp": float("inf")}, "timestamp: expected a finite number, got inf"),
         ({"timestamp": "noon"}, "timestamp: expected a number, got 'noon'"),
         ({"step": float("nan")}, "step: expected a finite number"),
+        ({"step": 10**400}, "step: expected a number"),
         ({"step": -1}, "step: expected a whole number"),
         ({"step": 1.5}, "step: expected a whole number"),
     ],
@@ -405,6 +419,16 @@ def test_times_and_counts_that_are_no_numbers_are_named(reading: dict[str, Any],
             return super().get_observation() | reading
 
     with pytest.raises(ValueError, match=why):
+        RobotEnv(Odd(), SPEC, paced=False).reset(seed=0)
+
+
+@pytest.mark.parametrize("answer", [None, 3, [], "picture"])
+def test_an_observation_that_is_no_dict_is_named(answer: Any) -> None:
+    class Odd(PushTRobot):
+        def get_observation(self) -> dict[str, Any]:
+            return answer
+
+    with pytest.raises(ValueError, match=r"robot 'pusht': get_observation returned .*expected a dict"):
         RobotEnv(Odd(), SPEC, paced=False).reset(seed=0)
 
 
