@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 CLIENT_PREFIX = "client."
 """Begin of the subprotocol by which a browser is known again after a cut."""
 WATCHDOG_SECONDS = 0.5
+HEARTBEAT_SECONDS = 4.0
+"""Time between two notes to a viewer at most, so that its page notices a dead connection while the world is paused."""
 WRONG, REPLACED, LET_GO = 1008, 4001, 4000
 """Close codes: a message that is not allowed; the same page has connected again; an idle or slow client."""
 
@@ -52,19 +55,24 @@ class Room:
         """Describe the world again, after a change of it."""
         self._call_soon(self._describe_to_all)
 
-    def _call_soon(self, call: object) -> None:
+    def _call_soon(self, call: Callable[[], None]) -> None:
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has just been closed
-                self._loop.call_soon_threadsafe(call)  # type: ignore[arg-type]
+                self._loop.call_soon_threadsafe(call)
 
     # -- the event loop -------------------------------------------------------------------------------------------------
 
     async def watch(self) -> None:
         """Look after the room until the task is cancelled: slow and idle clients, an empty seat, no viewer at all."""
         self._loop = asyncio.get_running_loop()
+        beat = 0.0
         while True:
             await asyncio.sleep(WATCHDOG_SECONDS)
             now = time.monotonic()
+            if now - beat > HEARTBEAT_SECONDS:
+                beat = now
+                for viewer in self.viewers.values():
+                    viewer.note("alive", {})
             for viewer in list(self.viewers.values()):
                 if reason := viewer.overdue(now):
                     await viewer.close(LET_GO, reason)

@@ -122,10 +122,14 @@ def _bounded_protocol(config: WebConfig) -> type[asyncio.Protocol]:
                 transport.close()
                 return
             everything.add(transport)
-            self._deadline = self.loop.call_later(config.request_s, self._give_up)
+            self.loop.call_later(config.request_s, self._expect_request)
 
-        def _give_up(self) -> None:
-            if self in self.connections and self.cycle is None:  # neither a request nor a websocket by now
+        def _expect_request(self) -> None:
+            if self not in self.connections:  # closed, or a websocket by now
+                return
+            if self.cycle is None or self.cycle.response_complete:
                 self.transport.close()
+            else:
+                self.loop.call_later(config.request_s, self._expect_request)
 
     return BoundedProtocol

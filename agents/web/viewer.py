@@ -15,6 +15,9 @@ from neuralsim.agents.web.config import WebConfig
 if TYPE_CHECKING:
     from starlette.websockets import WebSocket
 
+CLOSE_SECONDS = 1.0
+"""Longest wait for a client that takes no bytes."""
+
 
 class Viewer:
     """Sends notes in order, and of the frames the newest alone: at most ``in_flight`` of them wait to be acknowledged."""
@@ -71,6 +74,9 @@ class Viewer:
                 await self.socket.send_bytes(frame)
 
     async def close(self, code: int, reason: str) -> None:
-        """Close the connection; one that is already closed stays so."""
-        with contextlib.suppress(RuntimeError, OSError):
-            await self.socket.close(code, reason[:120])
+        """Close the connection; one that is already closed stays so, and one that takes no bytes is left to its ping."""
+        from starlette.websockets import WebSocketDisconnect
+
+        with contextlib.suppress(RuntimeError, OSError, TimeoutError, WebSocketDisconnect):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self.socket.close(code, reason[:120])

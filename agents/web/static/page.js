@@ -18,9 +18,10 @@ const HELP = [
 ];
 const ARROWS = { left: "←", right: "→", up: "↑", down: "↓", gentle: "shift" };
 const HISTORY = 300;
+const SILENCE = 12000; // the server says something every four seconds
 
 let socket = null, world = null, people = { driver: null, viewers: [], asking: [], free: false }, head = null;
-let received = 0, drawn = 0, zoom = 1, changes = 0, retry = 0, ended = false, noteUntil = 0;
+let met = false, heard = 0, received = 0, drawn = 0, zoom = 1, changes = 0, retry = 0, ended = false, noteUntil = 0;
 let history = [];
 const held = new Map(); // key -> sources that hold it down
 const pressedAt = new Map(); // count of a change -> time of its event
@@ -56,10 +57,10 @@ function connect() {
   socket = opened;
   opened.binaryType = "arraybuffer";
   received = drawn = 0;
-  let welcome = false;
-  opened.onopen = () => { welcome = true; retry = 0; $("gone").close(); document.body.dataset.state = "connected"; };
+  opened.onopen = () => { heard = performance.now(); met = true; retry = 0; $("gone").close(); document.body.dataset.state = "connected"; };
   opened.onmessage = (event) => {
     if (opened !== socket) return;
+    heard = performance.now();
     if (typeof event.data === "string") takeNote(JSON.parse(event.data)); else takeFrame(event.data, opened);
   };
   opened.onclose = (event) => {
@@ -67,7 +68,7 @@ function connect() {
     document.body.dataset.state = "lost";
     releaseAll(false);
     if ([4000, 4001, 1008].includes(event.code)) { lost(event.reason || "the server has closed the connection", false); return; }
-    if (!welcome && retry > 1) { explain(); }
+    if (!met && retry > 1) { explain(); return; }
     $("seat-chip").textContent = "reconnecting";
     $("seat-chip").className = "chip";
     retry += 1;
@@ -166,7 +167,6 @@ function describe(note) {
   $("panels").classList.toggle("pair", !note.real);
   $("chart-name").textContent = note.reward;
   $("legend-real").hidden = $("legend-real-name").hidden = !note.real;
-  $("limit").textContent = note.limit === null ? "" : `limit ${note.limit.toFixed(2)}`;
   document.title = `NeuralSim ${note.name}`;
   buildPad();
   const rows = [...note.keys.map(([key, effect]) => [key, effect]), ...HELP.filter(([k]) => note.denoises || !k.startsWith("1 "))];
@@ -200,6 +200,7 @@ function showStatus() {
   $("uncertainty").textContent = digits(h.uncertainty) + (world.limit === null ? "" : ` of ${world.limit.toFixed(2)}`);
   const above = world.limit !== null && h.uncertainty > world.limit;
   bar("uncertainty", world.limit ? h.uncertainty / world.limit : h.uncertainty, above ? "red" : "amber");
+  $("limit").textContent = digits(h.uncertainty) + (world.limit === null ? "" : `, limit ${world.limit.toFixed(2)}`);
   if (!world.real) $("readings").replaceChildren(...h.readings.flatMap(([name, text]) => [element("dt", name), element("dd", text)]));
   $("paused-chip").hidden = !h.paused;
   $("record-chip").hidden = h.recorded === null;
@@ -318,6 +319,12 @@ function chart(canvas, lines, top, limit) {
 
 function showFigures() {
   const now = performance.now();
+  if (socket?.readyState === WebSocket.OPEN && now - heard > SILENCE) { // a dead connection would close minutes later
+    const dead = socket;
+    dead.onclose({ code: 1006 });
+    dead.onclose = null;
+    dead.close();
+  }
   while (frameTimes.length && now - frameTimes[0] > 2000) frameTimes.shift();
   while (arrivals.length && now - arrivals[0][0] > 2000) arrivals.shift();
   $("page-fps").textContent = `${(frameTimes.length / 2).toFixed(1)}/s`;

@@ -166,6 +166,17 @@ def test_an_empty_room_pauses_and_the_first_to_come_goes_on(config: PlayConfig) 
         assert join(server).until(lambda h: h["step"] > stopped)
 
 
+def test_a_paused_world_still_gives_signs_of_life(config: PlayConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neuralsim.agents.web.room.HEARTBEAT_SECONDS", 0.2)
+    with served(config) as server:
+        client = join(server)
+        client.frame()
+        client.send("do", name="pause")
+        client.until(lambda h: h["paused"])
+        heard = [client.socket.recv(10) for _ in range(3)]
+        assert '{"kind": "alive"}' in heard
+
+
 # -- several ---------------------------------------------------------------------------------------------------------------
 
 
