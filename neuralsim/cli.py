@@ -135,7 +135,7 @@ COMMANDS: Mapping[str, Command] = {
     "train": Command(
         "worlds",
         "neuralsim.training.config:TrainConfig",
-        "neuralsim.training.train:train_command",
+        "neuralsim.training.train_command:train_command",
         "a world from episodes",
         "recipe",
         after_interrupt="The last checkpoint is whole; the same command with --resume goes on from it.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import subprocess
 import sys
 
@@ -30,6 +31,14 @@ def test_public_names_are_there_and_listed(package: str) -> None:
         assert getattr(module, name) is not None
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = module.no_such_name
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_public_name_is_a_module_of_its_package_too(package: str) -> None:
+    """Importing the module would put it in the name's place."""
+    module = importlib.import_module(package)
+    modules = {found.name for found in pkgutil.iter_modules(module.__path__)}
+    assert sorted(modules & set(PACKAGES[package].split())) == []
 
 
 def test_importing_the_packages_loads_nothing_heavy() -> None:

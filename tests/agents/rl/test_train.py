@@ -178,8 +178,8 @@ def test_every_algorithm_trains_on_the_same_face_and_its_file_opens_without_unpi
     policy = load_policy(tmp_path / "policy.zip")
     assert policy.note == note
     seen = env.reset()
-    mine, _ = policy.predict(seen, None, np.ones(16, bool), deterministic=True)
-    theirs, _ = model.predict(seen, None, np.ones(16, bool), deterministic=True)
+    mine, _ = policy.predict(seen, None, np.ones(env.num_envs, bool), deterministic=True)
+    theirs, _ = model.predict(seen, None, np.ones(env.num_envs, bool), deterministic=True)
     np.testing.assert_array_equal(mine, to_actions(theirs, 2))
 
 
