@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 from browser import Browser, Page, find_chromium, until
-from web_client import served
+from web_client import Relay, served
 
 from neuralsim.agents.teleop.config import PlayConfig
 from neuralsim.agents.web.access import PROTOCOL
 from neuralsim.agents.web.app import PAGE, TYPES
 from neuralsim.agents.web.server import WebServer
-from neuralsim.agents.web.viewer import Viewer
 
 STATIC = Path(str(resources.files("neuralsim.agents.web"))) / "static"
 FILES = {path.name: path.read_text() for path in sorted(STATIC.iterdir())}
@@ -99,9 +98,11 @@ def page(browser: Browser, server: WebServer) -> Iterator[Page]:
     opened.close()
 
 
-def open_page(browser: Browser, server: WebServer, width: int = 1280, height: int = 900, phone: bool = False) -> Page:
+def open_page(
+    browser: Browser, server: WebServer, width: int = 1280, height: int = 900, phone: bool = False, url: str = ""
+) -> Page:
     until(lambda: server.room.seat.free or server.room.viewers, "the seat is never free")
-    opened = browser.page(server.url, width, height, phone)
+    opened = browser.page(url or server.url, width, height, phone)
     opened.wait("document.body.dataset.state === 'connected' && document.body.dataset.step !== undefined", 30)
     return opened
 
@@ -166,29 +167,21 @@ def test_every_control_has_a_name_and_the_keyboard_alone_reaches_it(page: Page) 
 
 
 @needs_browser
-def test_a_cut_heals_and_the_driver_drives_on(page: Page, server: WebServer) -> None:
-    page.key("ArrowUp", True)
-    page.wait("document.querySelector('.pad .held') !== null")
-    before = server.room.seat.driver
-    assert before is not None
-    cut(server.room.viewers[before], server)
-    until(lambda: not server.room.play.player.session.keyboard.held, "keys stay down after a cut")
-    page.wait("document.body.dataset.state === 'connected' && document.body.dataset.drives === 'true'", 20)
-    until(lambda: server.room.seat.driver not in (None, before), "the seat was not given back")
-    page.key("ArrowUp", False)
-    step = page.run("Number(document.body.dataset.step)")
-    page.wait(f"Number(document.body.dataset.step) > {step} + 2")
-
-
-def cut(viewer: Viewer, server: WebServer) -> None:
-    """Break a connection without a closing handshake."""
-    assert server.room._loop is not None
-    send = viewer.socket._send
-    while not hasattr(send, "__self__"):
-        send = next(
-            c.cell_contents for c in send.__closure__ if callable(c.cell_contents) and c.cell_contents is not send
-        )  # type: ignore[union-attr]
-    server.room._loop.call_soon_threadsafe(send.__self__.transport.abort)
+def test_a_cut_heals_and_the_driver_drives_on(browser: Browser, server: WebServer) -> None:
+    with Relay(server.url) as relay:
+        page = open_page(browser, server, url=relay.url)
+        page.wait("document.body.dataset.drives === 'true'")
+        page.key("ArrowUp", True)
+        page.wait("document.querySelector('.pad .held') !== null")
+        before = server.room.seat.driver
+        relay.cut()
+        until(lambda: not server.room.play.player.session.keyboard.held, "keys stay down after a cut")
+        until(lambda: server.room.seat.driver not in (None, before), "the seat was not given back", 20)
+        page.wait("document.body.dataset.state === 'connected' && document.body.dataset.drives === 'true'", 20)
+        page.key("ArrowUp", False)
+        step = page.run("Number(document.body.dataset.step)")
+        page.wait(f"Number(document.body.dataset.step) > {step} + 2")
+        page.close()
 
 
 @needs_browser
