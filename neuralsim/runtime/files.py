@@ -75,12 +75,20 @@ def atomic_file(path: Path, needed: int = 0, kept: str = "") -> Iterator[Path]:
 
 
 def move_into_place(source: Path, target: Path) -> None:
-    """Flush ``source`` (a file, or a folder with all its files) to the disk and rename it to ``target``."""
+    """Flush ``source`` (a file, or a folder with all its files) to the disk and rename it to ``target``.
+
+    Raises FileExistsError where ``source`` is a folder and ``target`` one that holds files.
+    """
     files = [p for p in source.rglob("*") if p.is_file()] if source.is_dir() else [source]
     folders = {source, *(p.parent for p in files)} if source.is_dir() else set()
     for path in (*files, *folders):
         flush(path)
-    os.replace(source, target)
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise FileExistsError(error.errno, f"{target}: another process has written this folder meanwhile") from error
     flush(target.parent)
 
 

@@ -111,6 +111,15 @@ def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
         assert raised.value is error
 
 
+def test_a_folder_never_takes_anothers_place(tmp_path: Path) -> None:
+    for name in ("new", "old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "content").write_text(name)
+    with pytest.raises(FileExistsError, match="old: another process has written this folder meanwhile"):
+        files.move_into_place(tmp_path / "new", tmp_path / "old")
+    assert (tmp_path / "old" / "content").read_text() == "old"
+
+
 def test_the_outermost_writer_that_knows_it_says_how_to_go_on(tmp_path: Path) -> None:
     with (
         pytest.raises(
