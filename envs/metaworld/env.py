@@ -151,7 +151,8 @@ class MetaWorldRealEnv(gym.Env[Any, np.ndarray]):
         action = self.spec_world.check_actions(action)
         if action.ndim != 1:
             raise ValueError(f"action: expected shape (4,), got {action.shape}")
-        total, success, figures = 0.0, False, {}
+        total, success = 0.0, False
+        figures: dict[str, Any] = {}
         for _ in range(self.frame_skip):
             reward, figures = self._simulator.step(action)
             total, success = total + reward, success or bool(figures["success"])

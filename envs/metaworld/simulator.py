@@ -7,6 +7,7 @@ outside. Meta-World: McLean et al. 2025, arXiv:2505.11289.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,8 @@ MODEL_FIELDS = (
     *("eq_data", "geom_friction", "dof_damping"),
 )
 """Arrays of the model that tasks change when they lay out a scene."""
+DATA_FIELDS = ("xpos", "xipos", "site_xpos", "geom_xpos", "xmat", "xquat", "qpos", "qvel", "mocap_pos")
+"""Arrays of MuJoCo's data into which variables of a task may point."""
 FINGERS = ("leftclaw", "rightclaw")
 """Bodies of the two fingers; the pads are children of theirs."""
 TICK_HZ = 80.0
@@ -49,7 +52,25 @@ class ArmState:
     model: dict[str, np.ndarray]
     """The arrays of MODEL_FIELDS."""
     variables: dict[str, Any]
-    """Variables of the task's Python object: its goal, the object's first position, and so on."""
+    """Variables of the task's Python object: its goal, the object's first position, and so on; a MemoryView for one that follows a body."""
+
+
+@dataclass(frozen=True)
+class MemoryView:
+    """A task's variable that is no array of its own but points into MuJoCo's memory, so that it follows a body or a site."""
+
+    owner: str
+    """``model`` or ``data``."""
+    field: str
+    """Name of the array there."""
+    start: int
+    """Number of the first element."""
+    shape: tuple[int, ...]
+
+    def open(self, env: Any) -> np.ndarray:
+        """Return the same view into the memory of ``env``."""
+        flat = getattr(getattr(env, self.owner), self.field).reshape(-1)
+        return flat[self.start : self.start + math.prod(self.shape)].reshape(self.shape)
 
 
 class ArmSimulator:
@@ -86,7 +107,7 @@ class ArmSimulator:
         """Return the reward and info of the present state, as of a step without motion."""
         kept = _variables(self.env)
         reward, info = self.env.evaluate_state(self.observation(), np.zeros(4, np.float32))
-        self.env.__dict__.update(kept)
+        _set_variables(self.env, kept)
         return float(reward), info
 
     def reading(self) -> np.ndarray:
@@ -123,7 +144,7 @@ class ArmSimulator:
             raise ValueError(f"state: expected one of task {self.task!r}, got one of {state.task!r}")
         for name, array in state.model.items():
             getattr(self.model, name)[:] = array
-        self.env.__dict__.update(copy.deepcopy(state.variables))
+        _set_variables(self.env, copy.deepcopy(state.variables))
         self._set_physics(state.physics)
         self._forward()
 
@@ -143,24 +164,37 @@ class ArmSimulator:
 
 
 def _variables(env: Any) -> dict[str, Any]:
-    """A copy of the variables of ``env`` that change; spaces, handles of MuJoCo, and views into its memory stay what they are."""
+    """A copy of the variables of ``env``, but for spaces, generators and handles of MuJoCo, which stay what they are."""
     skipped = (gym.Space, mujoco.MjModel, mujoco.MjData, np.random.Generator)
     return {
-        name: copy.deepcopy(value)
+        name: _find_view(env, name, value) if _points_into_mujoco(value) else copy.deepcopy(value)
         for name, value in env.__dict__.items()
-        if not isinstance(value, skipped) and name != "mujoco_renderer" and not _is_view(value)
+        if not isinstance(value, skipped) and name != "mujoco_renderer"
     }
 
 
-def _is_view(value: Any) -> bool:
+def _set_variables(env: Any, variables: dict[str, Any]) -> None:
+    for name, value in variables.items():
+        env.__dict__[name] = value.open(env) if isinstance(value, MemoryView) else value
+
+
+def _points_into_mujoco(value: Any) -> bool:
     """True for an array whose memory belongs to MuJoCo."""
-    while isinstance(value, np.ndarray):
-        if value.flags.owndata:
-            return False
-        if value.base is None or not isinstance(value.base, np.ndarray):
+    while isinstance(value, np.ndarray) and not value.flags.owndata:
+        if not isinstance(value.base, np.ndarray):
             return True
         value = value.base
     return False
+
+
+def _find_view(env: Any, name: str, value: np.ndarray) -> MemoryView:
+    for owner, fields in (("data", DATA_FIELDS), ("model", MODEL_FIELDS)):
+        for field in fields:
+            whole = getattr(getattr(env, owner), field)
+            start, odd = divmod(value.ctypes.data - whole.ctypes.data, whole.itemsize)
+            if start >= 0 and start + value.size <= whole.size and not odd and value.flags.c_contiguous:
+                return MemoryView(owner, field, start, value.shape)
+    raise RuntimeError(f"{type(env).__name__}.{name}: points into a part of MuJoCo's memory that a state does not know")
 
 
 def _below(model: mujoco.MjModel, name: str) -> set[int]:
