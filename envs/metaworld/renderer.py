@@ -28,7 +28,8 @@ HIDDEN = frozenset(
         *("right_arm_base_link", "right_l0", "right_l1", "right_l2", "right_l1_2"),
     }
 )
-"""Bodies out of the front camera's sight; drawing them costs two fifths of the time."""
+"""Bodies that are not drawn: out of the cameras' sight, or, as the upper arm (right_l1, right_l2), between the front camera and the table.
+Drawing them costs two fifths of the time."""
 
 
 class ArmRenderer:
@@ -71,7 +72,7 @@ class ArmRenderer:
 
 
 def hide_unseen(model: mujoco.MjModel) -> None:
-    """Make the links that the cameras do not see invisible in ``model``."""
+    """Make the bodies of HIDDEN invisible in ``model``."""
     hidden = [model.body(int(body)).name in HIDDEN for body in model.geom_bodyid]
     model.geom_rgba[hidden, 3] = 0
 
