@@ -42,7 +42,7 @@ from neuralsim.imagination import Imagination
 from neuralsim.models.latent_world import LatentWorld
 from neuralsim.noise import Noise
 from neuralsim.pretrained.world import World, open_world, training_record
-from neuralsim.runtime.device import inference, pick_dtype
+from neuralsim.runtime.device import float32_by_default, inference, pick_dtype
 from neuralsim.runtime.machine import circumstances, resident_megabytes
 from neuralsim.spec import WorldSpec
 from neuralsim.task import FunctionTask, LearnedTask
@@ -97,6 +97,7 @@ def time_calls(
     return [Timing(min(times), statistics.median(times)) for times in found]
 
 
+@float32_by_default()
 def run_bench(world: World, seconds: float = 2.0, store: EpisodeStore | None = None, show: bool = False) -> Report:
     """Time everything on ``world`` (which must have starts), ``seconds`` for each value, and return the report.
 

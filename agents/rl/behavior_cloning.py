@@ -22,6 +22,7 @@ from neuralsim.envs.imagined.sb3_vec_env import ImaginedVecEnv
 from neuralsim.envs.tasks.rl_task import RLTask
 from neuralsim.envs.wrappers.features import FeatureEncoder, FeatureVecEnv
 from neuralsim.pretrained.world import World
+from neuralsim.runtime.device import float32_by_default
 
 BATCH = 64
 """Episodes encoded side by side."""
@@ -58,6 +59,7 @@ class CloneConfig:
     """Epochs without improvement on held-out episodes after which it stops."""
 
 
+@float32_by_default()
 def clone(
     world: World,
     rl_task: RLTask,

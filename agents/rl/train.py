@@ -107,6 +107,7 @@ class RLTrainer:
 
     # -- parts
 
+    @float32_by_default()
     def _build(self) -> tuple[Any, Decay]:
         pixels, device = self.config.observation == "pixels", str(self.world.model.device)
         return build(self.config.algo, self._make_vec_env(), pixels, self.config.seed, device)
@@ -145,6 +146,7 @@ class RLTrainer:
 
     # -- the run
 
+    @float32_by_default()
     def train(self) -> LearningCurve:
         """Train to the end. Raises Stopped after an interrupt, with everything saved."""
         c = self.config

@@ -206,5 +206,6 @@ class SessionPlayer:
             self._recording_failed(error)
 
     def _recording_failed(self, error: Exception) -> None:
-        self.show(f"not recorded: {error}")
-        print(f"neuralsim play: not recorded: {error}", file=sys.stderr)
+        text = getattr(error, "strerror", None) or error  # without the system's number
+        self.show(f"not recorded: {text}")
+        print(f"neuralsim play: not recorded: {text}", file=sys.stderr)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from neuralsim.agents.rl import checkpoint as checkpoint_module
 from neuralsim.agents.rl.checkpoint import load_progress
@@ -124,3 +125,20 @@ def test_a_kill_between_the_renames_of_a_checkpoint_loses_nothing(tmp_path: Path
     assert load_progress(tmp_path) is not None
     assert (tmp_path / "checkpoint" / "policy.zip").is_file()
     assert not list(tmp_path.glob(".checkpoint-*"))
+
+
+@pytest.mark.parametrize("algo", ["ppo", "sac"])
+def test_an_agent_learns_the_same_under_another_default_dtype(algo: str, tmp_path: Path) -> None:
+    def learned(out: Path) -> dict[str, torch.Tensor]:
+        config = replace(SMALL, algo=algo, steps=64, n_envs=4, n_eval_episodes=1, out=out)
+        trainer = RLTrainer(config)
+        trainer.train()
+        return trainer.model.policy.state_dict()
+
+    expected = learned(tmp_path / "float32")
+    torch.set_default_dtype(torch.float64)
+    try:
+        weights = learned(tmp_path / "float64")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
