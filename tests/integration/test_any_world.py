@@ -340,7 +340,11 @@ def test_choices_are_copied_from_demonstrations(cartpole: Path) -> None:
     store = EpisodeStore(cartpole.parent / "data")
     errors: list[float] = []
     copied = clone(
-        world, rl_task, store, CloneConfig(epochs=30, patience=30), tick=lambda _, learned, unseen: errors.append(learned)
+        world,
+        rl_task,
+        store,
+        CloneConfig(epochs=30, patience=30),
+        tick=lambda _, learned, unseen: errors.append(learned),
     )
     assert errors[-1] < errors[0] < 1.0, "nats of two choices"
     assert copied.policy.action_space == world.spec.action_space()
@@ -359,7 +363,15 @@ def test_a_policy_of_another_world_is_refused(cartpole: Path, agent: Path) -> No
 
 def test_a_world_that_begins_by_seed_is_planned_for_its_reward(cartpole: Path, tmp_path: Path) -> None:
     config = PlanConfig(
-        str(cartpole), episodes=2, candidates=4, rounds=1, lookahead=4, block=2, n_action_steps=2, out=tmp_path, device="cpu"
+        str(cartpole),
+        episodes=2,
+        candidates=4,
+        rounds=1,
+        lookahead=4,
+        block=2,
+        n_action_steps=2,
+        out=tmp_path,
+        device="cpu",
     )
     report, files = plan(config)
     assert {f.name for f in files} == {"plan.json", "plan-0.mp4"}

@@ -22,5 +22,7 @@ def test_a_world_trained_from_nothing_is_good_enough_to_plan_in(tmp_path: Path) 
     )
     rows = {row.key: row.value for row in report.rows}
     reached, by_chance = rows["planner_success"], rows["random_success"]
-    assert reached >= by_chance + 0.25, f"the planner reached {reached:.2f} of its goals, random actions {by_chance:.2f}"
+    assert reached >= by_chance + 0.25, (
+        f"the planner reached {reached:.2f} of its goals, random actions {by_chance:.2f}"
+    )
     assert {path.suffix for path in files} == {".json", ".mp4", ".png"}

@@ -404,7 +404,9 @@ def test_another_world_is_refused(store, book, reader, dot_model):
 
 def test_uncertainty_is_calibrated_on_the_worst_step_of_a_dream(store, book):
     """DriftingWorld's uncertainty after 30 steps is 30 times its stray, uniform in 0..2: the 90th percentile lies near 54."""
-    found = calibrate_uncertainty(DriftingWorld(book), store, 0.9, 30, 32, ImaginedRolloutConfig(batch=64, precision="float32"))
+    found = calibrate_uncertainty(
+        DriftingWorld(book), store, 0.9, 30, 32, ImaginedRolloutConfig(batch=64, precision="float32")
+    )
     strays = 2 * Noise.from_seeds(range(32)).uniform(1)[:, 0].numpy()
     assert found == pytest.approx(np.quantile(30 * strays, 0.9), rel=1e-4)
     with pytest.raises(ValueError, match="quantile"):
