@@ -252,7 +252,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(store: Path, finished: Path, tmp
     stops, resume = 0, False
     while True:
         config = TrainConfig(
-            recipe="pusht-latent-mini", data=store, out=tmp_path / "run", threads=1, resume=resume, stop_after=0.5
+            recipe="pusht-latent-mini", data=store, out=tmp_path / "run", threads=1, resume=resume, stop_after=0.05
         )
         try:
             world = train(config)
