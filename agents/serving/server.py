@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import http
-import ipaddress
 import logging
 import threading
 import traceback
@@ -28,6 +27,7 @@ from neuralsim.agents.serving.statistics import ServerStatistics
 from neuralsim.envs.robots.message_limits import MessageLimits
 from neuralsim.envs.robots.wire import LARGEST, pack
 from neuralsim.runtime.imports import require_extra
+from neuralsim.runtime.network import is_loopback
 
 if TYPE_CHECKING:
     from websockets.asyncio.server import ServerConnection
@@ -63,10 +63,7 @@ class ServerConfig:
     @property
     def loopback(self) -> bool:
         """True if only this machine can connect."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return is_loopback(self.host)
 
 
 class PolicyServer:

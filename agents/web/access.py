@@ -10,7 +10,8 @@ import secrets
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
-from neuralsim.agents.web.config import WebConfig, is_loopback
+from neuralsim.agents.web.config import WebConfig
+from neuralsim.runtime.network import is_loopback
 
 PROTOCOL = "neuralsim.play.v1"
 """The websocket's subprotocol."""

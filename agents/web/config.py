@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import secrets
 from dataclasses import dataclass
 
 from neuralsim.agents.teleop.config import PlayConfig
+from neuralsim.runtime.network import is_loopback
 
 TOKEN = "NEURALSIM_WEB_TOKEN"
 """Environment variable that may hold the token: every user of a machine can read a command's arguments."""
 LEAST_TOKEN = 16
 """Characters of a token at least."""
-
-
-def is_loopback(host: str) -> bool:
-    """Return True for names and addresses that only this machine can reach."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from neuralsim.agents.teleop.config import PlayConfig, PlayReport
 from neuralsim.agents.teleop.play import play, print_report
-from neuralsim.agents.web.config import WebConfig, is_loopback
+from neuralsim.agents.web.config import WebConfig
 from neuralsim.runtime.interrupt import GracefulInterrupt
+from neuralsim.runtime.network import is_loopback
 from neuralsim.storage.resolve import list_worlds, resolve
 
 

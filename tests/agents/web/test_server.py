@@ -225,7 +225,8 @@ def test_a_slow_client_gets_fewer_frames_and_never_an_older_one(server: WebServe
     quick.until(lambda h: h["step"] >= early[-1] + 8)
     with pytest.raises(TimeoutError):
         slow.frame(acknowledge=False, timeout=0.2)
-    now = steps(server)
+    here = steps(server)
+    now = quick.until(lambda h: h["step"] >= here)["step"]  # so it was shown, and is not only under way
     slow.send("ack", number=2)
     late = slow.frame(acknowledge=False)["step"]
     assert late >= now, "the frame after a pause is the newest, not the one that waited"
